@@ -1,8 +1,8 @@
-// The two clocks of the engine, in integer nanoseconds: wall time since an arbitrary start, and the CPU time of the
-// calling thread (which does not run while other ranks have the core).
+// The two clocks of the engine, in integer nanoseconds: wall time since an arbitrary start, and the CPU time
+// of the calling thread (which does not run while other ranks have the core).
 #pragma once
-#include <ctime>
 #include <cstdint>
+#include <ctime>
 
 namespace tessera {
 
@@ -11,7 +11,11 @@ namespace tessera {
   ::clock_gettime(id, &t);
   return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
 }
-[[nodiscard]] inline std::int64_t wall_ns() { return clock_ns(CLOCK_MONOTONIC); }
-[[nodiscard]] inline std::int64_t thread_cpu_ns() { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
+[[nodiscard]] inline std::int64_t wall_ns() {
+  return clock_ns(CLOCK_MONOTONIC);
+}
+[[nodiscard]] inline std::int64_t thread_cpu_ns() {
+  return clock_ns(CLOCK_THREAD_CPUTIME_ID);
+}
 
 }  // namespace tessera

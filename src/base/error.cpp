@@ -8,11 +8,16 @@ namespace tessera {
 
 std::string_view name(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::config: return "config";
-    case ErrorKind::io: return "io";
-    case ErrorKind::comm: return "comm";
-    case ErrorKind::unsupported: return "unsupported";
-    case ErrorKind::internal: return "internal";
+    case ErrorKind::config:
+      return "config";
+    case ErrorKind::io:
+      return "io";
+    case ErrorKind::comm:
+      return "comm";
+    case ErrorKind::unsupported:
+      return "unsupported";
+    case ErrorKind::internal:
+      return "internal";
   }
   return "unknown";
 }
@@ -33,7 +38,8 @@ std::string_view short_path(std::string_view file) {
   const auto at = file.rfind("src/");
   return at == std::string_view::npos ? file : file.substr(at);
 }
-constexpr const char* kDefect = "this is a defect of Tessera: please report it with the command and the input";
+constexpr const char* kDefect =
+    "this is a defect of Tessera: please report it with the command and the input";
 }  // namespace
 
 Error::Error(ErrorKind kind, std::vector<Problem> problems)
@@ -59,7 +65,8 @@ void check_failed(const char* condition, std::string_view why, const char* file,
 }
 void check_eq_failed(const char* a_text, const char* b_text, std::int64_t a, std::int64_t b,
                      std::string_view why, const char* file, int line) {
-  throw Error(ErrorKind::internal, fmt::format("check failed: {} = {} but {} = {} ({})", a_text, a, b_text, b, why),
+  throw Error(ErrorKind::internal,
+              fmt::format("check failed: {} = {} but {} = {} ({})", a_text, a, b_text, b, why),
               fmt::format("{}:{}", short_path(file), line), kDefect);
 }
 }  // namespace detail

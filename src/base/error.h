@@ -1,9 +1,10 @@
-// Failures. One class Error with a kind, thrown by value, for what ends an operation; Problems for inputs, where every
-// fault is reported at once. Every message says what (with the values), where, and how to mend it.
+// Failures. One class Error with a kind, thrown by value, for what ends an operation; Problems for inputs,
+// where every fault is reported at once. Every message says what (with the values), where, and how to mend
+// it.
 //
 //   Problems p;
-//   p.add("tp=3 does not divide num_attention_heads=32", "job.yaml: parallel.tp", "use tp in {1, 2, 4, 8, 16, 32}");
-//   p.throw_if_any();
+//   p.add("tp=3 does not divide num_attention_heads=32", "job.yaml: parallel.tp", "use tp in {1, 2, 4, 8, 16,
+//   32}"); p.throw_if_any();
 #pragma once
 #include <cstdint>
 #include <exception>
@@ -65,14 +66,14 @@ namespace detail {
 }  // namespace tessera
 
 // Always on; throw Error{internal} with the place (and both values for _EQ).
-#define TESSERA_CHECK(condition, why)                                                  \
-  do {                                                                                 \
+#define TESSERA_CHECK(condition, why)                                                       \
+  do {                                                                                      \
     if (!(condition)) ::tessera::detail::check_failed(#condition, why, __FILE__, __LINE__); \
   } while (false)
-#define TESSERA_CHECK_EQ(a, b, why)                                                           \
-  do {                                                                                        \
-    const auto tessera_a = static_cast<std::int64_t>(a);                                      \
-    const auto tessera_b = static_cast<std::int64_t>(b);                                      \
-    if (tessera_a != tessera_b)                                                               \
+#define TESSERA_CHECK_EQ(a, b, why)                                                              \
+  do {                                                                                           \
+    const auto tessera_a = static_cast<std::int64_t>(a);                                         \
+    const auto tessera_b = static_cast<std::int64_t>(b);                                         \
+    if (tessera_a != tessera_b)                                                                  \
       ::tessera::detail::check_eq_failed(#a, #b, tessera_a, tessera_b, why, __FILE__, __LINE__); \
   } while (false)

@@ -17,10 +17,10 @@ namespace tessera {
 namespace {
 [[noreturn]] void fail(std::string_view action, const std::filesystem::path& path) {
   const int code = errno;
-  const char* mend = code == ENOENT    ? "check the path"
-                     : code == EACCES  ? "check the permissions"
-                     : code == ENOSPC  ? "free some disk space"
-                                       : "check the file and its folder";
+  const char* mend = code == ENOENT   ? "check the path"
+                     : code == EACCES ? "check the permissions"
+                     : code == ENOSPC ? "free some disk space"
+                                      : "check the file and its folder";
   throw Error(ErrorKind::io, fmt::format("cannot {}: {}", action, std::strerror(code)), path.string(), mend);
 }
 

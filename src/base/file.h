@@ -1,4 +1,5 @@
-// Files: whole reads, crash-safe whole writes, read-only memory maps. All throw Error{io} with the path and errno's text.
+// Files: whole reads, crash-safe whole writes, read-only memory maps. All throw Error{io} with the path and
+// errno's text.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +12,8 @@ namespace tessera {
 
 [[nodiscard]] std::string read_text(const std::filesystem::path& path);
 
-// Writes beside the target, fsyncs, renames over it and fsyncs the folder: readers see the old or the new file, never half.
+// Writes beside the target, fsyncs, renames over it and fsyncs the folder: readers see the old or the new
+// file, never half.
 void write_atomically(const std::filesystem::path& path, std::string_view content);
 
 void fsync_path(const std::filesystem::path& path);  // a file or a folder

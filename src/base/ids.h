@@ -13,10 +13,10 @@ struct Id {
   friend constexpr auto operator<=>(const Id&, const Id&) = default;
 };
 
-using Rank = Id<struct RankTag>;              // rank in the world
-using StageId = Id<struct StageTag>;          // pipeline stage, 0 .. pp * vpp - 1
+using Rank = Id<struct RankTag>;                // rank in the world
+using StageId = Id<struct StageTag>;            // pipeline stage, 0 .. pp * vpp - 1
 using MicrobatchId = Id<struct MicrobatchTag>;  // pipeline unit of one data-parallel replica, 0 .. m - 1
-using LayerId = Id<struct LayerTag>;          // transformer layer of the model
-using ExpertId = Id<struct ExpertTag>;        // expert of one MoE layer, over all ranks
+using LayerId = Id<struct LayerTag>;            // transformer layer of the model
+using ExpertId = Id<struct ExpertTag>;          // expert of one MoE layer, over all ranks
 
 }  // namespace tessera

@@ -28,8 +28,12 @@ using Seconds = Quantity<struct SecondsTag, double>;
 using BytesPerSecond = Quantity<struct BytesPerSecondTag, double>;
 using FlopsPerSecond = Quantity<struct FlopsPerSecondTag, double>;
 
-constexpr BytesPerSecond gigabytes_per_second(double v) { return BytesPerSecond(v * 1e9); }
-constexpr FlopsPerSecond gigaflops_per_second(double v) { return FlopsPerSecond(v * 1e9); }
+constexpr BytesPerSecond gigabytes_per_second(double v) {
+  return BytesPerSecond(v * 1e9);
+}
+constexpr FlopsPerSecond gigaflops_per_second(double v) {
+  return FlopsPerSecond(v * 1e9);
+}
 
 constexpr Seconds operator/(Bytes b, BytesPerSecond r) {
   return Seconds(static_cast<double>(b.value) / r.value);

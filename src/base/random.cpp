@@ -8,8 +8,9 @@
 namespace tessera {
 
 std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
-  std::array<std::uint32_t, 4> c = {static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32),
-                                    static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)};
+  std::array<std::uint32_t, 4> c = {
+      static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32),
+      static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)};
   auto k0 = static_cast<std::uint32_t>(seed);
   auto k1 = static_cast<std::uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -24,8 +25,12 @@ std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t stream, st
 }
 
 namespace {
-std::uint64_t join(std::uint32_t high, std::uint32_t low) { return (std::uint64_t{high} << 32) | low; }
-double to_unit(std::uint64_t bits) { return static_cast<double>(bits >> 11) * 0x1p-53; }
+std::uint64_t join(std::uint32_t high, std::uint32_t low) {
+  return (std::uint64_t{high} << 32) | low;
+}
+double to_unit(std::uint64_t bits) {
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
 }  // namespace
 
 double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
@@ -40,7 +45,8 @@ double normal(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
   return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);
 }
 
-std::uint64_t uniform_below(std::uint64_t n, std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
+std::uint64_t uniform_below(std::uint64_t n, std::uint64_t seed, std::uint64_t stream,
+                            std::uint64_t counter) {
   TESSERA_CHECK(n > 0, "uniform_below needs n > 0");
   const auto w = philox(seed, stream, counter);
   __extension__ using u128 = unsigned __int128;

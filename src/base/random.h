@@ -1,5 +1,6 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
-// A value is a pure function of (seed, stream, counter), so weights and samples are the same on every layout.
+// Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// SC 2011). A value is a pure function of (seed, stream, counter), so weights and samples are the same on
+// every layout.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -18,10 +19,11 @@ namespace tessera {
 }
 
 // The four 32-bit words of block `counter` of (seed, stream).
-[[nodiscard]] std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter);
+[[nodiscard]] std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t stream,
+                                                  std::uint64_t counter);
 
-// One value per counter: uniform in [0, 1) with 53 bits; standard normal (Box-Muller); integer in [0, n), unbiased
-// to 2^-64 * n. Thread safe: no state.
+// One value per counter: uniform in [0, 1) with 53 bits; standard normal (Box-Muller); integer in [0, n),
+// unbiased to 2^-64 * n. Thread safe: no state.
 [[nodiscard]] double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter);
 [[nodiscard]] double normal(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter);
 [[nodiscard]] std::uint64_t uniform_below(std::uint64_t n, std::uint64_t seed, std::uint64_t stream,

@@ -14,7 +14,8 @@ namespace tessera {
 [[nodiscard]] std::string human(Seconds seconds);     // "1.5 ms", "2m 05s"
 [[nodiscard]] std::string human_count(double count);  // "12.3 M"
 
-// The word of `known` with the smallest edit distance, or "" when none is near (more than a third of the letters).
+// The word of `known` with the smallest edit distance, or "" when none is near (more than a third of the
+// letters).
 [[nodiscard]] std::string nearest(std::string_view word, std::span<const std::string> known);
 
 [[nodiscard]] std::string join(std::span<const std::string> words, std::string_view separator);
