@@ -1,0 +1,134 @@
+// Layout: where things live. Two factorisations of one world (arXiv 2504.14960, "MoE parallel folding"):
+//   world = tp * cp * dp * pp  for attention and dense weights
+//   world = etp * ep * edp * pp for experts; the pp groups are the same in both.
+// The leftmost axis has stride 1 (Megatron's order tp-cp-dp-pp and etp-ep-edp-pp). A group is "the ranks that differ only in
+// these axes", ascending. Every parameter is a value that knows its global shape, the slice held here, which group its gradient is
+// summed over, who counts it in norms and writes it, and what it is tied to.
+#pragma once
+#include <array>
+#include <compare>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/quantity.h"
+#include "spec/job.h"
+
+namespace tessera::layout {
+
+enum class Axis : std::uint8_t { tp, cp, dp, pp, etp, ep, edp };
+[[nodiscard]] std::string_view name(Axis axis);
+
+// One factorisation: four axes, leftmost with stride 1.
+class RankGrid {
+ public:
+  RankGrid(std::array<Axis, 4> axes, std::array<std::int32_t, 4> sizes);
+  [[nodiscard]] std::int32_t world_size() const;
+  [[nodiscard]] std::int32_t size(Axis axis) const;  // Error{internal} for an axis of the other grid
+  [[nodiscard]] std::int32_t coordinate(Rank rank, Axis axis) const;
+  [[nodiscard]] std::vector<Rank> group(Rank rank, std::span<const Axis> axes) const;
+  [[nodiscard]] std::vector<Rank> group(Rank rank, std::initializer_list<Axis> axes) const;
+
+ private:
+  std::array<Axis, 4> axes_;
+  std::array<std::int32_t, 4> sizes_;
+};
+
+// Which group a gradient is summed over (plain SUM).
+enum class GradGroup : std::uint8_t {
+  dp,     // dense weights sharded over tp, and everything when tp = 1: dp x cp
+  tp_dp,  // replicated over tp but fed with its own tokens (norms, router): tp x cp x dp
+  edp,    // expert weights
+};
+[[nodiscard]] std::string_view name(GradGroup group);
+
+// A rectangle of a global tensor: [begin, begin + size) per dim. One or two dims.
+struct Slice {
+  std::array<std::int64_t, 2> begin{0, 0};
+  std::array<std::int64_t, 2> size{1, 1};
+  friend bool operator==(const Slice&, const Slice&) = default;
+};
+
+enum class ParamKind : std::uint8_t {
+  embedding,
+  norm,
+  q,
+  k,
+  v,
+  o,
+  gate,
+  up,
+  down,
+  router,
+  expert_gate,
+  expert_up,
+  expert_down,
+  head
+};
+
+// One parameter as one rank holds it. The name is the Hugging Face name of the whole tensor; a vector has num_dims 1 and
+// uses entry 0 of its arrays.
+struct ParamSpec {
+  std::string name;
+  ParamKind kind = ParamKind::norm;
+  std::int32_t num_dims = 2;
+  std::array<std::int64_t, 2> global{1, 1};  // [out, in], or [n, 1]
+  Slice slice;
+  GradGroup group = GradGroup::dp;
+  StageId stage;
+  std::int32_t layer = -1;   // -1: embedding, final norm, head
+  std::int32_t expert = -1;  // -1: not an expert's
+  bool weight_decay = true;  // false for norms
+  bool ones = false;         // initialised to 1 (norms), else normal(0, initializer_range)
+  // The second use of a tied embedding (the head's copy): same name as the embedding, its gradient is added to the
+  // embedding's over the first and the last stage; not counted in norms, not written to files.
+  bool tied_copy = false;
+  // True on exactly one rank for each element of the world's model: that rank counts it in norms and writes it.
+  bool owner = false;
+  [[nodiscard]] std::int64_t num_elements() const { return slice.size[0] * slice.size[1]; }
+  friend bool operator==(const ParamSpec&, const ParamSpec&) = default;
+};
+
+// What one pipeline stage holds: transformer layers [first_layer, first_layer + num_layers).
+struct StageCut {
+  std::int32_t first_layer = 0;
+  std::int32_t num_layers = 0;
+  bool has_embedding = false;
+  bool has_head = false;  // final norm, head and loss
+  friend bool operator==(const StageCut&, const StageCut&) = default;
+};
+
+struct Layout {
+  RankGrid dense;                // tp, cp, dp, pp
+  RankGrid expert;               // etp, ep, edp, pp
+  std::vector<StageCut> stages;  // pp * vpp
+  // Pipeline rank of each stage; a loop (s % pp) or a vee (ZB-V).
+  std::vector<std::int32_t> stage_rank;
+
+  [[nodiscard]] std::int32_t world_size() const { return dense.world_size(); }
+  [[nodiscard]] std::vector<StageId> stages_of(Rank rank) const;  // ascending
+};
+
+enum class Placement : std::uint8_t { loop, vee };
+
+// REQUIRES: a validated job. Stage cuts: stage_layers, or even with the remainder on the first stages.
+[[nodiscard]] Layout make_layout(const spec::ModelSpec& model, const spec::ParallelSpec& parallel,
+                                 Placement placement);
+
+// The parameters that `rank` holds, stage by stage in stage order, inside a stage in this order, which keeps matrices that are
+// used together adjacent (q, k, v; gate, up):
+//   embedding | per layer: input_layernorm, q, k, v, o, post_attention_layernorm,
+//                          dense: gate, up, down;  MoE: router, per local expert: gate (w1), up (w3), down (w2)
+//   | norm, head (or the tied copy).
+// Sharding: q, k, v, gate, up, embedding, head by rows over tp; o, down by columns over tp; experts by ep (contiguous blocks
+// of experts) and rows/columns over etp; the rest whole.
+[[nodiscard]] std::vector<ParamSpec> parameters(const spec::ModelSpec& model, const Layout& layout,
+                                                Rank rank);
+
+// Human-readable table of ranks, coordinates and stages.
+[[nodiscard]] std::string describe(const Layout& layout);
+
+}  // namespace tessera::layout

@@ -1,0 +1,134 @@
+// Job: one YAML file plus flags. It names the model, how to train it (Recipe), how to lay it out (ParallelSpec), the data,
+// the checkpoints and the output. Plain data, read once at the border, immutable after.
+//
+//   model: {config: model.json}            parallel: {tp: 2, pp: 2, dp: 2, ep: 2, schedule: 1f1b}
+//   train: {steps: 200, sequence_length: 128, global_batch_size: 32, micro_batch_size: 4, lr: 1.0e-3}
+//   data:  {train: runs/demo/tokens.bin}   checkpoint: {folder: runs/demo/checkpoints, every: 100}
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "spec/model.h"
+
+namespace tessera::spec {
+
+enum class Precision : std::uint8_t { f32, f64 };
+enum class Recompute : std::uint8_t {
+  none,
+  selective,  // norm outputs and SwiGLU products are made again in backward (Megatron's layernorm and moe_act/mlp_act)
+  full,  // each transformer layer keeps only its input and runs forward again in backward
+};
+enum class BalanceUnit : std::uint8_t { sequence, micro_batch, global_batch };
+enum class DropPolicy : std::uint8_t { position, probs };
+enum class LrDecay : std::uint8_t { constant, cosine, wsd };
+
+struct OptimizerSpec {  // AdamW
+  double lr = 3e-4;
+  double min_lr = 0.0;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;  // on matrices; norms are not decayed
+  double clip_grad = 1.0;     // global norm; 0 = off
+  LrDecay lr_decay = LrDecay::cosine;
+  std::int64_t lr_warmup_steps = 0;
+  std::int64_t lr_wsd_decay_steps = 0;  // the last steps of wsd, linear to min_lr
+  friend bool operator==(const OptimizerSpec&, const OptimizerSpec&) = default;
+};
+
+struct MoeRecipe {
+  double aux_loss_coef = 0.0;  // K-normalised Switch form: value = coef at perfect balance
+  BalanceUnit aux_loss_unit = BalanceUnit::micro_batch;
+  double z_loss_coef = 0.0;
+  double capacity_factor =
+      0.0;  // 0 = dropless; C = ceil(factor * tokens * k / experts), unit: the micro-batch
+  DropPolicy drop_policy = DropPolicy::position;
+  friend bool operator==(const MoeRecipe&, const MoeRecipe&) = default;
+};
+
+struct Recipe {
+  std::int64_t steps = 0;
+  std::int64_t sequence_length = 0;
+  std::int64_t global_batch_size = 0;  // sequences per optimiser step, over all replicas
+  std::int64_t micro_batch_size = 0;   // sequences per pipeline unit of one replica
+  Precision precision = Precision::f32;
+  Recompute recompute = Recompute::none;
+  std::uint64_t seed = 1;
+  std::int32_t zero_stage = 0;                        // 0 or 1
+  std::int64_t bucket_bytes = std::int64_t{4} << 20;  // gradient buckets
+  OptimizerSpec optimizer;
+  MoeRecipe moe;
+  friend bool operator==(const Recipe&, const Recipe&) = default;
+};
+
+struct ParallelSpec {
+  std::int32_t tp = 1, cp = 1, dp = 1, pp = 1;  // attention and dense weights: world = tp*cp*dp*pp
+  std::int32_t ep = 1;                          // experts: world = etp*ep*edp*pp
+  std::int32_t etp = 1;
+  std::int32_t vpp = 1;           // stages per pipeline rank
+  std::string schedule = "1f1b";  // a name of the schedule room
+  std::vector<std::int32_t>
+      stage_layers;  // transformer layers per stage; empty: even, first stages take the remainder
+  [[nodiscard]] std::int32_t world_size() const { return tp * cp * dp * pp; }
+  [[nodiscard]] std::int32_t edp() const { return tp * cp * dp / (etp * ep); }  // valid after validation
+  friend bool operator==(const ParallelSpec&, const ParallelSpec&) = default;
+};
+
+struct DataSpec {
+  std::string train;            // token file: Megatron .bin/.idx or llm.c .bin
+  std::string text;             // or UTF-8 text, tokenised once into the output folder
+  std::string tokenizer;        // sentencepiece .model; with `text` and no model one is trained
+  std::int64_t vocab_size = 0;  // of the tokenizer to train; 0: the model's
+  double validation_fraction = 0.0;
+  friend bool operator==(const DataSpec&, const DataSpec&) = default;
+};
+
+struct CheckpointSpec {
+  std::string folder;      // empty: no checkpoints
+  std::int64_t every = 0;  // steps; 0: only at the end
+  std::int32_t keep = 2;
+  bool resume = true;  // continue from the last checkpoint of the folder when there is one
+  friend bool operator==(const CheckpointSpec&, const CheckpointSpec&) = default;
+};
+
+struct OutputSpec {
+  std::string folder;            // metrics.jsonl, trace.json, plan.json
+  std::int64_t trace_steps = 3;  // the last steps of the run that go into the trace
+  std::string sample_prompt;     // text continued at the end of the run; empty: no sample
+  std::int64_t sample_tokens = 100;
+  friend bool operator==(const OutputSpec&, const OutputSpec&) = default;
+};
+
+struct Job {
+  std::string model_config;  // path of the config.json, or of its folder; relative to the job file
+  ModelSpec model;
+  Recipe train;
+  ParallelSpec parallel;
+  DataSpec data;
+  CheckpointSpec checkpoint;
+  OutputSpec output;
+  friend bool operator==(const Job&, const Job&) = default;
+};
+
+// Reads a job file; `overrides` are flags in the form "train.steps=50" with the YAML paths of the file. The model may be
+// given inline (`model: {...config keys...}`) or by `model: {config: PATH}`. Throws Error{config} with every problem found:
+// unknown keys with the nearest known one, wrong types, bad values, missing keys, and those of validate().
+[[nodiscard]] Job read_job(const std::filesystem::path& path, std::span<const std::string> overrides);
+[[nodiscard]] Job parse_job(std::string_view yaml, const std::filesystem::path& folder,
+                            std::string_view where, std::span<const std::string> overrides);
+// YAML that parse_job reads back to an equal Job (the model inline). For --print-config and checkpoints.
+[[nodiscard]] std::string to_yaml(const Job& job);
+// All known YAML paths ("train.steps", ...), for help and a test.
+[[nodiscard]] std::vector<std::string> job_keys();
+
+// Cross-checks of model, recipe and layout: tp divides heads, kv heads, hidden sizes, vocabulary and tokens of a micro-batch;
+// etp divides the expert width; ep divides the experts; tp*cp*dp = etp*ep*edp; dp * micro_batch_size divides the global
+// batch; stage_layers sum; pp*vpp <= layers; cp = 1 (the engine has no context parallelism); sequence within positions; ...
+void validate(const Job& job, std::string_view where, Problems& problems);
+
+}  // namespace tessera::spec
