@@ -42,6 +42,7 @@ std::string read_text(const std::filesystem::path& path) {
   std::string buffer(1 << 16, '\0');
   while (true) {
     const ssize_t n = ::read(f.fd, buffer.data(), buffer.size());
+    if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail("read", path);
     if (n == 0) return out;
     out.append(buffer.data(), static_cast<std::size_t>(n));
@@ -54,26 +55,31 @@ void fsync_path(const std::filesystem::path& path) {
   if (::fsync(f.fd) != 0) fail("fsync", path);
 }
 
+namespace {
+void write_all(int fd, std::string_view content, const std::filesystem::path& path) {
+  std::size_t done = 0;
+  while (done < content.size()) {
+    const ssize_t n = ::write(fd, content.data() + done, content.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail("write", path);
+    done += static_cast<std::size_t>(n);
+  }
+  if (::fsync(fd) != 0) fail("fsync", path);
+}
+}  // namespace
+
 void write_atomically(const std::filesystem::path& path, std::string_view content) {
   std::filesystem::path aside = path;
   aside += fmt::format(".tmp{}", ::getpid());
-  {
+  try {
     const Fd f(::open(aside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
     if (f.fd < 0) fail("create", aside);
-    std::size_t done = 0;
-    while (done < content.size()) {
-      const ssize_t n = ::write(f.fd, content.data() + done, content.size() - done);
-      if (n < 0) {
-        const int code = errno;
-        ::unlink(aside.c_str());
-        errno = code;
-        fail("write", aside);
-      }
-      done += static_cast<std::size_t>(n);
-    }
-    if (::fsync(f.fd) != 0) fail("fsync", aside);
+    write_all(f.fd, content, aside);
+    if (::rename(aside.c_str(), path.c_str()) != 0) fail("rename to", path);
+  } catch (const Error&) {
+    ::unlink(aside.c_str());
+    throw;
   }
-  if (::rename(aside.c_str(), path.c_str()) != 0) fail("rename to", path);
   const std::filesystem::path folder = path.parent_path();
   fsync_path(folder.empty() ? std::filesystem::path(".") : folder);
 }

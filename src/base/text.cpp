@@ -72,9 +72,9 @@ std::string nearest(std::string_view word, std::span<const std::string> known) {
 
 std::string join(std::span<const std::string> words, std::string_view separator) {
   std::string out;
-  for (const std::string& w : words) {
-    if (!out.empty()) out += separator;
-    out += w;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (i > 0) out += separator;
+    out += words[i];
   }
   return out;
 }
