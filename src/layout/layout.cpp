@@ -1,0 +1,334 @@
+#include "layout/layout.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "base/math.h"
+
+namespace tessera::layout {
+
+std::string_view name(Axis axis) {
+  switch (axis) {
+    case Axis::tp:
+      return "tp";
+    case Axis::cp:
+      return "cp";
+    case Axis::dp:
+      return "dp";
+    case Axis::pp:
+      return "pp";
+    case Axis::etp:
+      return "etp";
+    case Axis::ep:
+      return "ep";
+    case Axis::edp:
+      return "edp";
+  }
+  return "unknown";
+}
+
+std::string_view name(GradGroup group) {
+  switch (group) {
+    case GradGroup::dp:
+      return "dp";
+    case GradGroup::tp_dp:
+      return "tp_dp";
+    case GradGroup::edp:
+      return "edp";
+  }
+  return "unknown";
+}
+
+namespace {
+
+std::size_t index(std::int64_t i) {
+  return static_cast<std::size_t>(i);
+}
+
+std::size_t position(const std::array<Axis, 4>& axes, Axis axis) {
+  const auto at = std::find(axes.begin(), axes.end(), axis);
+  TESSERA_CHECK(at != axes.end(),
+                fmt::format("axis {} is not one of this grid's ({}, {}, {}, {})", name(axis), name(axes[0]),
+                            name(axes[1]), name(axes[2]), name(axes[3])));
+  return static_cast<std::size_t>(at - axes.begin());
+}
+
+}  // namespace
+
+RankGrid::RankGrid(std::array<Axis, 4> axes, std::array<std::int32_t, 4> sizes) : axes_(axes), sizes_(sizes) {
+  for (const std::int32_t size : sizes_)
+    TESSERA_CHECK(size >= 1, "every axis of a rank grid has a size >= 1");
+}
+
+std::int32_t RankGrid::world_size() const {
+  return sizes_[0] * sizes_[1] * sizes_[2] * sizes_[3];
+}
+
+std::int32_t RankGrid::size(Axis axis) const {
+  return sizes_[position(axes_, axis)];
+}
+
+std::int32_t RankGrid::coordinate(Rank rank, Axis axis) const {
+  TESSERA_CHECK(rank.value >= 0 && rank.value < world_size(),
+                fmt::format("rank {} is outside a world of {}", rank.value, world_size()));
+  const std::size_t at = position(axes_, axis);
+  std::int32_t stride = 1;
+  for (std::size_t i = 0; i < at; ++i) stride *= sizes_[i];
+  return rank.value / stride % sizes_[at];
+}
+
+std::vector<Rank> RankGrid::group(Rank rank, std::span<const Axis> axes) const {
+  std::int32_t first = rank.value;
+  std::array<bool, 4> varies{};
+  std::int32_t stride = 1;
+  for (const Axis axis : axes) varies[position(axes_, axis)] = true;
+  for (std::size_t i = 0; i < axes_.size(); ++i) {
+    if (varies[i]) first -= coordinate(rank, axes_[i]) * stride;
+    stride *= sizes_[i];
+  }
+  // Later axes have larger strides, so appending whole shifted copies keeps the ranks ascending.
+  std::vector<Rank> ranks{Rank(first)};
+  stride = 1;
+  for (std::size_t i = 0; i < axes_.size(); ++i) {
+    const std::size_t before = ranks.size();
+    for (std::int32_t c = 1; varies[i] && c < sizes_[i]; ++c)
+      for (std::size_t j = 0; j < before; ++j) ranks.emplace_back(ranks[j].value + c * stride);
+    stride *= sizes_[i];
+  }
+  return ranks;
+}
+
+std::vector<Rank> RankGrid::group(Rank rank, std::initializer_list<Axis> axes) const {
+  return group(rank, std::span<const Axis>(axes.begin(), axes.size()));
+}
+
+std::vector<StageId> Layout::stages_of(Rank rank) const {
+  const std::int32_t pp_rank = dense.coordinate(rank, Axis::pp);
+  std::vector<StageId> result;
+  for (std::size_t s = 0; s < stage_rank.size(); ++s)
+    if (stage_rank[s] == pp_rank) result.emplace_back(static_cast<std::int32_t>(s));
+  return result;
+}
+
+Layout make_layout(const spec::ModelSpec& model, const spec::ParallelSpec& parallel, Placement placement) {
+  const spec::ParallelSpec& p = parallel;
+  TESSERA_CHECK_EQ(std::int64_t{p.tp} * p.cp * p.dp, std::int64_t{p.etp} * p.ep * p.edp(),
+                   "tp * cp * dp must equal etp * ep * edp");
+  Layout layout{
+      .dense = RankGrid({Axis::tp, Axis::cp, Axis::dp, Axis::pp}, {p.tp, p.cp, p.dp, p.pp}),
+      .expert = RankGrid({Axis::etp, Axis::ep, Axis::edp, Axis::pp}, {p.etp, p.ep, p.edp(), p.pp}),
+      .stages = {},
+      .stage_rank = {},
+  };
+  const std::int32_t num_stages = p.pp * p.vpp;
+  TESSERA_CHECK(placement == Placement::loop || p.vpp == 2, "the vee placement has two stages per rank");
+  TESSERA_CHECK(p.stage_layers.empty() || std::ssize(p.stage_layers) == num_stages,
+                "stage_layers has one entry per stage");
+  const std::int32_t remainder = model.num_hidden_layers % num_stages;
+  std::int32_t next = 0;
+  for (std::int32_t s = 0; s < num_stages; ++s) {
+    const std::int32_t even = model.num_hidden_layers / num_stages + (s < remainder ? 1 : 0);
+    const std::int32_t layers = p.stage_layers.empty() ? even : p.stage_layers[index(s)];
+    layout.stages.push_back({.first_layer = next,
+                             .num_layers = layers,
+                             .has_embedding = s == 0,
+                             .has_head = s == num_stages - 1});
+    const bool upwards = placement == Placement::vee && s >= p.pp;
+    layout.stage_rank.push_back(upwards ? 2 * p.pp - 1 - s : s % p.pp);
+    next += layers;
+  }
+  TESSERA_CHECK_EQ(next, model.num_hidden_layers, "the stages hold every layer once");
+  return layout;
+}
+
+namespace {
+
+enum class Split : std::uint8_t { whole, rows, columns };
+
+// Where one rank stands, and its list while it grows.
+class ParameterList {
+ public:
+  ParameterList(const spec::ModelSpec& model, const Layout& layout, Rank rank)
+      : model_(model),
+        layout_(layout),
+        tp_(layout.dense.coordinate(rank, Axis::tp)),
+        ep_(layout.expert.coordinate(rank, Axis::ep)),
+        etp_(layout.expert.coordinate(rank, Axis::etp)),
+        first_replica_(layout.dense.coordinate(rank, Axis::dp) == 0 &&
+                       layout.dense.coordinate(rank, Axis::cp) == 0),
+        first_expert_replica_(layout.expert.coordinate(rank, Axis::edp) == 0) {}
+
+  void add_stage(StageId stage) {
+    const StageCut& cut = layout_.stages[index(stage.value)];
+    stage_ = stage;
+    layer_ = -1;
+    if (cut.has_embedding) matrix(kEmbedding, ParamKind::embedding, vocab_by_hidden(), Split::rows);
+    for (std::int32_t i = 0; i < cut.num_layers; ++i) add_layer(cut.first_layer + i);
+    layer_ = -1;
+    if (!cut.has_head) return;
+    norm("model.norm.weight");
+    if (model_.tie_word_embeddings) {
+      matrix(kEmbedding, ParamKind::head, vocab_by_hidden(), Split::rows);
+      params_.back().tied_copy = true;
+      params_.back().owner = false;
+    } else {
+      matrix("lm_head.weight", ParamKind::head, vocab_by_hidden(), Split::rows);
+    }
+  }
+
+  [[nodiscard]] std::vector<ParamSpec> take() { return std::move(params_); }
+
+ private:
+  using Shape = std::array<std::int64_t, 2>;
+  static constexpr const char* kEmbedding = "model.embed_tokens.weight";
+  [[nodiscard]] Shape vocab_by_hidden() const { return {model_.vocab_size, model_.hidden_size}; }
+
+  void add_layer(std::int32_t layer) {
+    layer_ = layer;
+    const std::int64_t hidden = model_.hidden_size;
+    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    norm(prefix + "input_layernorm.weight");
+    const std::string attention = prefix + "self_attn.";
+    matrix(attention + "q_proj.weight", ParamKind::q, {model_.q_dim(), hidden}, Split::rows);
+    matrix(attention + "k_proj.weight", ParamKind::k, {model_.kv_dim(), hidden}, Split::rows);
+    matrix(attention + "v_proj.weight", ParamKind::v, {model_.kv_dim(), hidden}, Split::rows);
+    matrix(attention + "o_proj.weight", ParamKind::o, {hidden, model_.q_dim()}, Split::columns);
+    norm(prefix + "post_attention_layernorm.weight");
+    if (model_.moe) {
+      add_moe(prefix + "block_sparse_moe.");
+      return;
+    }
+    const std::int64_t width = model_.intermediate_size;
+    matrix(prefix + "mlp.gate_proj.weight", ParamKind::gate, {width, hidden}, Split::rows);
+    matrix(prefix + "mlp.up_proj.weight", ParamKind::up, {width, hidden}, Split::rows);
+    matrix(prefix + "mlp.down_proj.weight", ParamKind::down, {hidden, width}, Split::columns);
+  }
+
+  void add_moe(const std::string& prefix) {
+    const std::int64_t hidden = model_.hidden_size;
+    const std::int64_t width = model_.intermediate_size;
+    const std::int32_t experts = model_.moe->num_experts;
+    matrix(prefix + "gate.weight", ParamKind::router, {experts, hidden}, Split::whole);
+    const auto local = static_cast<std::int32_t>(div_exact(experts, layout_.expert.size(Axis::ep)));
+    for (std::int32_t e = ep_ * local; e < (ep_ + 1) * local; ++e) {
+      const std::string expert = fmt::format("{}experts.{}.", prefix, e);
+      expert_matrix(expert + "w1.weight", ParamKind::expert_gate, {width, hidden}, Split::rows, e);
+      expert_matrix(expert + "w3.weight", ParamKind::expert_up, {width, hidden}, Split::rows, e);
+      expert_matrix(expert + "w2.weight", ParamKind::expert_down, {hidden, width}, Split::columns, e);
+    }
+  }
+
+  void norm(std::string param_name) {
+    add(std::move(param_name), ParamKind::norm, {model_.hidden_size, 1}, Split::whole);
+    params_.back().num_dims = 1;
+    params_.back().weight_decay = false;
+    params_.back().ones = true;
+  }
+
+  void matrix(std::string param_name, ParamKind kind, Shape global, Split split) {
+    add(std::move(param_name), kind, global, split);
+  }
+
+  void expert_matrix(std::string param_name, ParamKind kind, Shape global, Split split, std::int32_t expert) {
+    ParamSpec& p = push(std::move(param_name), kind, global);
+    cut(p, split, etp_, layout_.expert.size(Axis::etp));
+    p.expert = expert;
+    p.group = GradGroup::edp;
+    p.owner = first_expert_replica_;
+  }
+
+  void add(std::string param_name, ParamKind kind, Shape global, Split split) {
+    const std::int32_t tp = layout_.dense.size(Axis::tp);
+    ParamSpec& p = push(std::move(param_name), kind, global);
+    cut(p, split, tp_, tp);
+    // A parameter that is whole on every tp rank sees only that rank's share of the tokens.
+    p.group = split == Split::whole && tp > 1 ? GradGroup::tp_dp : GradGroup::dp;
+    p.owner = first_replica_ && (split != Split::whole || tp_ == 0);
+  }
+
+  ParamSpec& push(std::string param_name, ParamKind kind, Shape global) {
+    ParamSpec p;
+    p.name = std::move(param_name);
+    p.kind = kind;
+    p.global = global;
+    p.slice = {.begin = {0, 0}, .size = global};
+    p.stage = stage_;
+    p.layer = layer_;
+    params_.push_back(std::move(p));
+    return params_.back();
+  }
+
+  static void cut(ParamSpec& p, Split split, std::int32_t part, std::int32_t parts) {
+    if (split == Split::whole) return;
+    const std::size_t dim = split == Split::rows ? 0 : 1;
+    p.slice.size[dim] = div_exact(p.global[dim], parts);
+    p.slice.begin[dim] = part * p.slice.size[dim];
+  }
+
+  const spec::ModelSpec& model_;
+  const Layout& layout_;
+  std::int32_t tp_, ep_, etp_;
+  bool first_replica_, first_expert_replica_;
+  StageId stage_;
+  std::int32_t layer_ = -1;
+  std::vector<ParamSpec> params_;
+};
+
+}  // namespace
+
+std::vector<ParamSpec> parameters(const spec::ModelSpec& model, const Layout& layout, Rank rank) {
+  ParameterList list(model, layout, rank);
+  for (const StageId stage : layout.stages_of(rank)) list.add_stage(stage);
+  return list.take();
+}
+
+namespace {
+
+std::string stage_text(const StageCut& cut) {
+  std::string text = cut.has_embedding ? "embedding + " : "";
+  if (cut.num_layers == 0)
+    text += "no layers";
+  else if (cut.num_layers == 1)
+    text += fmt::format("layer {}", cut.first_layer);
+  else
+    text += fmt::format("layers {}-{}", cut.first_layer, cut.first_layer + cut.num_layers - 1);
+  if (cut.has_head) text += " + head";
+  return text;
+}
+
+}  // namespace
+
+std::string describe(const Layout& layout) {
+  constexpr std::array<Axis, 4> dense = {Axis::tp, Axis::cp, Axis::dp, Axis::pp};
+  constexpr std::array<Axis, 3> expert = {Axis::etp, Axis::ep, Axis::edp};
+  std::string out =
+      fmt::format("world of {} = tp {} x cp {} x dp {} x pp {} = etp {} x ep {} x edp {} x pp {}\n",
+                  layout.world_size(), layout.dense.size(Axis::tp), layout.dense.size(Axis::cp),
+                  layout.dense.size(Axis::dp), layout.dense.size(Axis::pp), layout.expert.size(Axis::etp),
+                  layout.expert.size(Axis::ep), layout.expert.size(Axis::edp), layout.expert.size(Axis::pp));
+  out += "rank";
+  for (const Axis axis : dense) out += fmt::format(" {:>3}", name(axis));
+  out += " |";
+  for (const Axis axis : expert) out += fmt::format(" {:>3}", name(axis));
+  out += " | stages\n";
+  for (std::int32_t r = 0; r < layout.world_size(); ++r) {
+    out += fmt::format("{:>4}", r);
+    for (const Axis axis : dense) out += fmt::format(" {:>3}", layout.dense.coordinate(Rank(r), axis));
+    out += " |";
+    for (const Axis axis : expert) out += fmt::format(" {:>3}", layout.expert.coordinate(Rank(r), axis));
+    out += " |";
+    std::string separator = " ";
+    for (const StageId s : layout.stages_of(Rank(r))) {
+      out += fmt::format("{}{}: {}", separator, s.value, stage_text(layout.stages[index(s.value)]));
+      separator = "; ";
+    }
+    out += '\n';
+  }
+  return out;
+}
+
+}  // namespace tessera::layout
