@@ -1,0 +1,100 @@
+// Layer: one piece of the model with explicit forward, backward-input (I) and backward-weight (W). No autograd; all state is in
+// slots that the executor sizes from the plan.
+//
+// Shapes: T = tokens of one micro-batch (micro_batch_size * seq, row t = b * seq + s), t = T / tp = this rank's contiguous share
+// of them, H hidden. The residual stream between layers is sequence-sharded: x_tH. Inside a layer, column-parallel linears work
+// on the gathered rows x_TH and row-parallel linears end in a reduce-scatter (Megatron's sequence parallelism, generalised
+// from positions to rows of the micro-batch). With tp = 1 gathers and scatters vanish without copies.
+//
+// Slots. `saved` holds what one micro-batch keeps from F to W; `deferred` what I hands to W. reserve_* is called once per slot at set-up,
+// over a counting or a real arena, and adds one slot; scratch is taken from Context::scratch inside a call and given back at
+// its end; measure_scratch takes from a counting arena what the worst call takes.
+// Gradients: backward_input transforms g_tH in place (in: d loss / d y, out: d loss / d x). Param::grad accumulates (+=) in W only,
+// so W order alone fixes the bits. Every term enters with its final weight (Context::weights): reductions are plain sums.
+// With full recomputation the executor runs forward again (Pass::recompute) into a slot before I; it must not count statistics twice.
+#pragma once
+#include <cstdint>
+
+#include "comm/communicator.h"
+#include "kernels/kernels.h"
+#include "tensor/arena.h"
+
+namespace tessera::nn {
+
+using kernels::Kernels;
+using tensor::Arena;
+using tensor::DType;
+using tensor::Frame;
+using tensor::Tensor;
+
+// A weight and its gradient accumulator (same shape and dtype). Views; the executor owns the memory.
+struct Param {
+  kernels::Weight weight;
+  Tensor grad;
+};
+
+// Sizes every layer of a rank shares.
+struct Dims {
+  DType dtype;
+  std::int64_t batch;  // sequences of a micro-batch
+  std::int64_t seq;
+  std::int64_t hidden;
+  std::int32_t tp;                                                   // size of the sequence-parallel group
+  [[nodiscard]] std::int64_t tokens() const { return batch * seq; }  // T
+  [[nodiscard]] std::int64_t local_tokens() const { return tokens() / tp; }  // t
+};
+
+enum class Recompute : std::uint8_t {
+  none,
+  selective
+};  // full is the executor's: it recomputes whole layers
+
+// Final weights of the terms of the loss in this step.
+struct LossWeights {
+  double ce = 0.0;  // 1 / target tokens of the global batch
+  double aux_unit =
+      0.0;  // 1 / balancing units of the global batch (sequences or micro-batches; 1 for the global batch unit)
+  double z_token = 0.0;  // 1 / tokens of the global batch
+};
+
+// Token ids and targets of one micro-batch, all T of them on every tp rank (i32; targets below 0 are ignored).
+struct Microbatch {
+  Tensor ids_T;
+  Tensor targets_T;
+};
+
+struct Context {
+  Kernels& kernels;
+  comm::Communicator& tp;
+  Arena& scratch;
+  LossWeights weights;
+};
+
+enum class Pass : std::uint8_t { forward, recompute };
+
+struct Slots {
+  std::int32_t saved;
+  std::int32_t deferred;  // in forward: unused
+};
+
+class Layer {
+ public:
+  virtual ~Layer() = default;
+  virtual void reserve_saved(Arena& arena) = 0;
+  virtual void reserve_deferred(Arena& arena) = 0;
+  virtual void measure_scratch(Arena& counting) const = 0;
+
+  // y_tH = layer(x_tH). x stays valid and unchanged until W of this slot: layers keep the view, not a copy.
+  virtual void forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH,
+                       Pass pass) = 0;
+  virtual void backward_input(Context& ctx, Slots slots, const Microbatch& mb, Tensor g_tH) = 0;
+  virtual void backward_weight(Context& ctx, Slots slots, const Microbatch& mb) = 0;
+};
+
+// all_gather / reduce_scatter over the sequence-parallel group that cost nothing when it has one rank.
+// full_TH = gathered part_tH. With one rank: a copy when the memory differs, else nothing.
+void gather_rows(Context& ctx, Tensor full_TH, Tensor part_tH);
+// part_tH = this rank's rows of the sum of partial_TH over the group. partial_TH is destroyed.
+void scatter_sum(Context& ctx, Tensor part_tH, Tensor partial_TH);
+
+}  // namespace tessera::nn
