@@ -11,7 +11,9 @@
 //
 // Every sum runs in an order that does not depend on the number of rows in the call, nor on how rows or
 // columns of the output are split over ranks: one output element = one fixed-order sum over its reduction
-// dim. Errors: shape or dtype mismatch is Error{internal} naming the operation and both shapes.
+// dim. Integer tensors (ids, targets, index, pos, unit) are i32.
+// Errors: shape or dtype mismatch is Error{internal} naming the operation and both shapes; so is an index
+// outside its tensor.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -129,8 +131,8 @@ class Kernels {
 
   // --- MoE router
   // ------------------------------------------------------------------------------------------------ From
-  // logits_TE: probs_TE = softmax over E, lse_T, chosen experts index_TK (i32; best first, ties to the lower
-  // index), and their weights_TK.
+  // logits_TE: probs_TE = softmax over E, lse_T, chosen experts index_TK (i32; largest logit first, ties
+  // to the lower index), and their weights_TK.
   void router(Tensor probs_TE, Tensor lse_T, Tensor index_TK, Tensor weights_TK, Tensor logits_TE,
               const RouterOptions& options);
   // dlogits_TE = through the weights (dweights_TK) + balancing loss + z-loss:

@@ -1,0 +1,147 @@
+// The reference backend: naive templates over f32 and f64 (the f64 instance is the truth of all tests). Sums
+// run in the scalar type in ascending order; no threads, no intrinsics, never fast-math.
+#include "kernels/ref/attention.h"
+#include "kernels/ref/elementwise.h"
+#include "kernels/ref/linear.h"
+#include "kernels/ref/loss.h"
+#include "kernels/ref/norm.h"
+#include "kernels/ref/router.h"
+#include "kernels/ref/swiglu.h"
+
+#ifdef __FAST_MATH__
+#error \
+    "the reference must not be compiled with fast-math: it is the truth the other backends are compared with"
+#endif
+
+namespace tessera::kernels {
+namespace {
+
+// f(S{}) with S the scalar type of t, which the public functions have checked to be f64 or f32.
+template <class F>
+auto with_scalar(const Tensor& t, F f) {
+  return t.dtype() == DType::f64 ? f(double{}) : f(float{});
+}
+class Reference final : public Kernels {
+ public:
+  [[nodiscard]] Bytes workspace_bytes() const override { return Bytes(0); }
+  [[nodiscard]] Bytes packed_bytes(DType, std::int64_t, std::int64_t) const override { return Bytes(0); }
+
+ protected:
+  void do_pack(Weight&) override {}
+  void do_linear(Tensor y, Tensor x, const Weight& w) override {
+    with_scalar(y, [&](auto zero) { ref::linear<decltype(zero)>(y, x, w.value_NK); });
+  }
+  void do_linear_dgrad(Tensor dx, Tensor dy, const Weight& w, Write write) override {
+    with_scalar(dx, [&](auto zero) { ref::linear_dgrad<decltype(zero)>(dx, dy, w.value_NK, write); });
+  }
+  void do_linear_wgrad(Tensor dw, Tensor dy, Tensor x) override {
+    with_scalar(dw, [&](auto zero) { ref::linear_wgrad<decltype(zero)>(dw, dy, x); });
+  }
+  void do_rms_norm(Tensor y, Tensor rstd, Tensor x, Tensor w, double eps) override {
+    with_scalar(y, [&](auto zero) { ref::rms_norm<decltype(zero)>(y, rstd, x, w, eps); });
+  }
+  void do_rms_norm_apply(Tensor y, Tensor x, Tensor rstd, Tensor w) override {
+    with_scalar(y, [&](auto zero) { ref::rms_norm_apply<decltype(zero)>(y, x, rstd, w); });
+  }
+  void do_rms_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor rstd, Tensor w, Write write) override {
+    with_scalar(dx, [&](auto zero) { ref::rms_norm_dgrad<decltype(zero)>(dx, dy, x, rstd, w, write); });
+  }
+  void do_rms_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor rstd) override {
+    with_scalar(dw, [&](auto zero) { ref::rms_norm_wgrad<decltype(zero)>(dw, dy, x, rstd); });
+  }
+  void do_rope(Tensor qkv, Tensor cos, Tensor sin, const AttentionShape& shape, bool inverse) override {
+    with_scalar(qkv, [&](auto zero) { ref::rope<decltype(zero)>(qkv, cos, sin, shape, inverse); });
+  }
+  void do_attention(Tensor out, Tensor lse, Tensor qkv, const AttentionShape& shape) override {
+    with_scalar(out, [&](auto zero) { ref::attention<decltype(zero)>(out, lse, qkv, shape); });
+  }
+  void do_attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                             const AttentionShape& shape) override {
+    with_scalar(
+        dqkv, [&](auto zero) { ref::attention_backward<decltype(zero)>(dqkv, dout, qkv, out, lse, shape); });
+  }
+  void do_swiglu(Tensor h, Tensor gate_up) override {
+    with_scalar(h, [&](auto zero) { ref::swiglu<decltype(zero)>(h, gate_up); });
+  }
+  void do_swiglu_backward(Tensor dgate_up, Tensor dh, Tensor gate_up) override {
+    with_scalar(dgate_up, [&](auto zero) { ref::swiglu_backward<decltype(zero)>(dgate_up, dh, gate_up); });
+  }
+  void do_embedding(Tensor y, Tensor ids, Tensor table, std::int64_t vocab_begin) override {
+    with_scalar(y, [&](auto zero) { ref::embedding<decltype(zero)>(y, ids, table, vocab_begin); });
+  }
+  void do_embedding_wgrad(Tensor dtable, Tensor dy, Tensor ids, std::int64_t vocab_begin) override {
+    with_scalar(dtable,
+                [&](auto zero) { ref::embedding_wgrad<decltype(zero)>(dtable, dy, ids, vocab_begin); });
+  }
+  void do_cross_entropy_stats(Tensor stats, Tensor logits, Tensor targets,
+                              std::int64_t vocab_begin) override {
+    with_scalar(stats, [&](auto zero) {
+      ref::cross_entropy_stats<decltype(zero)>(stats, logits, targets, vocab_begin);
+    });
+  }
+  void do_cross_entropy_join(Tensor loss, Tensor lse, Tensor stats, Tensor targets) override {
+    with_scalar(loss, [&](auto zero) { ref::cross_entropy_join<decltype(zero)>(loss, lse, stats, targets); });
+  }
+  void do_cross_entropy_backward(Tensor logits, Tensor lse, Tensor targets, std::int64_t vocab_begin,
+                                 double weight) override {
+    with_scalar(logits, [&](auto zero) {
+      ref::cross_entropy_backward<decltype(zero)>(logits, lse, targets, vocab_begin, weight);
+    });
+  }
+  void do_router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Tensor logits,
+                 const RouterOptions& options) override {
+    with_scalar(probs,
+                [&](auto zero) { ref::router<decltype(zero)>(probs, lse, index, weights, logits, options); });
+  }
+  void do_router_backward(Tensor dlogits, Tensor dweights, Tensor probs, Tensor lse, Tensor index,
+                          Tensor weights, Tensor aux, Tensor unit, double z_scale,
+                          const RouterOptions& options) override {
+    with_scalar(dlogits, [&](auto zero) {
+      ref::router_backward<decltype(zero)>(dlogits, dweights, probs, lse, index, weights, aux, unit, z_scale,
+                                           options);
+    });
+  }
+  void do_gather_rows(Tensor dst, Tensor src, Tensor index) override {
+    with_scalar(dst, [&](auto zero) { ref::gather_rows<decltype(zero)>(dst, src, index); });
+  }
+  void do_combine(Tensor y, Tensor x, Tensor rows, Tensor pos, Tensor weights) override {
+    with_scalar(y, [&](auto zero) { ref::combine<decltype(zero)>(y, x, rows, pos, weights); });
+  }
+  void do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tensor rows, Tensor pos,
+                           Tensor weights) override {
+    with_scalar(drows, [&](auto zero) {
+      ref::combine_backward<decltype(zero)>(drows, dweights, dy, rows, pos, weights);
+    });
+  }
+  void do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) override {
+    with_scalar(dx, [&](auto zero) { ref::sum_rows<decltype(zero)>(dx, rows, pos, write); });
+  }
+  void do_add(Tensor y, Tensor a, Tensor b) override {
+    with_scalar(y, [&](auto zero) { ref::add<decltype(zero)>(y, a, b); });
+  }
+  void do_accumulate(Tensor y, Tensor x) override {
+    with_scalar(y, [&](auto zero) { ref::accumulate<decltype(zero)>(y, x); });
+  }
+  void do_fill(Tensor y, double value) override {
+    with_scalar(y, [&](auto zero) { ref::fill<decltype(zero)>(y, value); });
+  }
+  double do_sum(Tensor x) override {
+    return with_scalar(
+        x, [&](auto zero) { return ref::blocked_sum<decltype(zero)>(x, [](double v) { return v; }); });
+  }
+  double do_sum_squares(Tensor x) override {
+    return with_scalar(
+        x, [&](auto zero) { return ref::blocked_sum<decltype(zero)>(x, [](double v) { return v * v; }); });
+  }
+  void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) override {
+    with_scalar(p, [&](auto zero) { ref::adamw<decltype(zero)>(p, g, m, v, options); });
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Kernels> make_reference() {
+  return std::make_unique<Reference>();
+}
+
+}  // namespace tessera::kernels
