@@ -1,0 +1,397 @@
+#include "house/rules.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <regex>
+
+#include "base/file.h"
+#include "base/text.h"
+
+namespace tessera::house {
+namespace {
+
+constexpr std::int64_t kMaxColumns = 110;
+constexpr std::int64_t kMaxFileLines = 600;
+constexpr std::int64_t kMaxFunctionLines = 70;
+
+bool is_header(const SourceFile& file) {
+  return file.path.ends_with(".h");
+}
+
+// "schedule" of "src/schedule/generate.cpp"; "" outside `top`.
+std::string room_of(const std::string& path, std::string_view top) {
+  if (!path.starts_with(top)) return "";
+  const std::size_t end = path.find('/', top.size());
+  return end == std::string::npos ? "" : path.substr(top.size(), end - top.size());
+}
+
+struct Include {
+  std::string name;
+  std::int64_t line;
+};
+std::vector<Include> includes_of(const SourceFile& file) {
+  static const std::regex include(R"re(^\s*#\s*include\s*[<"]([^>"]+)[>"])re");
+  std::vector<Include> found;
+  std::int64_t number = 0;
+  for (const std::string& line : split(file.text, '\n')) {
+    ++number;
+    std::smatch match;
+    if (std::regex_search(line, match, include)) found.push_back({match[1], number});
+  }
+  return found;
+}
+
+struct Banned {
+  const char* pattern;  // of code without comments and strings
+  const char* mend;
+};
+constexpr const char* kSink = "return the text or write to the sink that is passed in; only src/cli prints";
+constexpr const char* kThrow = "throw tessera::Error; only src/cli chooses the exit code";
+constexpr const char* kCheck = "use TESSERA_CHECK or TESSERA_CHECK_EQ, which stay on and name the place";
+constexpr const char* kPhilox =
+    "draw from base/random.h: keyed by name and element, the same on every layout";
+// In src/ outside cli.
+const std::vector<Banned> kBannedInRooms = {
+    {R"(\bstd::(cout|cerr|clog|cin)\b)", kSink},
+    {R"((^|[^\w.>:])(std::)?(printf|fprintf|vprintf|puts|putchar|fputs)\s*\()", kSink},
+    {R"(\bfmt::(print|println)\b)", kSink},
+    {R"((^|[^\w.>:])(std::|::)?(exit|_exit|_Exit|quick_exit)\s*\()", kThrow},
+    {R"((^|[^\w.>:])(std::|::)?abort\s*\(\s*\))", kThrow},  // an own abort(reason) is another thing
+    {R"(\bstd::terminate\b)", kThrow},
+    {R"((^|[^\w.>:])(std::|::)?(secure_)?getenv\s*\()",
+     "only src/cli reads the environment, once, and passes what it found"},
+};
+// In all of src/.
+const std::vector<Banned> kBannedEverywhere = {
+    {R"(\bstd::regex\b)",
+     "write the few lines of scanning by hand: std::regex is slow to compile and to run"},
+    {R"((^|[^\w])assert\s*\()", kCheck},
+    {R"((^|[^\w.>:])(std::|::)?s?rand\s*\()", kPhilox},
+    {R"(\bstd::(random_device|mt19937|mt19937_64|default_random_engine)\b)", kPhilox},
+    {R"(\busing\s+namespace\s+std\b)", "write std:: where it is needed"},
+    {R"(#\s*pragma\s+omp\b)", "use std::jthread: the thread sanitizer reports falsely on OpenMP loops"},
+};
+// Headers that no header of src/ may pull into its readers, and those that no room outside cli may use at
+// all.
+const std::map<std::string, std::string> kHeavy = {
+    {"nlohmann/", "include it in the .cpp only, json_fwd.hpp too: no JSON type in an interface"},
+    {"yaml-cpp/", "include it in the .cpp only"},
+    {"CLI/", "include it in src/cli/*.cpp only"},
+    {"gtest/", "tests belong to tests/"},
+    {"gmock/", "tests belong to tests/"},
+    {"simdjson", "include it in the .cpp only"},
+    {"sentencepiece", "include it in the .cpp only"},
+    {"iostream", "use <string> in the interface; only src/cli prints"},
+    {"regex", "write the few lines of scanning by hand"},
+    {"cblas.h", "include it in the .cpp only"},
+    {"mpi.h", "include it in the .cpp of the backend folder only"},
+};
+
+bool is_tests_expectation(const std::string& body) {
+  static const std::regex expectation(
+      R"(\b(EXPECT_\w+|ASSERT_\w+|FAIL|ADD_FAILURE|static_assert|\w*([Ee]xpect|[Cc]heck)\w*))"
+      R"(\s*(<[^;{}]*>)?\s*\()");
+  // The first line is the TEST( macro itself, whose name may hold such a word.
+  return std::regex_search(body.substr(std::min(body.size(), body.find('{'))), expectation);
+}
+
+}  // namespace
+
+std::string to_text(const std::vector<Finding>& findings) {
+  std::string text;
+  for (const Finding& f : findings) {
+    text += f.line > 0 ? fmt::format("{}:{}: {}\n  mend: {}\n", f.path, f.line, f.what, f.mend)
+                       : fmt::format("{}: {}\n  mend: {}\n", f.path, f.what, f.mend);
+  }
+  return text;
+}
+
+std::vector<SourceFile> read_tree(const std::filesystem::path& root) {
+  namespace fs = std::filesystem;
+  static const std::set<std::string> extensions = {".h",    ".cpp", ".cmake", ".txt", ".md",  ".py",
+                                                   ".yaml", ".yml", ".json",  ".sh",  ".svg", ""};
+  std::vector<SourceFile> files;
+  for (auto it = fs::recursive_directory_iterator(root); it != fs::recursive_directory_iterator(); ++it) {
+    const std::string name = it->path().filename().string();
+    const bool hidden =
+        name.starts_with(".") && name != ".ci" && name != ".clang-tidy" && name != ".clang-format";
+    if (it->is_directory() &&
+        (hidden || name.starts_with("build") || name == "runs" || name == "__pycache__")) {
+      it.disable_recursion_pending();
+    }
+    if (!it->is_regular_file() || hidden || !extensions.contains(it->path().extension().string())) continue;
+    files.push_back({fs::relative(it->path(), root).string(), read_text(it->path())});
+  }
+  std::ranges::sort(files, {}, &SourceFile::path);
+  return files;
+}
+
+RoomTable parse_rooms(std::string_view rooms_txt) {
+  RoomTable table;
+  for (const std::string& line : split(rooms_txt, '\n')) {
+    const std::size_t colon = line.find(':');
+    if (line.empty() || line[0] == '#' || colon == std::string::npos) continue;
+    std::set<std::string>& allowed = table[line.substr(0, colon)];
+    for (const std::string& word : split(line.substr(colon + 1), ' ')) {
+      if (!trim(word).empty()) allowed.emplace(trim(word));
+    }
+  }
+  return table;
+}
+
+std::vector<Finding> check_includes(const SourceFile& file, const RoomTable& table) {
+  std::vector<Finding> findings;
+  const std::string room = room_of(file.path, "src/");
+  const auto row = table.find(room);
+  if (row == table.end()) return findings;
+  for (const Include& include : includes_of(file)) {
+    const std::string target = room_of(include.name, "");
+    if (!table.contains(target) || target == room || row->second.contains(target)) continue;
+    std::vector<std::string> allowed(row->second.begin(), row->second.end());
+    findings.push_back(
+        {file.path, include.line,
+         fmt::format("room `{}` includes \"{}\" of room `{}`", room, include.name, target),
+         fmt::format("`{}` may include {{{}}}: move the shared part down into one of them, or pass a "
+                     "value in; if the row is wrong, change src/rooms.txt and say why in "
+                     "docs/architecture.md",
+                     room, join(allowed, ", "))});
+  }
+  return findings;
+}
+
+std::vector<Finding> check_header(const SourceFile& file) {
+  std::vector<Finding> findings;
+  if (!is_header(file) || !file.path.starts_with("src/")) return findings;
+  if (!file.text.starts_with("//")) {
+    findings.push_back({file.path, 1, "the header does not open with a comment",
+                        "say in its first lines what the thing is, with units, errors and the thread rule"});
+  }
+  if (file.text.find("\n#pragma once") == std::string::npos) {
+    findings.push_back({file.path, 1, "the header has no #pragma once", "put it below the opening comment"});
+  }
+  for (const Include& include : includes_of(file)) {
+    for (const auto& [prefix, mend] : kHeavy) {
+      if (!include.name.starts_with(prefix)) continue;
+      findings.push_back(
+          {file.path, include.line, fmt::format("a header includes <{}>", include.name), mend});
+    }
+  }
+  return findings;
+}
+
+std::vector<Finding> check_banned(const SourceFile& file) {
+  std::vector<Finding> findings;
+  const std::string room = room_of(file.path, "src/");
+  if (room.empty()) return findings;
+  std::vector<Banned> rules = kBannedEverywhere;
+  if (room != "cli") rules.insert(rules.end(), kBannedInRooms.begin(), kBannedInRooms.end());
+  std::vector<std::regex> compiled;
+  for (const Banned& rule : rules) compiled.emplace_back(rule.pattern);
+  std::int64_t number = 0;
+  for (const std::string& line : split(code_only(file.text), '\n')) {
+    ++number;
+    for (std::size_t i = 0; i < rules.size(); ++i) {
+      std::smatch match;
+      if (!std::regex_search(line, match, compiled[i])) continue;
+      findings.push_back(
+          {file.path, number, fmt::format("`{}` is not used here", trim(match.str())), rules[i].mend});
+    }
+  }
+  for (const Include& include : includes_of(file)) {
+    if (include.name == "iostream" && room != "cli")
+      findings.push_back({file.path, include.line, "<iostream>", kSink});
+    if (include.name == "cassert") findings.push_back({file.path, include.line, "<cassert>", kCheck});
+    if (include.name == "regex") {
+      findings.push_back({file.path, include.line, "<regex>", "write the few lines of scanning by hand"});
+    }
+  }
+  return findings;
+}
+
+std::vector<Finding> check_globals(const SourceFile& file) {
+  std::vector<Finding> findings;
+  if (!file.path.starts_with("src/")) return findings;
+  static const std::regex harmless(
+      R"(^(inline\s+|static\s+)*(const|constexpr|constinit const|using|typedef|class|struct|union|enum)\b)"
+      R"(|^(namespace|extern|template|friend|static_assert|concept|__extension__|return|public|private|protected)\b)"
+      R"(|=\s*(default|delete)$)");
+  static const std::regex constant(R"(\b(const|constexpr)\b)");
+  static const std::regex variable(R"(^[\w:<>,&*\s\[\]]+\s[&*]*\w+(\[[^\]]*\])*\s*([={][\s\S]*)?$)");
+  const Outline outline = outline_of(file.text);
+  const auto add = [&](const Statement& s, const char* mend) {
+    const std::string text = split(s.text, '\n').front();
+    findings.push_back(
+        {file.path, s.line, fmt::format("mutable variable that outlives its call: `{}`", text), mend});
+  };
+  for (const Statement& s : outline.at_namespace_scope) {
+    const std::string before_value = s.text.substr(0, s.text.find_first_of("={"));
+    if (std::regex_search(s.text, harmless) || before_value.find('(') != std::string::npos) continue;
+    if (std::regex_search(before_value, constant) || !std::regex_match(s.text, variable)) continue;
+    add(s, "pass it as a parameter or make it const");
+  }
+  for (const Statement& s : outline.static_in_function) {
+    if (!std::regex_search(s.text, constant)) add(s, "keep the state in an object that the caller owns");
+  }
+  return findings;
+}
+
+std::vector<Finding> check_size(const SourceFile& file) {
+  std::vector<Finding> findings;
+  std::int64_t number = 0;
+  for (const std::string& line : split(file.text, '\n')) {
+    ++number;
+    // Continuation bytes of UTF-8 take no column.
+    const auto columns = std::ranges::count_if(line, [](char c) { return (c & 0xC0) != 0x80; });
+    if (columns > kMaxColumns) {
+      findings.push_back(
+          {file.path, number, fmt::format("{} columns, {} allowed", columns, kMaxColumns), "wrap it"});
+    }
+  }
+  const std::int64_t lines = std::ranges::count(file.text, '\n');
+  if (lines > kMaxFileLines) {
+    findings.push_back({file.path, 0, fmt::format("{} lines, {} allowed", lines, kMaxFileLines),
+                        "split it where the subject changes"});
+  }
+  for (const Function& f : outline_of(file.text).functions) {
+    const std::int64_t length = f.last_line - f.first_line + 1;
+    if (length <= kMaxFunctionLines) continue;
+    findings.push_back({file.path, f.first_line,
+                        fmt::format("`{}` has {} lines, {} allowed", split(f.signature, '\n').front(), length,
+                                    kMaxFunctionLines),
+                        "keep the branches here and move pure work into helpers"});
+  }
+  return findings;
+}
+
+std::vector<Finding> check_ascii(const SourceFile& file) {
+  std::vector<Finding> findings;
+  std::int64_t number = 0;
+  for (const std::string& line : split(file.text, '\n')) {
+    ++number;
+    const auto odd =
+        std::ranges::find_if(line, [](char c) { return (c & 0x80) != 0 || c == '\t' || c == '\r'; });
+    if (odd == line.end()) continue;
+    findings.push_back(
+        {file.path, number,
+         fmt::format("byte {:#04x} in column {}", static_cast<unsigned char>(*odd), odd - line.begin() + 1),
+         "sources are ASCII with blanks and line feeds; write a glyph as \\u or \\x in its string"});
+  }
+  return findings;
+}
+
+std::vector<Finding> check_markers(const SourceFile& file) {
+  // Written in two halves, so that this file does not hold them.
+  static const std::regex marker(
+      "\\b("
+      "TO"
+      "DO|FIX"
+      "ME|X"
+      "XX|HA"
+      "CK)\\b");
+  std::vector<Finding> findings;
+  std::int64_t number = 0;
+  for (const std::string& line : split(file.text, '\n')) {
+    ++number;
+    std::smatch match;
+    if (!std::regex_search(line, match, marker)) continue;
+    findings.push_back({file.path, number, fmt::format("marker `{}`", match.str()),
+                        "do it now, or leave it out; a known limit belongs into the docs as a limit"});
+  }
+  return findings;
+}
+
+std::vector<Finding> check_machine_traces(const SourceFile& file) {
+  static const std::regex trace(
+      "(^|[^\\w.])/(wo"
+      "rk|ro"
+      "ot|ho"
+      "me)/\\w|/t"
+      "mp/t/|deb\\.deb"
+      "ian\\.org|registry\\.np"
+      "mjs|localhost:\\d");
+  std::vector<Finding> findings;
+  std::int64_t number = 0;
+  for (const std::string& line : split(file.text, '\n')) {
+    ++number;
+    std::smatch match;
+    if (!std::regex_search(line, match, trace)) continue;
+    findings.push_back({file.path, number,
+                        fmt::format("a place of one machine or registry: `{}`", match.str()),
+                        "use a path relative to the checkout, or std::filesystem::temp_directory_path()"});
+  }
+  return findings;
+}
+
+std::vector<Finding> check_tests_expect(const SourceFile& file) {
+  static const std::regex test(R"(^(TYPED_)?TEST(_F|_P)?\s*\()");
+  std::vector<Finding> findings;
+  for (const Function& f : outline_of(file.text).functions) {
+    if (!std::regex_search(f.signature, test) || is_tests_expectation(f.body)) continue;
+    findings.push_back({file.path, f.first_line,
+                        fmt::format("`{}` expects nothing, so it cannot fail", f.signature),
+                        "add an EXPECT_ or ASSERT_, or call a helper whose name says expect or check"});
+  }
+  return findings;
+}
+
+std::vector<Finding> check_links(const SourceFile& file, const std::set<std::string>& paths) {
+  static const std::regex link(R"(\]\(([^)\s]+)\))");
+  std::vector<Finding> findings;
+  std::int64_t number = 0;
+  const std::filesystem::path folder = std::filesystem::path(file.path).parent_path();
+  for (const std::string& line : split(file.text, '\n')) {
+    ++number;
+    for (std::sregex_iterator it(line.begin(), line.end(), link); it != std::sregex_iterator(); ++it) {
+      const std::string whole = (*it)[1];
+      const std::string target = whole.substr(0, whole.find('#'));
+      if (target.empty() || target.find("://") != std::string::npos) continue;
+      std::string path = (folder / target).lexically_normal().string();
+      if (path.ends_with("/")) path.pop_back();
+      if (paths.contains(path)) continue;
+      findings.push_back({file.path, number, fmt::format("link to `{}`, which does not exist", whole),
+                          "link to a file of the checkout, relative to this page"});
+    }
+  }
+  return findings;
+}
+
+std::vector<Finding> check_rooms_have_tests(const std::vector<SourceFile>& files, const RoomTable& table,
+                                            const std::map<std::string, std::string>& excused) {
+  std::set<std::string> with_sources;
+  std::set<std::string> with_tests;
+  for (const SourceFile& file : files) {
+    if (file.path.ends_with(".cpp")) with_sources.insert(room_of(file.path, "src/"));
+    if (file.path.ends_with("_test.cpp")) with_tests.insert(room_of(file.path, "tests/"));
+  }
+  std::vector<Finding> findings;
+  for (const auto& [room, allowed] : table) {
+    if (!with_sources.contains(room) || with_tests.contains(room) || excused.contains(room)) continue;
+    findings.push_back({"src/" + room, 0, "the room has no tests",
+                        fmt::format("add tests/{}/NAME_test.cpp; CMake finds it by itself", room)});
+  }
+  return findings;
+}
+
+std::vector<Finding> check_rooms_are_known(const std::vector<SourceFile>& files, const RoomTable& table) {
+  std::vector<Finding> findings;
+  std::string architecture;
+  std::set<std::string> folders;
+  for (const SourceFile& file : files) {
+    if (file.path == "docs/architecture.md") architecture = file.text;
+    folders.insert(room_of(file.path, "src/"));
+  }
+  folders.erase("");
+  for (const std::string& folder : folders) {
+    if (table.contains(folder)) continue;
+    findings.push_back({"src/" + folder, 0, "the folder is no room", "add its row to src/rooms.txt"});
+  }
+  for (const auto& [room, allowed] : table) {
+    if (architecture.find("`" + room + "`") != std::string::npos) continue;
+    findings.push_back({"docs/architecture.md", 0, fmt::format("room `{}` is not described", room),
+                        "add its line to the table of rooms"});
+  }
+  return findings;
+}
+
+}  // namespace tessera::house
