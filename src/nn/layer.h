@@ -1,19 +1,31 @@
-// Layer: one piece of the model with explicit forward, backward-input (I) and backward-weight (W). No autograd; all state is in
-// slots that the executor sizes from the plan.
+// Layer: one piece of the model with explicit forward (F), backward-input (I) and backward-weight (W). No
+// autograd; all state is in slots that the executor sizes from the plan.
 //
-// Shapes: T = tokens of one micro-batch (micro_batch_size * seq, row t = b * seq + s), t = T / tp = this rank's contiguous share
-// of them, H hidden. The residual stream between layers is sequence-sharded: x_tH. Inside a layer, column-parallel linears work
-// on the gathered rows x_TH and row-parallel linears end in a reduce-scatter (Megatron's sequence parallelism, generalised
-// from positions to rows of the micro-batch). With tp = 1 gathers and scatters vanish without copies.
+// Shapes: T = tokens of one micro-batch (micro_batch_size * seq, row t = b * seq + s), t = T / tp = this
+// rank's contiguous share of them, H hidden. The residual stream between layers is sequence-sharded: x_tH.
+// Inside a layer, column-parallel linears work on the gathered rows x_TH and row-parallel linears end in a
+// reduce-scatter (Megatron's sequence parallelism, generalised from positions to rows of the micro-batch).
+// With tp = 1 gathers and scatters vanish without copies.
 //
-// Slots. `saved` holds what one micro-batch keeps from F to W; `deferred` what I hands to W. reserve_* is called once per slot at set-up,
-// over a counting or a real arena, and adds one slot; scratch is taken from Context::scratch inside a call and given back at
-// its end; measure_scratch takes from a counting arena what the worst call takes.
-// Gradients: backward_input transforms g_tH in place (in: d loss / d y, out: d loss / d x). Param::grad accumulates (+=) in W only,
-// so W order alone fixes the bits. Every term enters with its final weight (Context::weights): reductions are plain sums.
-// With full recomputation the executor runs forward again (Pass::recompute) into a slot before I; it must not count statistics twice.
+// Slots. `saved` holds what one micro-batch keeps from F to W; `deferred` what I hands to W. reserve_* is
+// called once per slot at set-up, over a counting or a real arena, and adds one slot (rebuild the layer
+// between the two). Scratch is taken from Context::scratch inside a call and given back at its end; after
+// measure_scratch, peak() of the counting arena covers the worst call (nothing stays taken).
+//
+// Gradients: backward_input transforms g_tH in place (in: d loss / d y, out: d loss / d x). Param::grad
+// accumulates (+=) in W only, so W order alone fixes the bits. Every term enters with its final weight
+// (Context::weights): reductions are plain sums.
+//
+// With full recomputation the executor runs forward again (Pass::recompute) into a slot before I; it must not
+// count statistics twice. One layer is used by one thread at a time.
+//
+// Example, one micro-batch in slot 0:
+//   layer.forward(ctx, {0, 0}, mb, x_tH, y_tH, Pass::forward);
+//   layer.backward_input(ctx, {0, 0}, mb, g_tH);    // g: d loss / d y becomes d loss / d x
+//   layer.backward_weight(ctx, {0, 0}, mb);         // Param::grad += ...
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "comm/communicator.h"
 #include "kernels/kernels.h"
@@ -44,20 +56,19 @@ struct Dims {
   [[nodiscard]] std::int64_t local_tokens() const { return tokens() / tp; }  // t
 };
 
-enum class Recompute : std::uint8_t {
-  none,
-  selective
-};  // full is the executor's: it recomputes whole layers
+// Full recomputation is the executor's: it runs whole layers again.
+enum class Recompute : std::uint8_t { none, selective };
 
 // Final weights of the terms of the loss in this step.
 struct LossWeights {
   double ce = 0.0;  // 1 / target tokens of the global batch
-  double aux_unit =
-      0.0;  // 1 / balancing units of the global batch (sequences or micro-batches; 1 for the global batch unit)
+  // 1 / balancing units of the global batch (sequences or micro-batches; 1 for the global batch unit)
+  double aux_unit = 0.0;
   double z_token = 0.0;  // 1 / tokens of the global batch
 };
 
-// Token ids and targets of one micro-batch, all T of them on every tp rank (i32; targets below 0 are ignored).
+// Token ids and targets of one micro-batch, all T of them on every tp rank (i32; targets below 0 are
+// ignored).
 struct Microbatch {
   Tensor ids_T;
   Tensor targets_T;
@@ -84,17 +95,34 @@ class Layer {
   virtual void reserve_deferred(Arena& arena) = 0;
   virtual void measure_scratch(Arena& counting) const = 0;
 
-  // y_tH = layer(x_tH). x stays valid and unchanged until W of this slot: layers keep the view, not a copy.
+  // y_tH = layer(x_tH), y is not x. x stays valid and unchanged until W of this slot: layers keep the view,
+  // not a copy.
   virtual void forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH,
                        Pass pass) = 0;
   virtual void backward_input(Context& ctx, Slots slots, const Microbatch& mb, Tensor g_tH) = 0;
   virtual void backward_weight(Context& ctx, Slots slots, const Microbatch& mb) = 0;
 };
 
+// One slot of a layer's list; Error{internal} when it was not reserved.
+template <class T>
+[[nodiscard]] T& slot_at(std::vector<T>& list, std::int32_t slot) {
+  TESSERA_CHECK(slot >= 0 && slot < static_cast<std::int32_t>(list.size()), "this slot was not reserved");
+  return list[static_cast<std::size_t>(slot)];
+}
+template <class T>
+[[nodiscard]] const T& slot_at(const std::vector<T>& list, std::int32_t slot) {
+  TESSERA_CHECK(slot >= 0 && slot < static_cast<std::int32_t>(list.size()), "this slot was not reserved");
+  return list[static_cast<std::size_t>(slot)];
+}
+
+// This rank's rows of a tensor that holds the rows of the whole group.
+[[nodiscard]] Tensor local_rows(const Context& ctx, Tensor full_TH);
 // all_gather / reduce_scatter over the sequence-parallel group that cost nothing when it has one rank.
-// full_TH = gathered part_tH. With one rank: a copy when the memory differs, else nothing.
+// full_TH = gathered part_tH; part may be local_rows(full). With one rank: a copy when the memory differs,
+// else nothing.
 void gather_rows(Context& ctx, Tensor full_TH, Tensor part_tH);
-// part_tH = this rank's rows of the sum of partial_TH over the group. partial_TH is destroyed.
+// part_tH = this rank's rows of the sum of partial_TH over the group; part may be local_rows(partial). The
+// rest of partial_TH is destroyed. With one rank as above.
 void scatter_sum(Context& ctx, Tensor part_tH, Tensor partial_TH);
 
 }  // namespace tessera::nn

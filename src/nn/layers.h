@@ -1,8 +1,10 @@
 // The dense layers of a llama-like decoder. Each adds to the residual stream: y = x + f(rms_norm(x)).
 // Sources: Megatron-LM (arXiv 1909.08053, 2205.05198) for the parallel forms; formulas in docs/numerics.md.
 // Bytes sent by one rank, b bytes per element, S = T * H * b, g = (tp - 1) / tp:
-//   attention, mlp: forward all_gather g S + reduce_scatter g S; I the same (selective: one more all_gather); W none.
-//   embedding: forward reduce_scatter g S; I all_gather g S.   head: forward all_gather g S + stats; I reduce_scatter g S.
+//   attention, mlp: F all_gather g S + reduce_scatter g S; I the same (selective: one more all_gather);
+//   W none.
+//   embedding: F reduce_scatter g S; I all_gather g S; W none.
+//   head: F all_gather g S + all_gather (tp - 1) * 3 T b (softmax statistics); I reduce_scatter g S; W none.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -11,8 +13,8 @@
 
 namespace tessera::nn {
 
-// Self-attention with grouped queries and rotary positions. Weights on this rank: qkv [(heads + 2 kv_heads) * head_dim / tp, H]
-// (rows q | k | v of this rank's heads), o [H, heads * head_dim / tp], norm [H].
+// Self-attention with grouped queries and rotary positions. Weights on this rank (heads, kv_heads: of this
+// rank): qkv [(heads + 2 kv_heads) * head_dim, H] (rows q | k | v), o [H, heads * head_dim], norm [H].
 class Attention : public Layer {
  public:
   struct Options {
@@ -37,7 +39,7 @@ class Attention : public Layer {
 
  private:
   struct Saved {
-    Tensor x_tH, rstd_t, n_TH, qkv, out, lse;  // x: view; n: none-recompute only
+    Tensor x_tH, rstd_t, n_TH, qkv, out, lse;  // x: view; n: Recompute::none only
   };
   struct Deferred {
     Tensor n_TH, dout_TH, dqkv, dn_tH;  // n: selective only
@@ -49,7 +51,8 @@ class Attention : public Layer {
   std::vector<Deferred> deferred_;
 };
 
-// Gated MLP: down(silu(gate(n)) * up(n)). Weights on this rank: gate_up [2 I / tp, H] (rows gate | up), down [H, I / tp].
+// Gated MLP: down(silu(gate(n)) * up(n)). Weights on this rank (I: of this rank): gate_up [2 I, H] (rows
+// gate | up), down [H, I], norm [H].
 class Mlp : public Layer {
  public:
   struct Options {
@@ -71,10 +74,10 @@ class Mlp : public Layer {
 
  private:
   struct Saved {
-    Tensor x_tH, rstd_t, n_TH, gate_up, h_TI;
+    Tensor x_tH, rstd_t, n_TH, gate_up, h_TI;  // x: view; n, h: Recompute::none only
   };
   struct Deferred {
-    Tensor n_TH, h_TI, dout_TH, dgate_up, dn_tH;
+    Tensor n_TH, h_TI, dout_TH, dgate_up, dn_tH;  // n, h: selective only
   };
   Options o_;
   Params p_;
@@ -82,7 +85,8 @@ class Mlp : public Layer {
   std::vector<Deferred> deferred_;
 };
 
-// Vocab-parallel embedding: table rows [vocab_begin, vocab_begin + rows). forward ignores x; backward_input ends the chain.
+// Vocab-parallel embedding: table rows [vocab_begin, vocab_begin + rows). forward ignores x; backward_input
+// ends the chain and leaves g unchanged.
 class Embedding : public Layer {
  public:
   Embedding(Dims dims, Param table_VH, std::int64_t vocab_begin);
@@ -100,8 +104,9 @@ class Embedding : public Layer {
   std::vector<Tensor> deferred_;  // dy_TH
 };
 
-// Final norm, vocab-parallel head and cross entropy. forward ignores y; after it loss_T(slot) and loss(slot) are valid, logits(slot)
-// hold this rank's share until backward_input overwrites them with their gradient. backward_input ignores what g holds on entry.
+// Final norm, vocab-parallel head and cross entropy. forward ignores y; after it loss_T(slot) and loss(slot)
+// are valid, logits(slot) hold this rank's share until backward_input overwrites them with their gradient.
+// backward_input ignores what g holds on entry. Targets below 0 are ignored tokens: loss 0, gradient 0.
 class Head : public Layer {
  public:
   struct Options {
