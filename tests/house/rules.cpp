@@ -214,7 +214,8 @@ std::vector<Finding> check_globals(const SourceFile& file) {
   if (!file.path.starts_with("src/")) return findings;
   static const std::regex harmless(
       R"(^(inline\s+|static\s+)*(const|constexpr|constinit const|using|typedef|class|struct|union|enum)\b)"
-      R"(|^(namespace|extern|template|friend|static_assert|concept|__extension__|return|public|private|protected)\b)"
+      R"(|^(namespace|extern|template|friend|static_assert|concept|__extension__|return)\b)"
+      R"(|^(public|private|protected)\b)"
       R"(|=\s*(default|delete)$)");
   static const std::regex constant(R"(\b(const|constexpr)\b)");
   static const std::regex variable(R"(^[\w:<>,&*\s\[\]]+\s[&*]*\w+(\[[^\]]*\])*\s*([={][\s\S]*)?$)");
