@@ -1,0 +1,268 @@
+// Cross-checks of a job, grouped as the sections of the file.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/text.h"
+#include "spec/internal.h"
+#include "spec/schedule_names.h"
+
+namespace tessera::spec {
+
+namespace {
+
+using std::int64_t;
+using Keys = std::initializer_list<std::string_view>;
+
+constexpr int64_t kMaxCount = int64_t{1} << 30;  // of tokens, sequences, steps in one field
+constexpr int64_t kMaxWorld = int64_t{1} << 20;
+
+bool between(Checker& c, std::string_view key, int64_t value, int64_t smallest, int64_t largest) {
+  return c.check(
+      value >= smallest && value <= largest, {key},
+      fmt::format("{}={} is not between {} and {}", key.substr(key.find('.') + 1), value, smallest, largest),
+      fmt::format("use a whole number from {} to {}", smallest, largest));
+}
+
+bool at_least_zero(Checker& c, std::string_view key, double value) {
+  return c.check(value >= 0.0, {key}, fmt::format("{}={} is below 0", key.substr(key.find('.') + 1), value),
+                 "use 0 or more");
+}
+
+bool fraction(Checker& c, std::string_view key, double value) {
+  return c.check(value >= 0.0 && value < 1.0, {key},
+                 fmt::format("{}={} is not in [0, 1)", key.substr(key.find('.') + 1), value),
+                 "use 0 or more and less than 1");
+}
+
+void check_optimizer(const Job& job, Checker& c) {
+  const OptimizerSpec& o = job.train.optimizer;
+  at_least_zero(c, "train.lr", o.lr);
+  at_least_zero(c, "train.min_lr", o.min_lr);
+  c.check(o.min_lr <= o.lr, {"train.min_lr", "train.lr"},
+          fmt::format("min_lr={} is above lr={}", o.min_lr, o.lr),
+          fmt::format("use min_lr from 0 to {}", o.lr));
+  fraction(c, "train.beta1", o.beta1);
+  fraction(c, "train.beta2", o.beta2);
+  c.check(o.eps > 0.0, {"train.eps"}, fmt::format("eps={} is not above 0", o.eps), "use for example 1e-8");
+  at_least_zero(c, "train.weight_decay", o.weight_decay);
+  at_least_zero(c, "train.clip_grad", o.clip_grad);
+  between(c, "train.lr_warmup_steps", o.lr_warmup_steps, 0, kMaxCount);
+  between(c, "train.lr_wsd_decay_steps", o.lr_wsd_decay_steps, 0, kMaxCount);
+  c.check(o.lr_wsd_decay_steps == 0 || o.lr_decay == LrDecay::wsd,
+          {"train.lr_wsd_decay_steps", "train.lr_decay"},
+          fmt::format("lr_wsd_decay_steps={} has no effect without lr_decay: wsd", o.lr_wsd_decay_steps),
+          "set lr_decay: wsd, or remove lr_wsd_decay_steps");
+  if (!c.sound({"train.lr_warmup_steps", "train.lr_wsd_decay_steps"})) return;
+  c.check(o.lr_warmup_steps + o.lr_wsd_decay_steps <= job.train.steps,
+          {"train.lr_warmup_steps", "train.lr_wsd_decay_steps", "train.steps"},
+          fmt::format("lr_warmup_steps={} and lr_wsd_decay_steps={} are more than steps={}",
+                      o.lr_warmup_steps, o.lr_wsd_decay_steps, job.train.steps),
+          fmt::format("use together at most {} steps", job.train.steps));
+}
+
+void check_train(const Job& job, Checker& c) {
+  const Recipe& t = job.train;
+  between(c, "train.steps", t.steps, 1, kMaxCount);
+  between(c, "train.sequence_length", t.sequence_length, 1, kMaxCount);
+  between(c, "train.global_batch_size", t.global_batch_size, 1, kMaxCount);
+  between(c, "train.micro_batch_size", t.micro_batch_size, 1, kMaxCount);
+  between(c, "train.zero_stage", t.zero_stage, 0, 1);
+  between(c, "train.bucket_bytes", t.bucket_bytes, 1, int64_t{1} << 40);
+  c.check(t.sequence_length <= job.model.max_position_embeddings, {"train.sequence_length", "model"},
+          fmt::format("sequence_length={} is above the model's max_position_embeddings={}", t.sequence_length,
+                      job.model.max_position_embeddings),
+          fmt::format("use sequence_length from 1 to {}", job.model.max_position_embeddings));
+  check_optimizer(job, c);
+}
+
+void check_moe(const Job& job, Checker& c) {
+  const MoeRecipe& m = job.train.moe;
+  at_least_zero(c, "moe.aux_loss_coef", m.aux_loss_coef);
+  at_least_zero(c, "moe.z_loss_coef", m.z_loss_coef);
+  at_least_zero(c, "moe.capacity_factor", m.capacity_factor);
+  if (job.model.moe || !c.sound({"model"})) return;
+  const std::string why = "needs a model with experts, and this one is dense";
+  const std::string mend = "remove it, or use a mixtral model";
+  const auto moe_only = [&](bool unused, std::string_view key, const std::string& value) {
+    c.check(unused, {key, "model"}, fmt::format("{}={} {}", key.substr(key.find('.') + 1), value, why), mend);
+  };
+  moe_only(m.aux_loss_coef == 0.0, "moe.aux_loss_coef", fmt::format("{}", m.aux_loss_coef));
+  moe_only(m.z_loss_coef == 0.0, "moe.z_loss_coef", fmt::format("{}", m.z_loss_coef));
+  moe_only(m.capacity_factor == 0.0, "moe.capacity_factor", fmt::format("{}", m.capacity_factor));
+  moe_only(job.parallel.ep <= 1, "parallel.ep", fmt::format("{}", job.parallel.ep));
+  moe_only(job.parallel.etp <= 1, "parallel.etp", fmt::format("{}", job.parallel.etp));
+}
+
+bool check_degrees(const Job& job, Checker& c) {
+  const ParallelSpec& p = job.parallel;
+  bool good = c.sound({"parallel.tp", "parallel.cp", "parallel.dp", "parallel.pp", "parallel.ep",
+                       "parallel.etp", "parallel.vpp"});
+  const auto degree = [&](std::string_view key, std::int32_t value) {
+    good &= between(c, key, value, 1, kMaxWorld);
+  };
+  degree("parallel.tp", p.tp);
+  degree("parallel.cp", p.cp);
+  degree("parallel.dp", p.dp);
+  degree("parallel.pp", p.pp);
+  degree("parallel.ep", p.ep);
+  degree("parallel.etp", p.etp);
+  degree("parallel.vpp", p.vpp);
+  if (!good) return false;
+  const double world = double{1.0} * p.tp * p.cp * p.dp * p.pp;
+  const double experts = double{1.0} * p.etp * p.ep;
+  return c.check(
+      world <= double{kMaxWorld} && experts <= double{kMaxWorld} &&
+          double{1.0} * p.pp * p.vpp <= double{kMaxWorld},
+      {"parallel.tp", "parallel.dp", "parallel.pp"},
+      fmt::format("tp={} * cp={} * dp={} * pp={} ranks, etp={} * ep={}, pp * vpp={} stages: more than {}",
+                  p.tp, p.cp, p.dp, p.pp, p.etp, p.ep, double{1.0} * p.pp * p.vpp, kMaxWorld),
+      "use smaller degrees");
+}
+
+// What tp must divide, with the words for it.
+void check_tp(const Job& job, Checker& c) {
+  const std::int32_t tp = job.parallel.tp;
+  const ModelSpec& m = job.model;
+  const bool batch_known = c.sound({"train.micro_batch_size", "train.sequence_length"});
+  struct Divided {
+    std::string_view name;
+    int64_t value;
+  };
+  std::vector<Divided> sizes = {{"num_attention_heads", m.num_attention_heads},
+                                {"num_key_value_heads", m.num_key_value_heads},
+                                {"vocab_size", m.vocab_size}};
+  if (!m.moe) sizes.push_back({"intermediate_size", m.intermediate_size});
+  if (batch_known)
+    sizes.push_back(
+        {"micro_batch_size * sequence_length", job.train.micro_batch_size * job.train.sequence_length});
+  int64_t common = 0;
+  for (const Divided& d : sizes) common = std::gcd(common, d.value);
+  for (const Divided& d : sizes) {
+    c.check(d.value % tp == 0, {"parallel.tp", "model"},
+            fmt::format("tp={} does not divide {}={}", tp, d.name, d.value),
+            fmt::format("use tp in {}", divisor_choices(common)));
+  }
+}
+
+void check_experts(const Job& job, Checker& c) {
+  const ParallelSpec& p = job.parallel;
+  const int64_t replica = int64_t{p.tp} * p.cp * p.dp;
+  const int64_t experts = int64_t{p.etp} * p.ep;
+  if (job.model.moe) {
+    const int64_t width = job.model.intermediate_size;
+    const int64_t num = job.model.moe->num_experts;
+    c.check(width % p.etp == 0, {"parallel.etp", "model"},
+            fmt::format("etp={} does not divide the expert width intermediate_size={}", p.etp, width),
+            fmt::format("use etp in {}", divisor_choices(std::gcd(width, replica))));
+    c.check(num % p.ep == 0, {"parallel.ep", "model"},
+            fmt::format("ep={} does not divide num_local_experts={}", p.ep, num),
+            fmt::format("use ep in {}", divisor_choices(std::gcd(num, replica))));
+    c.check(
+        replica % experts == 0, {"parallel.ep", "parallel.etp", "model"},
+        fmt::format("etp={} * ep={} = {} does not divide tp * cp * dp = {}", p.etp, p.ep, experts, replica),
+        fmt::format("use etp * ep in {} (etp * ep * edp = tp * cp * dp)", divisor_choices(replica)));
+  }
+}
+
+void check_batch(const Job& job, Checker& c) {
+  const Recipe& t = job.train;
+  if (!c.sound({"train.micro_batch_size", "train.global_batch_size"})) return;
+  const int64_t per_round = int64_t{job.parallel.dp} * t.micro_batch_size;
+  const int64_t below = t.global_batch_size / per_round * per_round;
+  const std::string near =
+      below > 0 ? fmt::format("{} or {}", below, below + per_round) : fmt::format("{}", per_round);
+  c.check(t.global_batch_size % per_round == 0, {"train.global_batch_size", "train.micro_batch_size"},
+          fmt::format("dp={} * micro_batch_size={} = {} does not divide global_batch_size={}",
+                      job.parallel.dp, t.micro_batch_size, per_round, t.global_batch_size),
+          fmt::format("use global_batch_size={}, or dp * micro_batch_size in {}", near,
+                      divisor_choices(t.global_batch_size)));
+}
+
+void check_schedule(const Job& job, Checker& c) {
+  const ParallelSpec& p = job.parallel;
+  const auto at = std::find_if(kScheduleNames.begin(), kScheduleNames.end(),
+                               [&](const ScheduleName& s) { return s.name == p.schedule; });
+  if (at == kScheduleNames.end()) {
+    std::vector<std::string> words;
+    for (const ScheduleName& s : kScheduleNames) words.emplace_back(s.name);
+    const std::string near = nearest(p.schedule, words);
+    c.check(false, {"parallel.schedule"}, fmt::format("schedule={} is not known", p.schedule),
+            fmt::format("use {}{}", join(words, ", "), near.empty() ? "" : "; did you mean " + near + "?"));
+    return;
+  }
+  if (at->vpp == 0) {
+    c.check(p.vpp >= 2, {"parallel.vpp", "parallel.schedule"},
+            fmt::format("schedule {} has vpp={}, and needs 2 or more stages per rank", p.schedule, p.vpp),
+            "use vpp=2, or schedule 1f1b");
+  } else {
+    c.check(p.vpp == at->vpp, {"parallel.vpp", "parallel.schedule"},
+            fmt::format("schedule {} has vpp={}, and needs vpp={}", p.schedule, p.vpp, at->vpp),
+            at->vpp == 1 ? "use vpp=1, or schedule interleaved" : fmt::format("use vpp={}", at->vpp));
+  }
+}
+
+void check_stages(const Job& job, Checker& c) {
+  const ParallelSpec& p = job.parallel;
+  const std::int32_t layers = job.model.num_hidden_layers;
+  const int64_t stages = int64_t{p.pp} * p.vpp;
+  c.check(stages <= layers, {"parallel.pp", "parallel.vpp", "model"},
+          fmt::format("pp={} * vpp={} = {} stages, and the model has num_hidden_layers={}", p.pp, p.vpp,
+                      stages, layers),
+          fmt::format("use pp * vpp from 1 to {}", layers));
+  if (p.stage_layers.empty()) return;
+  c.check(std::ssize(p.stage_layers) == stages, {"parallel.stage_layers", "parallel.pp", "parallel.vpp"},
+          fmt::format("stage_layers has {} entries for pp={} * vpp={} = {} stages", p.stage_layers.size(),
+                      p.pp, p.vpp, stages),
+          fmt::format("give {} entries, or leave stage_layers out", stages));
+  const bool positive = c.check(
+      std::all_of(p.stage_layers.begin(), p.stage_layers.end(), [](std::int32_t n) { return n >= 1; }),
+      {"parallel.stage_layers"},
+      fmt::format("stage_layers=[{}] has a stage without a layer", fmt::join(p.stage_layers, ", ")),
+      "give every stage at least 1 layer");
+  if (!positive) return;
+  const int64_t sum = std::accumulate(p.stage_layers.begin(), p.stage_layers.end(), int64_t{0});
+  c.check(sum == layers, {"parallel.stage_layers", "model"},
+          fmt::format("stage_layers=[{}] sum to {}, and the model has num_hidden_layers={}",
+                      fmt::join(p.stage_layers, ", "), sum, layers),
+          fmt::format("make them sum to {}", layers));
+}
+
+void check_files(const Job& job, Checker& c) {
+  const DataSpec& d = job.data;
+  c.check(d.train.empty() || d.text.empty(), {"data.text", "data.train"},
+          "data.train and data.text are both given", "keep train (a token file) or text (UTF-8 text)");
+  c.check(d.vocab_size >= 0 && d.vocab_size <= job.model.vocab_size, {"data.vocab_size", "model"},
+          fmt::format("vocab_size={} of the tokenizer is not between 0 and the model's vocab_size={}",
+                      d.vocab_size, job.model.vocab_size),
+          "use 0 for the model's vocab_size, or a smaller number");
+  fraction(c, "data.validation_fraction", d.validation_fraction);
+  between(c, "checkpoint.every", job.checkpoint.every, 0, kMaxCount);
+  between(c, "checkpoint.keep", job.checkpoint.keep, 1, 1'000'000);
+  c.check(job.checkpoint.every == 0 || !job.checkpoint.folder.empty(),
+          {"checkpoint.every", "checkpoint.folder"},
+          fmt::format("every={} and no folder to write to", job.checkpoint.every), "add checkpoint.folder");
+  between(c, "output.trace_steps", job.output.trace_steps, 0, kMaxCount);
+  between(c, "output.sample_tokens", job.output.sample_tokens, 0, kMaxCount);
+}
+
+}  // namespace
+
+void validate_job(const Job& job, Checker& c) {
+  check_train(job, c);
+  check_moe(job, c);
+  check_files(job, c);
+  check_schedule(job, c);
+  c.check(job.parallel.cp <= 1, {"parallel.cp"},
+          fmt::format("cp={}: context parallelism is not supported by this engine yet", job.parallel.cp),
+          "use cp=1");
+  if (!check_degrees(job, c)) return;
+  check_batch(job, c);
+  check_stages(job, c);
+  if (!c.sound({"model"})) return;
+  check_tp(job, c);
+  check_experts(job, c);
+}
+
+}  // namespace tessera::spec

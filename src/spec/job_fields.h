@@ -1,0 +1,101 @@
+// The one list of a job's fields. Reader, writer and key list are visitors of it:
+//   section(name)                  the following fields stand under this key of the file
+//   required(key, member), optional(key, member)
+#pragma once
+#include <array>
+#include <string_view>
+#include <utility>
+
+#include "spec/job.h"
+
+namespace tessera::spec {
+
+template <class E>
+struct EnumNames;  // kAll: every value with its word in files
+
+template <>
+struct EnumNames<Precision> {
+  static constexpr std::array<std::pair<Precision, std::string_view>, 2> kAll = {
+      {{Precision::f32, "f32"}, {Precision::f64, "f64"}}};
+};
+template <>
+struct EnumNames<Recompute> {
+  static constexpr std::array<std::pair<Recompute, std::string_view>, 3> kAll = {
+      {{Recompute::none, "none"}, {Recompute::selective, "selective"}, {Recompute::full, "full"}}};
+};
+template <>
+struct EnumNames<BalanceUnit> {
+  static constexpr std::array<std::pair<BalanceUnit, std::string_view>, 3> kAll = {
+      {{BalanceUnit::sequence, "sequence"},
+       {BalanceUnit::micro_batch, "micro_batch"},
+       {BalanceUnit::global_batch, "global_batch"}}};
+};
+template <>
+struct EnumNames<DropPolicy> {
+  static constexpr std::array<std::pair<DropPolicy, std::string_view>, 2> kAll = {
+      {{DropPolicy::position, "position"}, {DropPolicy::probs, "probs"}}};
+};
+template <>
+struct EnumNames<LrDecay> {
+  static constexpr std::array<std::pair<LrDecay, std::string_view>, 3> kAll = {
+      {{LrDecay::constant, "constant"}, {LrDecay::cosine, "cosine"}, {LrDecay::wsd, "wsd"}}};
+};
+
+// JobRef: Job& or const Job&. The model has its own reader (config.json keys).
+template <class JobRef, class Visitor>
+void visit_job(JobRef& job, Visitor& v) {
+  v.section("train");
+  v.required("steps", job.train.steps);
+  v.required("sequence_length", job.train.sequence_length);
+  v.required("global_batch_size", job.train.global_batch_size);
+  v.required("micro_batch_size", job.train.micro_batch_size);
+  v.optional("precision", job.train.precision);
+  v.optional("recompute", job.train.recompute);
+  v.optional("seed", job.train.seed);
+  v.optional("zero_stage", job.train.zero_stage);
+  v.optional("bucket_bytes", job.train.bucket_bytes);
+  v.optional("lr", job.train.optimizer.lr);
+  v.optional("min_lr", job.train.optimizer.min_lr);
+  v.optional("beta1", job.train.optimizer.beta1);
+  v.optional("beta2", job.train.optimizer.beta2);
+  v.optional("eps", job.train.optimizer.eps);
+  v.optional("weight_decay", job.train.optimizer.weight_decay);
+  v.optional("clip_grad", job.train.optimizer.clip_grad);
+  v.optional("lr_decay", job.train.optimizer.lr_decay);
+  v.optional("lr_warmup_steps", job.train.optimizer.lr_warmup_steps);
+  v.optional("lr_wsd_decay_steps", job.train.optimizer.lr_wsd_decay_steps);
+  v.section("moe");
+  v.optional("aux_loss_coef", job.train.moe.aux_loss_coef);
+  v.optional("aux_loss_unit", job.train.moe.aux_loss_unit);
+  v.optional("z_loss_coef", job.train.moe.z_loss_coef);
+  v.optional("capacity_factor", job.train.moe.capacity_factor);
+  v.optional("drop_policy", job.train.moe.drop_policy);
+  v.section("parallel");
+  v.optional("tp", job.parallel.tp);
+  v.optional("cp", job.parallel.cp);
+  v.optional("dp", job.parallel.dp);
+  v.optional("pp", job.parallel.pp);
+  v.optional("ep", job.parallel.ep);
+  v.optional("etp", job.parallel.etp);
+  v.optional("vpp", job.parallel.vpp);
+  v.optional("schedule", job.parallel.schedule);
+  v.optional("stage_layers", job.parallel.stage_layers);
+  v.section("data");
+  v.optional("train", job.data.train);
+  v.optional("text", job.data.text);
+  v.optional("tokenizer", job.data.tokenizer);
+  v.optional("vocab_size", job.data.vocab_size);
+  v.optional("validation_fraction", job.data.validation_fraction);
+  v.section("checkpoint");
+  v.optional("folder", job.checkpoint.folder);
+  v.optional("every", job.checkpoint.every);
+  v.optional("keep", job.checkpoint.keep);
+  v.optional("resume", job.checkpoint.resume);
+  v.section("output");
+  v.optional("folder", job.output.folder);
+  v.optional("trace_steps", job.output.trace_steps);
+  v.optional("sample_prompt", job.output.sample_prompt);
+  v.optional("sample_tokens", job.output.sample_tokens);
+}
+
+}  // namespace tessera::spec
