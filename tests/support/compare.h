@@ -1,9 +1,10 @@
 // Comparison with a computed allowance. Allowed error of one element with f64 reference r that is a sum of K
 // terms whose absolute values add up to s:
 //
-//   allowed = u_out |r| + 4 sqrt(K) u_acc s,      u = unit roundoff: 2^-53 of f64, 2^-24 of f32
+//   allowed = u_out |r| + 4 sqrt(K) u_acc s + m,      u = unit roundoff: 2^-53 of f64, 2^-24 of f32
 //
-// Never scaled by the result alone: a sum can cancel. Non-finite values never match.
+// Never scaled by the result alone: a sum can cancel. m is the smallest normal number: below it a result may
+// be flushed to zero. Non-finite values never match.
 //
 //   EXPECT_TRUE(matches("y", y, y_f64, Terms{.count = K, .scale = sum_of_abs_products}));
 //
@@ -38,8 +39,9 @@ struct Terms {
 
 [[nodiscard]] inline double allowed_error(DType dtype, double want, std::int64_t count, double scale) {
   const double u = unit_roundoff(dtype);
-  return u * std::abs(want) +
-         4 * std::sqrt(static_cast<double>(std::max<std::int64_t>(count, 1))) * u * scale;
+  const double terms = static_cast<double>(std::max<std::int64_t>(count, 1));
+  const double smallest = dtype == DType::f32 ? 0x1p-126 : 0x1p-1022;
+  return u * std::abs(want) + 4 * std::sqrt(terms) * u * scale + smallest;
 }
 
 // Largest percentage of the allowance used so far, by name.

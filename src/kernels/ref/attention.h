@@ -55,8 +55,8 @@ S dot(const S* a, const S* b, std::int64_t n) {
   return sum;
 }
 
-// out_i = sum_{j <= i} p_ij v_j, p_ij = exp(s_ij - lse_i), s_ij = scale q_i k_j: first the largest score and the
-// sum of exponentials, then the values.
+// out_i = sum_{j <= i} p_ij v_j, p_ij = exp(s_ij - lse_i), s_ij = scale q_i k_j: first the largest score and
+// the sum of exponentials, then the values.
 template <class S>
 void attention_head(S* out, S* lse, const S* qkv, const HeadOffsets& at) {
   const AttentionShape& shape = at.shape;

@@ -1,5 +1,6 @@
 // The reference backend: naive templates over f32 and f64 (the f64 instance is the truth of all tests). Sums
-// run in the scalar type in ascending order; no threads, no intrinsics, never fast-math.
+// run in the scalar type in ascending order; no threads, no intrinsics, never fast-math. Only this file may
+// include the templates: a copy made under other compiler options could replace these at link time.
 #include "kernels/ref/attention.h"
 #include "kernels/ref/elementwise.h"
 #include "kernels/ref/linear.h"
@@ -21,6 +22,7 @@ template <class F>
 auto with_scalar(const Tensor& t, F f) {
   return t.dtype() == DType::f64 ? f(double{}) : f(float{});
 }
+
 class Reference final : public Kernels {
  public:
   [[nodiscard]] Bytes workspace_bytes() const override { return Bytes(0); }

@@ -1,0 +1,49 @@
+// The backends that every kernel test runs. To add one, add a line to implementations(); a backend that picks
+// an instruction set at run time gets one line per instruction set that this machine has, for example
+//
+//   {"cpu", &kernels::make_cpu},
+//
+// Each runs against the f64 reference in f32 and f64, the gradient checks in f64, the error paths, and the
+// row-split tests.
+#pragma once
+#include <functional>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace tessera::kernels {
+
+struct Implementation {
+  std::string name;  // letters, digits and underscores: part of the test's name
+  std::function<std::unique_ptr<Kernels>()> make;
+};
+
+inline std::vector<Implementation> implementations() {
+  return {
+      {"reference", &make_reference},
+  };
+}
+
+// One implementation in one dtype.
+struct Subject {
+  Implementation implementation;
+  DType dtype;
+  [[nodiscard]] std::string name() const {
+    return implementation.name + "_" + std::string(tensor::name(dtype));
+  }
+  friend std::ostream& operator<<(std::ostream& out, const Subject& s) { return out << s.name(); }
+};
+
+inline std::vector<Subject> subjects() {
+  std::vector<Subject> out;
+  for (const Implementation& i : implementations()) {
+    out.push_back({i, DType::f32});
+    out.push_back({i, DType::f64});
+  }
+  return out;
+}
+
+}  // namespace tessera::kernels
