@@ -1,0 +1,3 @@
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
+target_link_libraries(tessera_data PRIVATE PkgConfig::SENTENCEPIECE)
