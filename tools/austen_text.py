@@ -12,6 +12,7 @@ one line a paragraph and an empty line between paragraphs. Needs python3 (standa
 form apt-get.
 """
 import argparse
+import contextlib
 import os
 import pathlib
 import shutil
@@ -113,7 +114,7 @@ def read_novels(data_folder):
             if len(text) != struct.unpack(">I", block[:4])[0]:
                 raise ValueError(f"{name} unpacks to {len(text)} bytes, not to the size beside it")
             novels[name] = RReader(text).read()
-    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error, zlib.error, RecursionError) as error:
         raise Fault(f"cannot read the novels: {error}", str(data_folder),
                     f"fetch the package {PACKAGE} again; version 1.0.0 is known to work") from error
     missing = [name for name in NOVELS if name not in novels]
@@ -158,10 +159,8 @@ def fetch_package(folder):
     os.chmod(folder, 0o755)
     if os.geteuid() == 0:
         # apt fetches as its own user when root asks, so the folder must be that user's.
-        try:
+        with contextlib.suppress(LookupError, PermissionError):
             shutil.chown(folder, user="_apt")
-        except (LookupError, PermissionError):
-            pass
     run(["apt-get", "-qq", "download", PACKAGE], folder,
         f"run `apt-get update` once as root, or download {PACKAGE} elsewhere and use --deb FILE")
     return next(folder.glob("*.deb"))
@@ -191,7 +190,8 @@ def write_text(path, text):
         aside.write_bytes(text)
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise Fault(f"cannot write: {error.strerror}", str(path), "check the folder and the free space") from error
 
 
