@@ -25,6 +25,7 @@ class ThreadWorld {
   struct Options {
     std::int32_t size = 1;
     Seconds timeout = Seconds(120.0);  // of one wait
+    std::int32_t cores = 0;            // that the ranks share; 0: those this process may use
   };
   explicit ThreadWorld(Options options);
   ~ThreadWorld();

@@ -1,0 +1,133 @@
+#include "comm/thread/world.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/text.h"
+
+namespace tessera::comm::thread {
+
+namespace {
+// Between two cores a futex wake costs tens of microseconds, a look tens of nanoseconds: with a core for each
+// rank, look for about as long as a wake would take. With more ranks than cores a look only delays the rank
+// that is waited for.
+constexpr std::int32_t kSpins = 1000;
+}  // namespace
+
+World::World(std::int32_t size, std::int64_t timeout_ns, std::int32_t cores)
+    : size_(size),
+      timeout_ns_(timeout_ns),
+      spins_(size <= cores ? kSpins : 0),
+      states_(static_cast<std::size_t>(size)) {}
+
+void World::stop(Rank rank, const Error& error, bool provisional) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (first_ && !(first_->provisional && first_->rank == rank)) return;
+    // The states of the moment at which it went wrong: soon all ranks will have left.
+    std::vector<std::string> states = first_ ? std::move(first_->states) : describe_ranks();
+    first_ = Failure{rank, error.kind(), error.problems(), std::move(states), provisional};
+    stopped_.store(true, std::memory_order_seq_cst);
+  }
+  wake_all();
+}
+
+void World::throw_stopped(const std::string& where) {
+  const std::lock_guard lock(mutex_);
+  std::string why = "it left";
+  std::int32_t rank = 0;
+  if (first_) {
+    rank = first_->rank.value;
+    why = first_->problems.empty() ? "it left" : first_->problems.front().what;
+  }
+  throw Stopped(ErrorKind::comm, fmt::format("stopped because rank {} failed: {}", rank, why), where,
+                fmt::format("mend the failure of rank {}; this rank only noticed it", rank));
+}
+
+void World::fail(Rank rank, const Error& error) {
+  stop(rank, error, false);
+  throw error;
+}
+
+void World::set_state(Rank rank, RankState state) {
+  states_[static_cast<std::size_t>(rank.value)].store(state, std::memory_order_seq_cst);
+  if (state == RankState::finished || state == RankState::failed) wake_all();
+}
+
+Group& World::group(std::span<const Rank> members, std::string_view label, std::int32_t instance) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& g : groups_)
+    if (g->instance() == instance && g->label() == label && std::ranges::equal(g->members(), members))
+      return *g;
+  groups_.push_back(
+      std::make_unique<Group>(*this, std::vector<Rank>(members.begin(), members.end()), label, instance));
+  return *groups_.back();
+}
+
+void World::wake_all() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& g : groups_) g->wake_all();
+}
+
+namespace {
+std::int32_t place_in(const Group& group, Rank rank) {
+  for (std::int32_t r = 0; r < group.size(); ++r)
+    if (group.world_rank(r) == rank) return r;
+  return kNobody;
+}
+}  // namespace
+
+std::string World::describe_calls(Rank rank) const {
+  std::vector<std::string> parts;
+  for (const auto& g : groups_)
+    if (const std::int32_t r = place_in(*g, rank); r != kNobody)
+      if (std::string text = g->recent(r); !text.empty()) parts.push_back(std::move(text));
+  return join(parts, "; ");
+}
+
+std::vector<std::string> World::describe_ranks() const {
+  std::vector<std::string> lines;
+  for (std::int32_t i = 0; i < size_; ++i) {
+    std::vector<std::string> parts;
+    for (const auto& g : groups_)
+      if (const std::int32_t r = place_in(*g, Rank(i)); r != kNobody)
+        if (std::string text = g->doing(r); !text.empty()) parts.push_back(std::move(text));
+    std::string line = join(parts, " and ");
+    switch (state(Rank(i))) {
+      case RankState::idle:
+        if (parts.empty()) line = "not started";
+        break;
+      case RankState::running:
+        if (parts.empty()) line = "outside of communication";
+        break;
+      case RankState::finished:
+        line = "finished";
+        break;
+      case RankState::failed:
+        line = "left after an error";
+        break;
+    }
+    if (const std::string calls = describe_calls(Rank(i)); !calls.empty())
+      line += fmt::format("; last calls: {}", calls);
+    lines.push_back(std::move(line));
+  }
+  return lines;
+}
+
+std::optional<Error> World::verdict() {
+  const std::lock_guard lock(mutex_);
+  if (!first_) return std::nullopt;
+  std::vector<Problem> problems = first_->problems;
+  if (problems.empty()) problems.push_back({"it left", "", ""});
+  problems.front().what = fmt::format("rank {} failed: {}", first_->rank.value, problems.front().what);
+  std::string states = "states of the ranks when it failed:";
+  for (std::int32_t i = 0; i < size_; ++i) {
+    const std::string& line = first_->states[static_cast<std::size_t>(i)];
+    states += fmt::format("\n  rank {}: {}{}", i, first_->rank.value == i ? "this one failed; " : "", line);
+  }
+  problems.push_back({std::move(states), "", "mend the first failure; the other ranks only waited"});
+  return Error(first_->kind, std::move(problems));
+}
+
+}  // namespace tessera::comm::thread
