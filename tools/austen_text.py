@@ -8,8 +8,8 @@
 The Debian package r-cran-janeaustenr keeps each novel as an R vector of lines in a lazy-load data base: Rdata.rdx (a
 gzipped R list: name -> offset and length) and Rdata.rdb (at each offset: the unpacked size in 4 bytes, then zlib data).
 Neither R nor root is needed. The result has the novels in the order of their names, a form feed between two of them,
-one line a paragraph and an empty line between paragraphs. Needs python3 (standard library only), dpkg, and for the first
-form apt-get.
+one line a paragraph and an empty line between paragraphs. Needs python3 (standard library only) and dpkg, and apt-get
+for the first form.
 """
 import argparse
 import contextlib
