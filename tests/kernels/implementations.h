@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu/cpu_kernels.h"
 #include "kernels/kernels.h"
 
 namespace tessera::kernels {
@@ -22,9 +23,11 @@ struct Implementation {
 };
 
 inline std::vector<Implementation> implementations() {
-  return {
-      {"reference", &make_reference},
-  };
+  std::vector<Implementation> out = {{"reference", &make_reference}};
+  if (cpu::supported(cpu::avx512())) out.push_back({"cpu_avx512", [] { return cpu::make_cpu(cpu::avx512()); }});
+  if (cpu::supported(cpu::avx2())) out.push_back({"cpu_avx2", [] { return cpu::make_cpu(cpu::avx2()); }});
+  out.push_back({"cpu_generic", [] { return cpu::make_cpu(cpu::generic()); }});
+  return out;
 }
 
 // One implementation in one dtype.

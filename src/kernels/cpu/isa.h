@@ -1,0 +1,109 @@
+// The table of inner loops of one instruction set. Three translation units fill it from the same source
+// (simd.inc, gemm.inc, attention.inc, rows.inc), each with its own vector width and compiler flags, each in its
+// own namespace; the backend picks a table at run time. Only plain data crosses this border: an inline function
+// shared with those units could be emitted with instructions that the processor does not have.
+//
+// Pointers need no alignment beyond the element's. Nothing allocates; `workspace` has kWorkspaceBytes.
+#pragma once
+#include <cstdint>
+
+namespace tessera::kernels::cpu {
+
+inline constexpr std::int64_t kWorkspaceBytes = std::int64_t{4} << 20;
+inline constexpr std::int64_t kMaxHeadDim = 512;  // what fits the workspace of attention
+
+enum class Order : std::uint8_t { rows, columns };
+
+// C[m, n] = or += A[m, k] B[k, n]. C is row-major with row stride ldc.
+template <class T>
+struct Product {
+  std::int64_t m, n, k;
+  const T* a;
+  std::int64_t lda;
+  Order a_order;  // rows: A(i, p) = a[i * lda + p]; columns: A(i, p) = a[p * lda + i]
+  const T* b;
+  std::int64_t ldb;
+  Order b_order;    // rows: B(p, j) = b[p * ldb + j]; columns: B(p, j) = b[j * ldb + p]
+  const T* panels;  // B as written by pack_panels, or null
+  T* c;
+  std::int64_t ldc;
+  bool accumulate;
+  T* workspace;
+};
+
+template <class T>
+struct AttentionCall {
+  std::int64_t batch, seq, heads, kv_heads, head_dim;
+  double scale;
+  const T* qkv;
+  T* out;  // backward: read only
+  T* lse;  // backward: read only
+  const T* dout;
+  T* dqkv;
+  T* workspace;
+};
+
+template <class T>
+struct AdamWCall {
+  T *p, *m, *v;
+  const T* g;
+  std::int64_t n;
+  double lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale;
+};
+
+template <class T>
+struct Loops {
+  std::int64_t
+      panel_width;  // columns of a panel of packed B; a packed [k, n] matrix has round_up(n) * k elements
+
+  void (*product)(const Product<T>&);
+  void (*pack_panels)(T* panels, const T* b, std::int64_t ldb, Order order, std::int64_t k, std::int64_t n);
+
+  void (*attention)(const AttentionCall<T>&);
+  void (*attention_backward)(const AttentionCall<T>&);
+  // rows of `row_stride` elements; the first num_heads * head_dim of each are rotated; sign -1 inverts
+  void (*rope)(T* x, std::int64_t num_heads, std::int64_t head_dim, const T* cos, const T* sin, T sign);
+
+  void (*rms_norm)(T* y, T* rstd, const T* x, const T* w, std::int64_t rows, std::int64_t h, double eps);
+  void (*rms_norm_apply)(T* y, const T* x, const T* rstd, const T* w, std::int64_t rows, std::int64_t h);
+  void (*rms_norm_dgrad)(T* dx, const T* dy, const T* x, const T* rstd, const T* w, std::int64_t rows,
+                         std::int64_t h, bool accumulate);
+  void (*rms_norm_wgrad)(T* dw, const T* dy, const T* x, const T* rstd, std::int64_t rows, std::int64_t h,
+                         T* workspace);
+
+  void (*swiglu)(T* h, const T* gate_up, std::int64_t rows, std::int64_t i);
+  void (*swiglu_backward)(T* dgate_up, const T* dh, const T* gate_up, std::int64_t rows, std::int64_t i);
+
+  // One row of logits: its maximum and the sum of exp(z - maximum); and z = weight * exp(z - lse).
+  void (*softmax_stats)(const T* z, std::int64_t v, T* max, T* sum);
+  void (*softmax_scaled)(T* z, std::int64_t v, T lse, T weight);
+
+  void (*exp)(T* y, const T* x, std::int64_t n);
+  void (*add)(T* y, const T* a, const T* b, std::int64_t n);
+  void (*fill)(T* y, T value, std::int64_t n);
+  void (*scale)(T* y, T s, const T* x, std::int64_t n);                   // y = s x
+  void (*add_scaled)(T* y, const T* a, T s, const T* x, std::int64_t n);  // y = a + s x; y may be a
+  T (*dot)(const T* x, const T* y, std::int64_t n);
+  double (*sum)(const T* x, std::int64_t n);
+  double (*sum_squares)(const T* x, std::int64_t n);
+  void (*adamw)(const AdamWCall<T>&);
+
+  // `count` rounds of independent multiply-adds in registers; returns the number of operations (2 each).
+  std::int64_t (*peak)(std::int64_t count, T* sink);
+};
+
+struct Isa {
+  const char* name;
+  const Loops<float>* f32;
+  const Loops<double>* f64;
+  double (*read)(const float* x, std::int64_t n);                                    // sums x: memory reads
+  void (*triad)(float* y, const float* a, const float* b, float s, std::int64_t n);  // y = a + s b, streamed
+};
+
+[[nodiscard]] const Isa& avx512();
+[[nodiscard]] const Isa& avx2();
+[[nodiscard]] const Isa& generic();
+[[nodiscard]] bool supported(const Isa& isa);  // by this processor and its system
+[[nodiscard]] const Isa& best();               // the widest supported one
+
+}  // namespace tessera::kernels::cpu
