@@ -19,10 +19,9 @@ namespace tessera::schedule {
 
 // Peaks over one step, in micro-batches. They hold for any timing.
 struct StageSlots {
-  std::int32_t peak_live = 0;  // from the start of F to the end of W or B: slots for saved values
-  std::int32_t peak_in_flight =
-      0;                           // F begun, I or B not ended: slots that hold the whole of the saved values
-  std::int32_t peak_deferred = 0;  // I ended, W not ended (0 where only B runs): slots for what W needs
+  std::int32_t peak_live = 0;       // from the start of F to the end of W or B: slots for saved values
+  std::int32_t peak_in_flight = 0;  // F begun, I or B not ended: slots that hold all saved values
+  std::int32_t peak_deferred = 0;   // I ended, W not ended (0 where only B runs): slots for what W needs
   // Most messages sent and possibly not yet received when the receiver is as late as the schedule allows:
   // buffers for outgoing activations and gradients. 0 where the neighbour is on the same rank.
   std::int32_t peak_unreceived_forward = 0;
@@ -34,8 +33,7 @@ struct CheckReport {
   Problems problems;               // empty: the schedule is proven. The rest is filled only then
   std::string grid;                // with problems: the lists around the first bad action, it marked >like<
   std::vector<StageSlots> stages;  // [num_stages]
-  std::vector<std::int32_t>
-      peak_live_rank;  // [pp]: live (stage, micro-batch) pairs on the rank, all chunks together
+  std::vector<std::int32_t> peak_live_rank;  // [pp] live (stage, micro-batch) pairs, all chunks together
   // [num_stages * num_microbatches]: which of the stage's peak_live slots holds the micro-batch, lowest free
   // first.
   std::vector<std::int32_t> live_slot;

@@ -3,8 +3,8 @@
 // a schedule, simulate.h times it, text.h reads and writes it. The engine walks the lowered lists and knows
 // no schedule by name.
 //
-//   const Schedule s = lower(generate({.kind = Kind::one_f_one_b, .pp = 4, .vpp = 1, .num_microbatches =
-//   8})); for (const Action& a : s.ranks[0]) ...
+//   const Schedule s = lower(generate({.kind = Kind::one_f_one_b, .pp = 4, .num_microbatches = 8}));
+//   for (const Action& a : s.ranks[0]) ...
 //
 // All functions are pure and thread safe. `stage` runs over pp * vpp model pieces in model order; `rank` here
 // is the pipeline rank (coordinate on the pp axis), not the world rank.
@@ -24,15 +24,13 @@ namespace tessera::schedule {
 enum class ActionKind : std::uint8_t {
   forward,          // F
   backward_input,   // I: gradient of the stage's input; keeps what W needs
-  backward_weight,  // W: adds to the gradients of the stage's weights and frees the micro-batch's saved
-                    // values
+  backward_weight,  // W: adds to the gradients of the stage's weights; frees the saved values
   backward,         // B: I then W at once
   send_forward,     // SEND_F: output of `stage` to the rank of stage + 1. Never blocks
   recv_forward,     // RECV_F: input of `stage` from the rank of stage - 1. Blocks
   send_backward,    // SEND_B: gradient of the input of `stage` to the rank of stage - 1. Never blocks
   recv_backward,    // RECV_B: gradient of the output of `stage` from the rank of stage + 1. Blocks
-  reduce_grad,      // REDUCE_GRAD: all weight gradients of `stage` are complete. The micro-batch is 0 and not
-                    // written
+  reduce_grad,      // REDUCE_GRAD: all weight gradients of `stage` are complete. Micro-batch 0, unwritten
 };
 [[nodiscard]] std::string_view name(ActionKind kind);  // "F", "SEND_F", ...
 [[nodiscard]] bool is_compute(ActionKind kind);        // F, I, W, B
@@ -48,8 +46,7 @@ struct Action {
 
 using ActionList = std::vector<Action>;
 
-// Which rank holds a stage. loop: stage % pp. vee (two chunks): down and up again, s < pp ? s : 2 * pp - 1 -
-// s.
+// Which rank holds stage s. loop: s % pp. vee (two chunks, down and up): s < pp ? s : 2 * pp - 1 - s.
 enum class Placement : std::uint8_t { loop, vee };
 [[nodiscard]] std::string_view name(Placement placement);
 
@@ -84,8 +81,8 @@ struct StageCosts {
   std::vector<Seconds> forward;
   std::vector<Seconds> backward_input;
   std::vector<Seconds> backward_weight;
-  Seconds
-      p2p_latency{};  // from the end of the producer to the earliest start of the consumer on another rank
+  // From the end of the producer to the earliest start of the consumer on another rank.
+  Seconds p2p_latency{};
 
   [[nodiscard]] static StageCosts uniform(std::int32_t num_stages, Seconds f, Seconds i, Seconds w);
 };
@@ -106,13 +103,21 @@ inline constexpr std::int64_t kMaxCells = std::int64_t{1} << 24;
 // stage each run in ascending micro-batch order in all kinds, so weight gradients are bit-identical across
 // them. Throws Error{config} with all problems of the options (degrees below 1, vpp that the kind does not
 // allow, costs of another length or below zero).
-//   naive        one micro-batch at a time through the whole pipeline, forward then backward
-//   gpipe        all F, then all B. Huang et al. 2019, arXiv 1811.06965
-//   one_f_one_b  pp - 1 - rank F, then F and B in turn. Narayanan et al. 2019 / 2021, arXiv 2104.04473
-//   interleaved  1F1B over vpp chunks in groups of pp micro-batches (a last smaller group is allowed). Same
-//   paper, 2.2 zb_h1        1F1B order with B split; rank r postpones r W's. Qi et al. 2024, arXiv 2401.10241
-//   zb_v         V placement, list schedule with at most 2 * pp live chunk activations. Qi et al. 2024, arXiv
-//   2405.15362
+//
+// naive: one micro-batch at a time through the whole pipeline, forward then backward.
+//
+// gpipe: all F, then all B (Huang et al. 2019, arXiv 1811.06965).
+//
+// one_f_one_b: pp - 1 - rank F, then F and B in turn (Narayanan et al. 2021, arXiv 2104.04473).
+//
+// interleaved: 1F1B over vpp chunks in groups of pp micro-batches, of which the last may be incomplete (same
+// paper, 2.2). Its idle time is the closed form when pp divides m.
+//
+// zb_h1: 1F1B order with B split; rank r postpones r W's (Qi et al. 2024, arXiv 2401.10241). Idles
+// (pp-1)(F+I-W) when W <= F <= I and m >= pp, and never longer than 1F1B.
+//
+// zb_v: V placement, at most 2 * pp live chunk activations per rank, order chosen by the costs (Qi et al. 2024,
+// arXiv 2405.15362). Idles (pp-1)F/2 when F = I = W and m >= 2 pp.
 [[nodiscard]] Schedule generate(const GenerateOptions& options);
 
 // Adds a receive directly before each consumer and a send directly after each producer whose neighbour stage

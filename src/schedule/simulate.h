@@ -20,9 +20,12 @@
 namespace tessera::schedule {
 
 using SimTime = Quantity<struct SimTimeTag, std::int64_t>;  // picoseconds: 106 days
-[[nodiscard]] SimTime to_sim_time(
-    Seconds seconds);  // nearest; throws Error{config} on NaN, below 0, over 100 days
+// Nearest; throws Error{config} on NaN, below 0, over 100 days.
+[[nodiscard]] SimTime to_sim_time(Seconds seconds);
 [[nodiscard]] Seconds to_seconds(SimTime time);
+
+// One duration per action, parallel to Schedule::ranks. Messages and reductions are usually 0.
+using Durations = std::vector<std::vector<Seconds>>;
 
 struct Interval {
   SimTime start, end;
@@ -30,8 +33,8 @@ struct Interval {
 };
 
 struct Simulation {
-  std::vector<std::vector<Interval>>
-      actions;                      // parallel to Schedule::ranks; a receive lasts as long as it waits
+  // Parallel to Schedule::ranks; a receive lasts as long as it waits.
+  std::vector<std::vector<Interval>> actions;
   std::vector<SimTime> busy, idle;  // [pp]; busy + idle = makespan on each rank
   SimTime makespan{};               // end of the last action
   double bubble_fraction = 0;       // 1 - sum(busy) / (pp * makespan); 0 for an empty makespan
@@ -41,14 +44,16 @@ struct Simulation {
 // and on a schedule that hangs. With a compute-only schedule dependencies between stages act directly.
 [[nodiscard]] Simulation simulate(const Schedule& schedule, const StageCosts& costs);
 
-// durations: parallel to schedule.ranks. Messages and reductions are usually 0.
-[[nodiscard]] Simulation simulate(const Schedule& schedule,
-                                  const std::vector<std::vector<Seconds>>& durations,
+[[nodiscard]] Simulation simulate(const Schedule& schedule, const Durations& durations,
                                   Seconds p2p_latency = Seconds(0));
 
 // The picture of pipeline papers: one row per rank, one cell per time unit (the shortest compute action),
-// each action with its kind, micro-batch and (with several chunks) the chunk as a letter; dots are idle time.
-//   rank 0 | F0 F1 F2 F3 .  .  B0 B0 ...
+// each action with its kind, micro-batch and (with several chunks) the chunk as a letter, a dash while it
+// goes on; dots are idle time.
+//
+//   rank 0 | F0 F1 .  .  B0 -  .  B1 -
+//   rank 1 | .  F0 B0 -  F1 B1 -  .  .
+//
 // Long pictures are cut at max_columns cells, which is then said in a last line.
 struct DrawOptions {
   std::int32_t max_columns = 120;
