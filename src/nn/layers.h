@@ -77,7 +77,7 @@ class Mlp : public Layer {
     Tensor x_tH, rstd_t, n_TH, gate_up, h_TI;  // x: view; n, h: Recompute::none only
   };
   struct Deferred {
-    Tensor n_TH, h_TI, dout_TH, dgate_up, dn_tH;  // n, h: selective only
+    Tensor n_TH, dout_TH, dgate_up, dn_tH;  // n: selective only
   };
   Options o_;
   Params p_;

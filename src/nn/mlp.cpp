@@ -37,6 +37,11 @@ BackwardScratch backward_scratch(Arena& arena, const Mlp::Options& o) {
   return s;
 }
 
+// Selective: only W reads h again, so it is computed there.
+Tensor weight_scratch(Arena& arena, const Mlp::Options& o) {
+  return selective(o) ? arena.take(o.dims.dtype, {o.dims.tokens(), o.intermediate}) : Tensor();
+}
+
 }  // namespace
 
 Mlp::Mlp(Options options, Params params) : o_(options), p_(params) {}
@@ -54,10 +59,7 @@ void Mlp::reserve_saved(Arena& arena) {
 void Mlp::reserve_deferred(Arena& arena) {
   const Dims& d = o_.dims;
   Deferred f;
-  if (selective(o_)) {
-    f.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
-    f.h_TI = arena.take(d.dtype, {d.tokens(), o_.intermediate});
-  }
+  if (selective(o_)) f.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
   f.dout_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
   f.dgate_up = arena.take(d.dtype, {d.tokens(), 2 * o_.intermediate});
   f.dn_tH = arena.take(d.dtype, {d.local_tokens(), d.hidden});
@@ -69,8 +71,12 @@ void Mlp::measure_scratch(Arena& counting) const {
     const Frame frame(counting);
     (void)forward_scratch(counting, o_);
   }
+  {
+    const Frame frame(counting);
+    (void)backward_scratch(counting, o_);
+  }
   const Frame frame(counting);
-  (void)backward_scratch(counting, o_);
+  (void)weight_scratch(counting, o_);
 }
 
 void Mlp::forward(Context& ctx, Slots slots, const Microbatch& /*mb*/, Tensor x_tH, Tensor y_tH,
@@ -105,7 +111,6 @@ void Mlp::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb*/, Te
   if (selective(o_)) {
     k.rms_norm_apply(local_rows(ctx, f.n_TH), s.x_tH, s.rstd_t, p_.norm_H.weight.value_NK);
     gather_rows(ctx, f.n_TH, local_rows(ctx, f.n_TH));
-    k.swiglu(f.h_TI, s.gate_up);
   }
   gather_rows(ctx, f.dout_TH, g_tH);
   k.linear_dgrad(scratch.dh_TI, f.dout_TH, p_.down.weight);
@@ -118,8 +123,12 @@ void Mlp::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb*/, Te
 void Mlp::backward_weight(Context& ctx, Slots slots, const Microbatch& /*mb*/) {
   const Saved& s = slot_at(saved_, slots.saved);
   const Deferred& f = slot_at(deferred_, slots.deferred);
+  const Frame frame(ctx.scratch);
+  const Tensor scratch = weight_scratch(ctx.scratch, o_);
+  const Tensor h_TI = selective(o_) ? scratch : s.h_TI;
   Kernels& k = ctx.kernels;
-  k.linear_wgrad(p_.down.grad, f.dout_TH, selective(o_) ? f.h_TI : s.h_TI);
+  if (selective(o_)) k.swiglu(h_TI, s.gate_up);
+  k.linear_wgrad(p_.down.grad, f.dout_TH, h_TI);
   k.linear_wgrad(p_.gate_up.grad, f.dgate_up, selective(o_) ? f.n_TH : s.n_TH);
   k.rms_norm_wgrad(p_.norm_H.grad, f.dn_tH, s.x_tH, s.rstd_t);
 }

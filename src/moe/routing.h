@@ -1,0 +1,53 @@
+// Which choices of the router count: choices per balancing unit, coefficients of the balancing loss, capacity
+// and drops. All of it is defined on units that do not depend on the layout (moe_layer.h).
+//
+// Legend: T tokens of the micro-batch, t of this rank (rows [first_token, first_token + t) of T), K top-k, E
+// experts of all ranks, U balancing units of the micro-batch. Indices and counts are i32 tensors in memory of
+// the caller: nothing here allocates. Pure functions: thread safe.
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "moe/moe_layer.h"
+
+namespace tessera::moe {
+
+// C = ceil(factor * T * K / E); a product within rounding of an integer is that integer (1.1 * 10 rows are
+// 11).
+[[nodiscard]] std::int64_t capacity_rows(double factor, std::int64_t tokens, std::int64_t top_k,
+                                         std::int64_t num_experts);
+
+// Balancing units of one micro-batch: its sequences, or 1.
+[[nodiscard]] std::int64_t num_units(const Options& options);
+// unit_t[i] = unit of token first_token + i.
+void fill_units(Tensor unit_t, const Options& options, std::int64_t first_token);
+
+// counts_UE = choices of this rank's tokens by unit and expert (overwritten).
+void count_choices(Tensor counts_UE, Tensor index_tK, const Options& options, std::int64_t first_token);
+
+// a_UE of the balancing loss sum_t sum_e a_{u(t) e} P_te, from the counts of whole units:
+//   a_ue = weight c E N_ue / (K T_u^2), T_u = tokens of a unit.
+void balance_from_counts(Tensor aux_UE, Tensor counts_UE, const Options& options, double weight);
+// a_1E for the global batch: a_e = c E f_e token_weight, f_e = share of all choices of the previous step.
+void balance_from_frequency(Tensor aux_1E, std::span<const double> frequency, const Options& options,
+                            double token_weight);
+
+// Decides over all T tokens of the micro-batch, writes this rank's part: pos_tK = 0 for a kept choice, -1
+// for a dropped one. index_TK, weights_TK: the decisions of the whole micro-batch (weights: `probs` policy
+// only).
+struct DropWork {
+  Tensor order_n;   // i32 [T * K]
+  Tensor start_E1;  // i32 [E + 1]
+};
+void mark_drops(Tensor pos_tK, Tensor index_TK, Tensor weights_TK, const DropWork& work, DropPolicy policy,
+                std::int64_t capacity, std::int64_t first_token);
+
+// Adds this rank's tokens of one forward pass to the statistics (not received_rows). aux_UE may be empty.
+struct Routed {
+  Tensor probs_tE, lse_t, index_tK, pos_tK;
+  Tensor aux_UE;
+  std::int64_t first_token;
+};
+void add_to_stats(Stats& stats, const Routed& routed, const Options& options, double token_weight);
+
+}  // namespace tessera::moe
