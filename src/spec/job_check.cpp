@@ -147,23 +147,23 @@ void check_tp(const Job& job, Checker& c) {
 }
 
 void check_experts(const Job& job, Checker& c) {
+  if (!job.model.moe) return;
   const ParallelSpec& p = job.parallel;
   const int64_t replica = int64_t{p.tp} * p.cp * p.dp;
   const int64_t experts = int64_t{p.etp} * p.ep;
-  if (job.model.moe) {
-    const int64_t width = job.model.intermediate_size;
-    const int64_t num = job.model.moe->num_experts;
-    c.check(width % p.etp == 0, {"parallel.etp", "model"},
-            fmt::format("etp={} does not divide the expert width intermediate_size={}", p.etp, width),
-            fmt::format("use etp in {}", divisor_choices(std::gcd(width, replica))));
-    c.check(num % p.ep == 0, {"parallel.ep", "model"},
-            fmt::format("ep={} does not divide num_local_experts={}", p.ep, num),
-            fmt::format("use ep in {}", divisor_choices(std::gcd(num, replica))));
-    c.check(
-        replica % experts == 0, {"parallel.ep", "parallel.etp", "model"},
-        fmt::format("etp={} * ep={} = {} does not divide tp * cp * dp = {}", p.etp, p.ep, experts, replica),
-        fmt::format("use etp * ep in {} (etp * ep * edp = tp * cp * dp)", divisor_choices(replica)));
-  }
+  const int64_t width = job.model.intermediate_size;
+  const int64_t num = job.model.moe->num_experts;
+  bool good =
+      c.check(width % p.etp == 0, {"parallel.etp", "model"},
+              fmt::format("etp={} does not divide the expert width intermediate_size={}", p.etp, width),
+              fmt::format("use etp in {}", divisor_choices(std::gcd(width, replica))));
+  good &= c.check(num % p.ep == 0, {"parallel.ep", "model"},
+                  fmt::format("ep={} does not divide num_local_experts={}", p.ep, num),
+                  fmt::format("use ep in {}", divisor_choices(std::gcd(num, replica))));
+  if (!good) return;
+  c.check(replica % experts == 0, {"parallel.ep", "parallel.etp", "model"},
+          fmt::format("etp={} * ep={} = {} does not divide tp * cp * dp = {}", p.etp, p.ep, experts, replica),
+          fmt::format("use etp * ep in {} (etp * ep * edp = tp * cp * dp)", divisor_choices(replica)));
 }
 
 void check_batch(const Job& job, Checker& c) {
