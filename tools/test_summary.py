@@ -40,7 +40,12 @@ def main():
     for program, good, seconds in programs(folder):
         count = dict.fromkeys(total, 0)
         report = folder / f"test_{program}.xml"
-        tests = list(single_tests(report)) if report.exists() else []
+        tests = []
+        if report.exists():
+            try:
+                tests = list(single_tests(report))
+            except xml.ParseError:  # killed while it wrote
+                good = False
         for name, verdict, reason in tests:
             count[verdict] += 1
             if verdict in notes:

@@ -105,5 +105,15 @@ TEST(House, LinksOfThePagesResolve) {
                [](const SourceFile& file) { return file.path.ends_with(".md"); });
 }
 
+TEST(House, PagesAndScriptAgreeOnTheCommands) {
+  std::set<std::string> verbs;
+  for (const SourceFile& file : tree()) {
+    if (file.path == "dev") verbs = verbs_of(file.text);
+  }
+  EXPECT_TRUE(verbs.contains("demo") && verbs.contains("test"));
+  expect_clean([&](const SourceFile& file) { return check_verbs(file, verbs); },
+               [](const SourceFile& file) { return file.path.ends_with(".md"); });
+}
+
 }  // namespace
 }  // namespace tessera::house

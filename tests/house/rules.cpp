@@ -88,7 +88,7 @@ const std::map<std::string, std::string> kHeavy = {
     {"mpi.h", "include it in the .cpp of the backend folder only"},
 };
 
-bool is_tests_expectation(const std::string& body) {
+bool has_expectation(const std::string& body) {
   static const std::regex expectation(
       R"(\b(EXPECT_\w+|ASSERT_\w+|FAIL|ADD_FAILURE|static_assert|\w*([Ee]xpect|[Cc]heck)\w*))"
       R"(\s*(<[^;{}]*>)?\s*\()");
@@ -326,12 +326,34 @@ std::vector<Finding> check_machine_traces(const SourceFile& file) {
 
 std::vector<Finding> check_tests_expect(const SourceFile& file) {
   static const std::regex test(R"(^(TYPED_)?TEST(_F|_P)?\s*\()");
+  static const std::regex callee(R"((\w+)\s*\()");
+  const std::vector<Function> functions = outline_of(file.text).functions;
+  // Helpers of the same file that expect something, directly or through one another.
+  std::set<std::string> helpers;
+  const auto expects = [&](const Function& f) {
+    if (has_expectation(f.body)) return true;
+    const std::string body = f.body.substr(std::min(f.body.size(), f.body.find('{')));
+    static const std::regex call(R"((\w+)\s*(<[^;{}()]*>)?\s*\()");
+    for (std::sregex_iterator it(body.begin(), body.end(), call); it != std::sregex_iterator(); ++it) {
+      if (helpers.contains((*it)[1])) return true;
+    }
+    return false;
+  };
+  for (bool grown = true; grown;) {
+    grown = false;
+    for (const Function& f : functions) {
+      std::smatch name;
+      const bool is_helper =
+          !std::regex_search(f.signature, test) && std::regex_search(f.signature, name, callee);
+      if (is_helper && !helpers.contains(name[1]) && expects(f)) grown = helpers.insert(name[1]).second;
+    }
+  }
   std::vector<Finding> findings;
-  for (const Function& f : outline_of(file.text).functions) {
-    if (!std::regex_search(f.signature, test) || is_tests_expectation(f.body)) continue;
-    findings.push_back({file.path, f.first_line,
-                        fmt::format("`{}` expects nothing, so it cannot fail", f.signature),
-                        "add an EXPECT_ or ASSERT_, or call a helper whose name says expect or check"});
+  for (const Function& f : functions) {
+    if (!std::regex_search(f.signature, test) || expects(f)) continue;
+    findings.push_back(
+        {file.path, f.first_line, fmt::format("`{}` expects nothing, so it cannot fail", f.signature),
+         "add an EXPECT_ or ASSERT_, or call a helper that has one (in this file, or named so)"});
   }
   return findings;
 }
@@ -353,6 +375,41 @@ std::vector<Finding> check_links(const SourceFile& file, const std::set<std::str
       findings.push_back({file.path, number, fmt::format("link to `{}`, which does not exist", whole),
                           "link to a file of the checkout, relative to this page"});
     }
+  }
+  return findings;
+}
+
+std::set<std::string> verbs_of(std::string_view dev_script) {
+  static const std::regex label(R"(^\s+([a-z]+)( \| [^)]*)?\) )");
+  std::set<std::string> verbs;
+  const std::size_t begin = dev_script.rfind("case $verb in");
+  if (begin == std::string_view::npos) return verbs;
+  for (const std::string& line : split(dev_script.substr(begin), '\n')) {
+    std::smatch match;
+    if (std::regex_search(line, match, label)) verbs.insert(match[1]);
+  }
+  return verbs;
+}
+
+std::vector<Finding> check_verbs(const SourceFile& page, const std::set<std::string>& verbs) {
+  static const std::regex call(R"(\./dev ([a-z]+))");
+  std::vector<Finding> findings;
+  std::set<std::string> named;
+  std::int64_t number = 0;
+  for (const std::string& line : split(page.text, '\n')) {
+    ++number;
+    for (std::sregex_iterator it(line.begin(), line.end(), call); it != std::sregex_iterator(); ++it) {
+      const std::string verb = (*it)[1];
+      named.insert(verb);
+      if (verbs.contains(verb)) continue;
+      findings.push_back(
+          {page.path, number, fmt::format("`./dev {}` does not exist", verb), "see ./dev help"});
+    }
+  }
+  for (const std::string& verb : verbs) {
+    if (page.path != "README.md" || named.contains(verb)) continue;
+    findings.push_back(
+        {page.path, 0, fmt::format("`./dev {}` is not in the table of commands", verb), "add it"});
   }
   return findings;
 }

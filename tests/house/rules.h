@@ -73,6 +73,11 @@ using RoomTable =
 
 // Links of a Markdown file to files that are not in `paths` (files and their folders).
 [[nodiscard]] std::vector<Finding> check_links(const SourceFile& file, const std::set<std::string>& paths);
+// `./dev VERB` in a page with a verb that the script does not know; in README.md also verbs that it does not
+// name.
+[[nodiscard]] std::vector<Finding> check_verbs(const SourceFile& page, const std::set<std::string>& verbs);
+// The verbs of the script: the words before ")" in its last case statement.
+[[nodiscard]] std::set<std::string> verbs_of(std::string_view dev_script);
 // Rooms with sources but without tests, unless named in `excused`.
 [[nodiscard]] std::vector<Finding> check_rooms_have_tests(const std::vector<SourceFile>& files,
                                                           const RoomTable& table,

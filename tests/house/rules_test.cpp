@@ -210,6 +210,15 @@ TEST(TestsExpect, MacrosHelpersAndCompileTimeChecksCount) {
   }
 }
 
+TEST(TestsExpect, HelpersOfTheSameFileCountWhenTheyExpect) {
+  const std::string helpers =
+      "void agree(int a) {\n  EXPECT_EQ(a, 1);\n}\nvoid both() { agree(1); }\nvoid none() {}\n";
+  EXPECT_TRUE(check_tests_expect({"a_test.cpp", helpers + "TEST(A, B) { both(); }\n"}).empty());
+  EXPECT_TRUE(check_tests_expect({"a_test.cpp", "TEST(A, B) { both<int>(1); }\n" + helpers}).empty());
+  EXPECT_EQ(check_tests_expect({"a_test.cpp", helpers + "TEST(A, B) { none(); }\n"}).size(), 1U);
+  EXPECT_EQ(check_tests_expect({"a_test.cpp", helpers + "TEST(A, both) { none(); }\n"}).size(), 1U);
+}
+
 TEST(Links, ADeadLinkIsFoundRelativeToItsPage) {
   const std::set<std::string> paths = {"README.md", "docs", "docs/a.md", "docs/howto/b.md"};
   EXPECT_TRUE(
@@ -218,6 +227,17 @@ TEST(Links, ADeadLinkIsFoundRelativeToItsPage) {
   EXPECT_TRUE(check_links({"docs/howto/b.md", "[a](../a.md) [docs](../)"}, paths).empty());
   EXPECT_THAT(lines_of(check_links({"docs/a.md", "x\n[a](docs/a.md)\n"}, paths)), ElementsAre(2));
   EXPECT_EQ(check_links({"README.md", "![picture](docs/gone.svg)"}, paths).size(), 1U);
+}
+
+TEST(Verbs, UnknownOnesAndOnesMissingInTheReadmeAreFound) {
+  const std::set<std::string> verbs = verbs_of(
+      "x() {\n case $1 in\n  --all) a ;;\n esac\n}\n case $verb in\n  demo) d ;;\n  help | -h) h ;;\n "
+      "esac\n");
+  EXPECT_THAT(verbs, ElementsAre("demo", "help"));
+  EXPECT_TRUE(check_verbs({"README.md", "`./dev demo` and ./dev help\n"}, verbs).empty());
+  EXPECT_THAT(lines_of(check_verbs({"docs/a.md", "\n./dev dance\n"}, verbs)), ElementsAre(2));
+  EXPECT_THAT(lines_of(check_verbs({"README.md", "./dev demo\n"}, verbs)), ElementsAre(0));
+  EXPECT_TRUE(check_verbs({"docs/a.md", "./dev demo\n"}, verbs).empty());
 }
 
 TEST(RoomsHaveTests, ARoomWithSourcesAndNoTestsIsFound) {
