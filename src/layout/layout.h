@@ -31,6 +31,7 @@ class RankGrid {
   [[nodiscard]] std::int32_t coordinate(Rank rank, Axis axis) const;
   [[nodiscard]] std::vector<Rank> group(Rank rank, std::span<const Axis> axes) const;
   [[nodiscard]] std::vector<Rank> group(Rank rank, std::initializer_list<Axis> axes) const;
+  friend bool operator==(const RankGrid&, const RankGrid&) = default;
 
  private:
   std::array<Axis, 4> axes_;
@@ -110,6 +111,7 @@ struct Layout {
 
   [[nodiscard]] std::int32_t world_size() const { return dense.world_size(); }
   [[nodiscard]] std::vector<StageId> stages_of(Rank rank) const;  // ascending
+  friend bool operator==(const Layout&, const Layout&) = default;
 };
 
 enum class Placement : std::uint8_t { loop, vee };

@@ -275,14 +275,23 @@ std::vector<std::string> job_keys() {
   return lister.keys;
 }
 
-std::string to_yaml(const Job& job) {
+namespace {
+Value job_value(const Job& job) {
   JobWriter writer;
   Value model = map_value();
   if (!job.model_config.empty()) model.set("from", scalar(std::string_view(job.model_config)));
   for (auto& [key, value] : model_value(job.model).members) model.set(key, value);
   writer.root.set("model", std::move(model));
   visit_job(job, writer);
-  return to_yaml(writer.root);
+  return std::move(writer.root);
+}
+}  // namespace
+
+std::string to_yaml(const Job& job) {
+  return to_yaml(job_value(job));
+}
+std::string to_json(const Job& job) {
+  return to_json(job_value(job));
 }
 
 Job parse_job(std::string_view yaml, const std::filesystem::path& folder, std::string_view where,

@@ -41,7 +41,8 @@ struct OptimizerSpec {  // AdamW
   friend bool operator==(const OptimizerSpec&, const OptimizerSpec&) = default;
 };
 
-struct MoeRecipe {
+struct MoeRecipe {  // section `moe` of the file
+  // Absent in the file: the model's router_aux_loss_coef.
   double aux_loss_coef = 0.0;  // K-normalised Switch form: value = coef at perfect balance
   BalanceUnit aux_loss_unit = BalanceUnit::micro_batch;
   double z_loss_coef = 0.0;
@@ -79,7 +80,7 @@ struct ParallelSpec {
   friend bool operator==(const ParallelSpec&, const ParallelSpec&) = default;
 };
 
-struct DataSpec {
+struct DataSpec {               // train or text, not both; neither: a job to plan only
   std::string train;            // token file: Megatron .bin/.idx or llm.c .bin
   std::string text;             // or UTF-8 text, tokenised once into the output folder
   std::string tokenizer;        // sentencepiece .model; with `text` and no model one is trained
@@ -123,6 +124,8 @@ struct Job {
                             std::string_view where, std::span<const std::string> overrides);
 // YAML that parse_job reads back to an equal Job (the model inline). For --print-config and checkpoints.
 [[nodiscard]] std::string to_yaml(const Job& job);
+// The same as JSON, which parse_job reads too. For files that hold a job beside other things.
+[[nodiscard]] std::string to_json(const Job& job);
 // All known YAML paths ("train.steps", ...), for help and a test.
 [[nodiscard]] std::vector<std::string> job_keys();
 
