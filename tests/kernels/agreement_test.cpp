@@ -1,5 +1,6 @@
 // Linear, RMSNorm, gated MLP, elementwise operations, sums and AdamW of every implementation against the f64
-// reference that reads the same rounded inputs. The allowance of each element is computed (support/compare.h).
+// reference that reads the same rounded inputs. The allowance of each element is computed:
+// support/compare.h.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -78,15 +79,16 @@ TEST_P(Agreement, LinearWgradAccumulatesFromZeroAndFromRandomStart) {
   }
 }
 
-// Constant inputs round the same way in every step of a single long sum.
+// Constant inputs round the same way in every step of a single long sum: the truth is the product here.
 TEST_P(Agreement, LinearOfEqualTerms) {
   const std::int64_t t = 2, n = 3, k = 4099;
-  const Pair x = pair_of(random(dtype_, {t, k}, 1, 0, 0.7)), w = pair_of(random(dtype_, {n, k}, 2, 0, 1));
-  const Pair y = output({t, n});
-  for (const Side s : kSides) kernels(s).linear(y[s], x[s], PackedWeight(kernels(s), w[s]));
-  const bool naive =
-      GetParam().implementation.name == "reference";  // one accumulator: the error grows with K
-  expect_match("linear equal terms", y, {.count = naive ? k * k : k, .scale = magnitudes(y.want())});
+  const Owned x = random(dtype_, {t, k}, 1, 0, 0.7), w = random(dtype_, {n, k}, 2, 0, 1);
+  const Owned y(dtype_, {t, n}), want(DType::f64, {t, n});
+  kernels_->linear(y, x, PackedWeight(*kernels_, w));
+  test::set_all(want, static_cast<double>(k) * get(x, 0));
+  const bool naive = GetParam().implementation.name == "reference";  // one accumulator: error grows with K
+  expect_match("linear equal terms", Pair(copy_of(y), copy_of(want)),
+               {.count = naive ? k * k : k, .scale = magnitudes(want)});
 }
 
 struct RowsCase {

@@ -1,5 +1,5 @@
-// Every backward kernel against central differences, in f64, with random weights and a random weighting of the
-// outputs as the loss.
+// Every backward kernel against central differences, in f64, with random weights and a random weighting of
+// the outputs as the loss.
 #include <gtest/gtest.h>
 
 #include <array>
