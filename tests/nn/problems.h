@@ -1,0 +1,132 @@
+// The dense layers as layer problems: small dims in f64, random weights, one to four ranks.
+#pragma once
+#include <cmath>
+#include <memory>
+
+#include "nn/layers.h"
+#include "support/layer_rig.h"
+
+namespace tessera::test {
+
+inline constexpr std::int64_t kHeads = 4, kHeadDim = 4, kIntermediate = 12, kVocab = 16;
+inline constexpr double kEps = 1e-5;
+
+[[nodiscard]] inline LayerProblem residual_problem(std::int64_t microbatches) {
+  LayerProblem p;
+  p.dims = {.dtype = DType::f64, .batch = 2, .seq = 6, .hidden = 8, .tp = 1};
+  for (std::int64_t m = 0; m < microbatches; ++m) {
+    p.x.push_back(random(DType::f64, {p.dims.tokens(), p.dims.hidden}, 10 + m));
+    p.upstream.push_back(random(DType::f64, {p.dims.tokens(), p.dims.hidden}, 20 + m));
+  }
+  return p;
+}
+inline void add_param(LayerProblem& p, std::string name, Shape shape, std::uint64_t seed, double mean = 0) {
+  p.params.push_back({std::move(name), random(DType::f64, shape, seed, mean == 0 ? 0.4 : 0.2, mean)});
+}
+
+// Angles of position s and pair j.
+struct Rotary {
+  explicit Rotary(std::int64_t seq)
+      : cos(DType::f64, {seq, kHeadDim / 2}), sin(DType::f64, {seq, kHeadDim / 2}) {
+    for (std::int64_t i = 0; i < cos.tensor().num_elements(); ++i) {
+      const double angle = static_cast<double>(i / 2) * std::pow(100.0, -static_cast<double>(i % 2) / 2);
+      set(cos, i, std::cos(angle));
+      set(sin, i, std::sin(angle));
+    }
+  }
+  Owned cos, sin;
+};
+
+[[nodiscard]] inline LayerProblem attention_problem(std::int64_t kv_heads, nn::Recompute recompute,
+                                                    std::int64_t microbatches = 1) {
+  LayerProblem p = residual_problem(microbatches);
+  const std::int64_t h = p.dims.hidden;
+  const std::int64_t q = kHeads * kHeadDim;
+  const std::int64_t kv = kv_heads * kHeadDim;
+  add_param(p, "norm", {h}, 1, 1.0);
+  add_param(p, "qkv", {q + 2 * kv, h}, 2);
+  add_param(p, "o", {h, q}, 3);
+  const auto rotary = std::make_shared<Rotary>(p.dims.seq);
+  p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
+    const std::int64_t tp = place.layout.tp;
+    const std::int64_t r = place.tp->rank();
+    const nn::Param norm = params.add(0);
+    const nn::Param qkv = params.add(
+        1, {.rows = {{r * q / tp, q / tp}, {q + r * kv / tp, kv / tp}, {q + kv + r * kv / tp, kv / tp}}});
+    const nn::Param o = params.add(2, {.col_begin = r * q / tp, .cols = q / tp});
+    return std::make_unique<nn::Attention>(nn::Attention::Options{.dims = dims,
+                                                                  .heads = kHeads / tp,
+                                                                  .kv_heads = kv_heads / tp,
+                                                                  .head_dim = kHeadDim,
+                                                                  .norm_eps = kEps,
+                                                                  .recompute = recompute},
+                                           nn::Attention::Params{.norm_H = norm, .qkv = qkv, .o = o},
+                                           rotary->cos, rotary->sin);
+  };
+  return p;
+}
+
+[[nodiscard]] inline LayerProblem mlp_problem(nn::Recompute recompute, std::int64_t microbatches = 1) {
+  LayerProblem p = residual_problem(microbatches);
+  const std::int64_t h = p.dims.hidden;
+  add_param(p, "norm", {h}, 1, 1.0);
+  add_param(p, "gate_up", {2 * kIntermediate, h}, 2);
+  add_param(p, "down", {h, kIntermediate}, 3);
+  p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
+    const std::int64_t share = kIntermediate / place.layout.tp;
+    const std::int64_t r = place.tp->rank();
+    const nn::Param norm = params.add(0);
+    const nn::Param gate_up =
+        params.add(1, {.rows = {{r * share, share}, {kIntermediate + r * share, share}}});
+    const nn::Param down = params.add(2, {.col_begin = r * share, .cols = share});
+    return std::make_unique<nn::Mlp>(
+        nn::Mlp::Options{.dims = dims, .intermediate = share, .norm_eps = kEps, .recompute = recompute},
+        nn::Mlp::Params{.norm_H = norm, .gate_up = gate_up, .down = down});
+  };
+  return p;
+}
+
+[[nodiscard]] inline LayerProblem embedding_problem(std::int64_t microbatches = 1) {
+  LayerProblem p = residual_problem(microbatches);
+  add_param(p, "table", {kVocab, p.dims.hidden}, 1);
+  for (std::int64_t m = 0; m < microbatches; ++m) {
+    p.ids.push_back(random_ids(DType::i32, {p.dims.tokens()}, 30 + m, 0, kVocab));
+  }
+  p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
+    const std::int64_t share = kVocab / place.layout.tp;
+    const std::int64_t begin = place.tp->rank() * share;
+    return std::make_unique<nn::Embedding>(dims, params.add(0, {.rows = {{begin, share}}}), begin);
+  };
+  return p;
+}
+
+// Tokens 2 and 7 of every micro-batch are ignored.
+[[nodiscard]] inline LayerProblem head_problem(std::int64_t microbatches = 1) {
+  LayerProblem p = residual_problem(microbatches);
+  add_param(p, "norm", {p.dims.hidden}, 1, 1.0);
+  add_param(p, "head", {kVocab, p.dims.hidden}, 2);
+  for (std::int64_t m = 0; m < microbatches; ++m) {
+    p.targets.push_back(random_ids(DType::i32, {p.dims.tokens()}, 30 + m, 0, kVocab));
+    set(p.targets.back(), 2, -1);
+    set(p.targets.back(), 7, -100);
+  }
+  p.weights.ce = 1.0 / static_cast<double>(microbatches * (p.dims.tokens() - 2));
+  p.has_output = false;
+  p.sum_loss = false;
+  p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
+    const std::int64_t share = kVocab / place.layout.tp;
+    const std::int64_t begin = place.tp->rank() * share;
+    const nn::Param norm = params.add(0);
+    return std::make_unique<nn::Head>(
+        nn::Head::Options{.dims = dims, .vocab = share, .vocab_begin = begin, .norm_eps = kEps},
+        nn::Head::Params{.norm_H = norm, .head_VH = params.add(1, {.rows = {{begin, share}}})});
+  };
+  p.extra_loss = [](nn::Layer& layer, std::int32_t slots) {
+    double sum = 0;
+    for (std::int32_t i = 0; i < slots; ++i) sum += dynamic_cast<nn::Head&>(layer).loss(i);
+    return sum;
+  };
+  return p;
+}
+
+}  // namespace tessera::test
