@@ -1,0 +1,110 @@
+// Checkpoints that any layout can read. Every tensor is stored as pieces: a rectangle of a global tensor under its Hugging Face
+// name, so the layout that wrote it does not matter to the one that reads it. docs/formats/checkpoint.md has the format.
+//
+//   CheckpointWriter writer({.folder = "runs/x/checkpoints", .keep = 2, .world_size = 8});
+//   writer.stage(rank, meta, pieces);      // every rank; copies and returns: a background thread writes
+//   writer.wait();                         // until everything staged is on disk; rethrows its errors
+//
+//   CheckpointReader reader(*latest_checkpoint("runs/x/checkpoints"));
+//   reader.read(piece);                    // fills piece.data from whatever pieces cover it
+//
+// A checkpoint is a folder step-00000100/ made aside (.tmp), fsynced, and renamed: it is there whole or not at all. A kill at any moment leaves
+// the last complete one readable. Files carry checksums; a truncated, changed, foreign or newer file is refused by name.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "layout/layout.h"
+#include "tensor/tensor.h"
+
+namespace tessera::ckpt {
+
+using tensor::Tensor;
+
+// Part of a global tensor of one or two dims (a vector uses entry 0, entry 1 is 1). data: contiguous, slice.size elements,
+// f32 or f64.
+struct Piece {
+  std::string name;  // weights: the Hugging Face name; AdamW: "optimizer.m." and "optimizer.v." + that name
+  std::int32_t num_dims = 2;
+  std::array<std::int64_t, 2> global{1, 1};
+  layout::Slice slice;
+  Tensor data;
+};
+
+// Elements [begin, begin + size) of the row-major local tensor `whole` as at most three pieces (part of a row, whole rows, part of a
+// row): how a flat ZeRO shard is written in global coordinates. flat holds those elements.
+[[nodiscard]] std::vector<Piece> flat_pieces(const Piece& whole, std::int64_t begin, Tensor flat);
+
+struct Meta {
+  std::int64_t step = 0;    // optimiser steps done; the next step to run
+  std::int64_t tokens = 0;  // trained on
+  std::string job_yaml;     // the job that wrote it
+  std::string hf_config;    // config.json of the model
+  friend bool operator==(const Meta&, const Meta&) = default;
+};
+
+class CheckpointWriter {
+ public:
+  struct Options {
+    std::filesystem::path folder;
+    std::int32_t keep = 2;        // complete checkpoints left in the folder
+    std::int32_t world_size = 1;  // ranks that stage each step
+  };
+  explicit CheckpointWriter(Options options);
+  ~CheckpointWriter();  // waits; errors are lost then, so call wait()
+  // Copies `pieces` (after waiting for the previous checkpoint of this rank to be written) and returns. When the last rank has
+  // staged, writing starts in the background. Thread safe across ranks; all ranks stage the same steps in the same order.
+  void stage(Rank rank, const Meta& meta, std::span<const Piece> pieces);
+  void wait();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// The newest complete checkpoint folder whose checksums hold, or nothing when there is none. Leftovers (.tmp) are ignored. A newer but damaged
+// one is skipped and named in `skipped`.
+[[nodiscard]] std::optional<std::filesystem::path> latest_checkpoint(
+    const std::filesystem::path& folder, std::vector<std::string>* skipped = nullptr);
+
+// Anything that can fill pieces: a Tessera checkpoint or a Hugging Face folder.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  // Fills piece.data (converting f32 <-> f64, bf16/f16 -> f32). Error{io} naming the tensor when it is missing, has another global shape, or is not
+  // covered. Thread safe.
+  virtual void read(const Piece& piece) const = 0;
+  [[nodiscard]] virtual std::vector<std::string> names() const = 0;
+};
+
+class CheckpointReader : public WeightSource {
+ public:
+  explicit CheckpointReader(const std::filesystem::path& step_folder);
+  ~CheckpointReader() override;
+  [[nodiscard]] const Meta& meta() const;
+  void read(const Piece& piece) const override;
+  [[nodiscard]] std::vector<std::string> names() const override;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// config.json + model.safetensors (or model.safetensors.index.json with shards), as transformers writes it.
+[[nodiscard]] std::unique_ptr<WeightSource> open_hf_folder(const std::filesystem::path& folder);
+// Refuses missing and extra tensors by name against the model's parameter list.
+void check_hf_folder(const WeightSource& source, const spec::ModelSpec& model);
+// Writes config.json and model.safetensors (F32) from any source; aside, then renamed. No optimiser state.
+void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec& model,
+                     const WeightSource& source);
+// Writes a Tessera checkpoint (step 0, no optimiser state) from a Hugging Face folder.
+void import_hf_folder(const std::filesystem::path& hf_folder, const std::filesystem::path& checkpoint_folder);
+
+}  // namespace tessera::ckpt

@@ -1,0 +1,62 @@
+#include "exec/communicators.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace tessera::exec {
+
+using layout::Axis;
+
+Communicator& Communicators::grad_group(layout::GradGroup group) const {
+  switch (group) {
+    case layout::GradGroup::dp:
+      return *dp;
+    case layout::GradGroup::tp_dp:
+      return *tp_dp;
+    case layout::GradGroup::edp:
+      return *edp;
+  }
+  return *dp;
+}
+
+std::vector<Communicator*> Communicators::all() const {
+  return {tp.get(), pp.get(), dp.get(), tp_dp.get(), edp.get(), ep.get(), etp.get(), tie.get(), world.get()};
+}
+
+namespace {
+// The ranks of this pipeline that hold the embedding and the head, when they differ; else only this rank.
+std::vector<Rank> tie_members(const layout::Layout& layout, Rank rank, bool tied) {
+  const std::vector<Rank> pipeline = layout.dense.group(rank, {Axis::pp});
+  const auto at = [&](std::int32_t stage) {
+    return pipeline[static_cast<std::size_t>(layout.stage_rank[static_cast<std::size_t>(stage)])];
+  };
+  const Rank first = at(0);
+  const Rank last = at(static_cast<std::int32_t>(layout.stages.size()) - 1);
+  if (!tied || first == last || (rank != first && rank != last)) return {rank};
+  return {std::min(first, last), std::max(first, last)};
+}
+}  // namespace
+
+Communicators make_communicators(const layout::Layout& layout, Rank rank, bool tied,
+                                 const CommFactory& factory) {
+  const auto make = [&](const std::vector<Rank>& members, std::string_view label) {
+    return members.size() == 1 ? comm::make_self(label) : factory(members, label);
+  };
+  std::vector<Rank> everyone;
+  for (std::int32_t r = 0; r < layout.world_size(); ++r) everyone.emplace_back(r);
+  const layout::RankGrid& d = layout.dense;
+  const layout::RankGrid& e = layout.expert;
+  Communicators c;
+  c.tp = make(d.group(rank, {Axis::tp}), "tp");
+  c.pp = make(d.group(rank, {Axis::pp}), "pp");
+  c.dp = make(d.group(rank, {Axis::cp, Axis::dp}), "dp");
+  c.tp_dp = make(d.group(rank, {Axis::tp, Axis::cp, Axis::dp}), "tp_dp");
+  c.edp = make(e.group(rank, {Axis::edp}), "edp");
+  c.ep = make(e.group(rank, {Axis::ep}), "ep");
+  c.etp = make(e.group(rank, {Axis::etp}), "etp");
+  c.tie = make(tie_members(layout, rank, tied), "tie");
+  c.world = make(everyone, "world");
+  return c;
+}
+
+}  // namespace tessera::exec

@@ -1,0 +1,39 @@
+// The communicators of one rank, one per axis of the layout. Labels are the axes of traces and metrics.
+#pragma once
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "layout/layout.h"
+
+namespace tessera::exec {
+
+using comm::Communicator;
+
+// Makes this rank's end of a communicator over `members` (ThreadWorld, MPI, ... behind it).
+using CommFactory =
+    std::function<std::unique_ptr<Communicator>(std::span<const Rank> members, std::string_view label)>;
+
+struct Communicators {
+  std::unique_ptr<Communicator> tp;     // sequence parallelism and tensor parallelism of dense layers
+  std::unique_ptr<Communicator> pp;     // pipeline messages; group rank = pipeline rank
+  std::unique_ptr<Communicator> ep;     // dispatch and combine
+  std::unique_ptr<Communicator> etp;    // experts cut over their width
+  std::unique_ptr<Communicator> dp;     // gradients of dense weights
+  std::unique_ptr<Communicator> tp_dp;  // gradients of weights that every tp rank holds whole
+  std::unique_ptr<Communicator> edp;    // gradients of expert weights
+  std::unique_ptr<Communicator> tie;    // first and last stage, when they share the embedding; else one rank
+  std::unique_ptr<Communicator> world;  // scalars: loss, norm, routing statistics
+
+  [[nodiscard]] Communicator& grad_group(layout::GradGroup group) const;
+  // All of them, in a fixed order.
+  [[nodiscard]] std::vector<Communicator*> all() const;
+};
+
+[[nodiscard]] Communicators make_communicators(const layout::Layout& layout, Rank rank, bool tied,
+                                               const CommFactory& factory);
+
+}  // namespace tessera::exec

@@ -1,0 +1,96 @@
+// ParamStore: the parameters of one rank in flat memory. Parameters of one stage and gradient group lie in
+// buckets, last layer first (the order in which backward completes them); q, k, v and gate, up are adjacent, so
+// that a layer sees them as one weight. Values, gradients, optimizer state and packed copies come from one arena.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "exec/communicators.h"
+#include "kernels/kernels.h"
+#include "layout/layout.h"
+#include "nn/layer.h"
+#include "optim/bucket.h"
+#include "tensor/arena.h"
+
+namespace tessera::exec {
+
+using tensor::Arena;
+using tensor::DType;
+using tensor::Tensor;
+
+// Where one parameter of the rank lives.
+struct StoredParam {
+  layout::ParamSpec spec;
+  Tensor value, grad;        // [rows, columns] of the slice
+  std::int32_t bucket = -1;  // index into buckets()
+  std::int64_t offset = 0;   // in elements of the bucket
+  // A tied copy on the rank of the embedding shares its value (own gradient, no state); else -1.
+  std::int32_t shares_value_of = -1;
+};
+
+struct StoreOptions {
+  DType dtype = DType::f32;
+  std::int64_t bucket_bytes = std::int64_t{4} << 20;
+  bool zero1 = false;
+  bool tied = false;  // the model ties embedding and head: each of the two gets a bucket of its own
+};
+
+// Position of a parameter in forward order: -1 embedding, l transformer layer, kHeadPosition final norm and head.
+inline constexpr std::int32_t kEmbeddingPosition = -1;
+inline constexpr std::int32_t kHeadPosition = 1 << 30;
+[[nodiscard]] std::int32_t position_of(const layout::ParamSpec& spec);
+
+enum class Packing : std::uint8_t { none, packed };
+
+struct StoreBytes {  // what the store took from the arena
+  Bytes values, gradients, optimizer, packed;
+};
+
+class ParamStore {
+ public:
+  // `kernels` says how large packed copies are. With a counting arena all tensors are null and only bytes()
+  // means anything. comms, kernels and arena outlive the store.
+  ParamStore(std::vector<layout::ParamSpec> specs, const StoreOptions& options, const Communicators& comms,
+             const kernels::Kernels& kernels, Arena& arena);
+
+  [[nodiscard]] const std::vector<StoredParam>& params() const { return params_; }
+  [[nodiscard]] std::vector<optim::Bucket>& buckets() { return buckets_; }
+  [[nodiscard]] const StoreBytes& bytes() const { return bytes_; }
+
+  // The layer's view of adjacent parameters [first, first + count) of params() as one weight (rows
+  // concatenated), with its packed copy if asked for.
+  [[nodiscard]] nn::Param view(std::size_t first, std::size_t count, Packing packing);
+
+  // The buckets that are complete when the last weight gradient at `position` of `stage` is done.
+  [[nodiscard]] std::vector<std::int32_t> completed_by(StageId stage, std::int32_t position) const;
+
+  void initialise(std::uint64_t seed, double range);  // normal(0, range) or ones, by (name, global element)
+  void zero_grads(kernels::Kernels& kernels);
+  void pack(kernels::Kernels& kernels);  // after every change of values
+  // Adds the gradients of a tied embedding's two uses; both ranks of the tie must call it. After reduce, before the norm.
+  void sum_tied(kernels::Kernels& kernels, Communicator& tie);
+
+ private:
+  struct Ready {
+    StageId stage;
+    std::int32_t position;
+    std::int32_t bucket;
+  };
+  using Members = std::vector<std::size_t>;  // indices into params_
+  void make_buckets(StageId stage, layout::GradGroup group);
+  void close_bucket(Members& members);
+
+  StoreOptions options_;
+  const Communicators& comms_;
+  const kernels::Kernels& kernels_;
+  Arena& arena_;
+  std::vector<StoredParam> params_;
+  std::vector<optim::Bucket> buckets_;
+  std::vector<Ready> ready_;
+  std::vector<kernels::Weight> packed_;
+  StoreBytes bytes_;
+};
+
+}  // namespace tessera::exec

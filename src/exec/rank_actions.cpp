@@ -1,0 +1,179 @@
+// The actions of a schedule, as the rank engine runs them: which slots, which messages.
+#include <algorithm>
+#include <cstring>
+
+#include "exec/rank_engine.h"
+
+namespace tessera::exec {
+
+using schedule::ActionKind;
+
+namespace {
+// One number per (direction, stage, micro-batch); the world sum at the end of a step separates the steps.
+std::int64_t tag_of(bool forward, StageId sender, MicrobatchId mb) {
+  return (std::int64_t{sender.value} * 2 + (forward ? 0 : 1)) << 32 | mb.value;
+}
+
+void copy(Tensor to, Tensor from) {
+  TESSERA_CHECK_EQ(to.bytes().value, from.bytes().value, "stages hand over equal shapes");
+  std::memcpy(to.raw(), from.raw(), static_cast<std::size_t>(to.bytes().value));
+}
+}  // namespace
+
+std::int32_t RankEngine::live_slot(const StageState& s, MicrobatchId mb) const {
+  return options_.plan->proof.slot_of(s.stage->id(), mb);
+}
+
+std::int32_t RankEngine::gradient_slot(const StageState& s, MicrobatchId mb) const {
+  return mb.value % s.counts.gradient;
+}
+
+std::int32_t RankEngine::take_deferred(StageState& s, MicrobatchId mb) {
+  const auto free = std::ranges::find(s.deferred_used, false);
+  TESSERA_CHECK(free != s.deferred_used.end(), "the plan has a deferred slot for every outstanding W");
+  *free = true;
+  const auto slot = static_cast<std::int32_t>(free - s.deferred_used.begin());
+  s.deferred_of[static_cast<std::size_t>(mb.value)] = slot;
+  return slot;
+}
+
+void RankEngine::free_deferred(StageState& s, MicrobatchId mb) {
+  std::int32_t& slot = s.deferred_of[static_cast<std::size_t>(mb.value)];
+  s.deferred_used[static_cast<std::size_t>(slot)] = false;
+  slot = -1;
+}
+
+void RankEngine::run(const schedule::Action& a) {
+  StageState& s = state(a.stage);
+  const MicrobatchId mb = a.microbatch;
+  switch (a.kind) {
+    case ActionKind::forward:
+      run_forward(s, mb);
+      return;
+    case ActionKind::backward_input:
+      run_backward_input(s, mb);
+      return;
+    case ActionKind::backward_weight:
+      run_backward_weight(s, mb);
+      return;
+    case ActionKind::backward:
+      run_backward(s, mb);
+      return;
+    case ActionKind::send_forward: {
+      const std::int32_t slot = live_slot(s, mb);
+      const std::int64_t tag = tag_of(true, a.stage, mb);
+      comms_.pp->send(s.stage->output(slot), s.next_rank, tag);
+      s.sent_output[static_cast<std::size_t>(slot)] = tag;
+      return;
+    }
+    case ActionKind::recv_forward:
+      comms_.pp->recv(s.stage->input(live_slot(s, mb)), s.previous_rank,
+                      tag_of(true, StageId(a.stage.value - 1), mb));
+      return;
+    case ActionKind::send_backward: {
+      const std::int32_t slot = gradient_slot(s, mb);
+      const std::int64_t tag = tag_of(false, a.stage, mb);
+      comms_.pp->send(s.stage->gradient(slot), s.previous_rank, tag);
+      s.sent_gradient[static_cast<std::size_t>(slot)] = tag;
+      return;
+    }
+    case ActionKind::recv_backward:
+      claim_gradient(s, mb);
+      comms_.pp->recv(s.stage->gradient(gradient_slot(s, mb)), s.next_rank,
+                      tag_of(false, StageId(a.stage.value + 1), mb));
+      return;
+    case ActionKind::reduce_grad:
+      // The buckets of the stage went out one by one as their last weight gradient was done.
+      TESSERA_CHECK_EQ(s.num_weight_done, options_.plan->num_microbatches(), "all weight gradients are done");
+      return;
+  }
+}
+
+void RankEngine::claim_output(StageState& s, std::int32_t live) {
+  std::int64_t& tag = s.sent_output[static_cast<std::size_t>(live)];
+  if (tag != kNoMessage) comms_.pp->wait_send(s.next_rank, tag);
+  tag = kNoMessage;
+}
+
+void RankEngine::claim_gradient(StageState& s, MicrobatchId mb) {
+  std::int64_t& tag = s.sent_gradient[static_cast<std::size_t>(gradient_slot(s, mb))];
+  if (tag != kNoMessage) comms_.pp->wait_send(s.previous_rank, tag);
+  tag = kNoMessage;
+}
+
+void RankEngine::run_forward(StageState& s, MicrobatchId mb) {
+  const std::int32_t live = live_slot(s, mb);
+  claim_output(s, live);
+  if (s.previous_here != nullptr) {
+    copy(s.stage->input(live), s.previous_here->stage->output(live_slot(*s.previous_here, mb)));
+  }
+  s.stage->forward(*ctx_, {.live = live, .deferred = 0, .gradient = 0}, microbatch(mb));
+  if (s.stage->cut().has_head) local_ce_ += s.stage->loss(live);
+}
+
+// The gradient of the stage's output is in its slot when the head or a receive put it there; a neighbour on this rank left
+// it in its own.
+void RankEngine::pull_gradient(StageState& s, MicrobatchId mb) {
+  if (s.next_here == nullptr && !s.stage->cut().has_head) return;
+  claim_gradient(s, mb);
+  if (s.next_here == nullptr) return;
+  copy(s.stage->gradient(gradient_slot(s, mb)),
+       s.next_here->stage->gradient(gradient_slot(*s.next_here, mb)));
+}
+
+void RankEngine::run_backward_input(StageState& s, MicrobatchId mb) {
+  pull_gradient(s, mb);
+  const StageSlot slot{
+      .live = live_slot(s, mb), .deferred = take_deferred(s, mb), .gradient = gradient_slot(s, mb)};
+  s.stage->backward_input(*ctx_, slot, microbatch(mb));
+}
+
+void RankEngine::run_backward_weight(StageState& s, MicrobatchId mb) {
+  const StageSlot slot{.live = live_slot(s, mb),
+                       .deferred = s.deferred_of[static_cast<std::size_t>(mb.value)],
+                       .gradient = gradient_slot(s, mb)};
+  const bool last = ++s.num_weight_done == options_.plan->num_microbatches();
+  s.stage->backward_weight(*ctx_, slot, microbatch(mb), [&](std::int32_t position) {
+    if (last) reduce_completed(s, position);
+  });
+  free_deferred(s, mb);
+}
+
+void RankEngine::run_backward(StageState& s, MicrobatchId mb) {
+  pull_gradient(s, mb);
+  const StageSlot slot{
+      .live = live_slot(s, mb), .deferred = take_deferred(s, mb), .gradient = gradient_slot(s, mb)};
+  const bool last = ++s.num_weight_done == options_.plan->num_microbatches();
+  s.stage->backward(*ctx_, slot, microbatch(mb), [&](std::int32_t position) {
+    if (last) reduce_completed(s, position);
+  });
+  free_deferred(s, mb);
+}
+
+double RankEngine::evaluate(const BatchSource& data, std::int64_t first, std::int64_t count) {
+  const spec::Job& job = options_.plan->job;
+  const std::int64_t per_pass = std::int64_t{job.parallel.dp} * job.train.micro_batch_size;
+  TESSERA_CHECK(count > 0 && count % per_pass == 0, "evaluate takes whole micro-batches of all replicas");
+  double sum = 0.0;
+  ctx_->weights = loss_weights(data.num_targets(first, count), count);
+  for (std::int64_t at = 0; at < count; at += per_pass) {
+    load_batch(data, first + at, 1);
+    for (StageState& s : states_) {
+      const MicrobatchId mb(0);
+      const std::int32_t live = live_slot(s, mb);
+      if (s.previous_rank >= 0 && s.previous_here == nullptr) {
+        run({ActionKind::recv_forward, s.stage->id(), mb});
+      }
+      run_forward(s, mb);
+      if (s.stage->cut().has_head && comms_.tp->rank() == 0) sum += s.stage->loss(live);
+      if (s.next_rank >= 0 && s.next_here == nullptr) run({ActionKind::send_forward, s.stage->id(), mb});
+    }
+  }
+  for (StageState& s : states_) claim_output(s, live_slot(s, MicrobatchId(0)));
+  std::ranges::fill(sums_.span<double>(), 0.0);
+  sums_.span<double>()[0] = sum;
+  comms_.world->all_reduce_direct(sums_, comm::Op::sum);
+  return sums_.span<double>()[0];
+}
+
+}  // namespace tessera::exec

@@ -1,0 +1,408 @@
+#include "exec/rank_engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/math.h"
+#include "exec/rope.h"
+#include "optim/lr_schedule.h"
+
+namespace tessera::exec {
+
+using layout::Axis;
+using schedule::ActionKind;
+
+Bytes RankMemory::arena() const {
+  return store.values + store.gradients + store.optimizer + store.packed + activations + tokens;
+}
+Bytes RankMemory::total() const {
+  return arena() + scratch + workspace;
+}
+
+namespace {
+
+DType dtype_of(spec::Precision p) {
+  switch (p) {
+    case spec::Precision::f64:
+      return DType::f64;
+    case spec::Precision::f32:
+      return DType::f32;
+  }
+  return DType::f32;
+}
+
+// Replicas whose micro-batches meet in this rank's etp x ep group.
+std::int64_t replicas_in_expert_group(const layout::Layout& layout, Rank rank) {
+  std::set<std::int32_t> replicas;
+  for (const Rank r : layout.expert.group(rank, {Axis::etp, Axis::ep})) {
+    replicas.insert(layout.dense.coordinate(r, Axis::dp) * layout.dense.size(Axis::cp) +
+                    layout.dense.coordinate(r, Axis::cp));
+  }
+  return static_cast<std::int64_t>(replicas.size());
+}
+
+optim::LrDecay to_optim(spec::LrDecay d) {
+  switch (d) {
+    case spec::LrDecay::constant:
+      return optim::LrDecay::constant;
+    case spec::LrDecay::cosine:
+      return optim::LrDecay::cosine;
+    case spec::LrDecay::wsd:
+      return optim::LrDecay::wsd;
+  }
+  return optim::LrDecay::cosine;
+}
+
+}  // namespace
+
+RankEngine::RankEngine(Options options) : options_(std::move(options)) {
+  const plan::Plan& plan = *options_.plan;
+  comms_ = make_communicators(plan.layout, options_.rank, plan.job.model.tie_word_embeddings,
+                              options_.communicators);
+  Arena counting;
+  build(counting, planned_);
+  arena_ = Arena(planned_.arena());
+  scratch_ = Arena(planned_.scratch);
+  RankMemory real;
+  build(arena_, real);
+  TESSERA_CHECK_EQ(real.arena().value, planned_.arena().value, "the set-up takes what its dry run took");
+  fill_rope_tables(plan.job.model, cos_, sin_);
+  ctx_ = std::make_unique<nn::Context>(
+      nn::Context{.kernels = *options_.kernels, .tp = *comms_.tp, .scratch = scratch_, .weights = {}});
+  times_.resize(actions().size());
+}
+
+RankEngine::~RankEngine() = default;
+
+nn::Dims RankEngine::dims() const {
+  const spec::Job& job = options_.plan->job;
+  return {.dtype = dtype_of(job.train.precision),
+          .batch = job.train.micro_batch_size,
+          .seq = job.train.sequence_length,
+          .hidden = job.model.hidden_size,
+          .tp = job.parallel.tp};
+}
+
+void RankEngine::build(Arena& arena, RankMemory& memory) {
+  const plan::Plan& plan = *options_.plan;
+  const spec::Job& job = plan.job;
+  const nn::Dims d = dims();
+  stages_.clear();
+  states_.clear();
+  store_ = std::make_unique<ParamStore>(layout::parameters(job.model, plan.layout, options_.rank),
+                                        StoreOptions{.dtype = d.dtype,
+                                                     .bucket_bytes = job.train.bucket_bytes,
+                                                     .zero1 = job.train.zero_stage == 1,
+                                                     .tied = job.model.tie_word_embeddings},
+                                        comms_, *options_.kernels, arena);
+  const Bytes before_tables = arena.used();
+  cos_ = arena.take(d.dtype, {d.seq, job.model.head_dim / 2});
+  sin_ = arena.take(d.dtype, {d.seq, job.model.head_dim / 2});
+  memory.activations += arena.used() - before_tables;
+  for (const StageId id : plan.layout.stages_of(options_.rank)) {
+    stages_.emplace_back(
+        Stage::Options{.model = job.model,
+                       .recipe = job.train,
+                       .cut = plan.layout.stages.at(static_cast<std::size_t>(id.value)),
+                       .id = id,
+                       .dims = d,
+                       .tp_rank = comms_.tp->rank(),
+                       .ep = job.parallel.ep,
+                       .etp = job.parallel.etp,
+                       .units_in_group = replicas_in_expert_group(plan.layout, options_.rank)},
+        *store_, comms_, cos_, sin_);
+  }
+  memory.store = store_->bytes();
+  const Bytes before_slots = arena.used();
+  for (Stage& stage : stages_) {
+    StageState s;
+    s.stage = &stage;
+    s.counts = slot_counts(stage.id());
+    stage.reserve(s.counts, arena);
+    memory.scratch = std::max(memory.scratch, stage.scratch_bytes());
+    states_.push_back(std::move(s));
+  }
+  memory.activations += arena.used() - before_slots;
+  const Bytes before_tokens = arena.used();
+  const std::int64_t m = plan.num_microbatches();
+  ids_ = arena.take(DType::i32, {m, d.tokens()});
+  targets_ = arena.take(DType::i32, {m, d.tokens()});
+  const std::int64_t experts = job.model.moe ? job.model.moe->num_experts : 0;
+  const std::int64_t layers = job.model.moe ? job.model.num_hidden_layers : 0;
+  sums_ = arena.take(DType::f64, {4 + layers});
+  counts_ = arena.take(DType::i64, {std::max<std::int64_t>(1, layers * (2 * experts + 1))});
+  memory.tokens = arena.used() - before_tokens;
+  // Alignment inside categories is theirs; the store counts tensors, so give it what the arena really took.
+  const Bytes all = memory.store.values + memory.store.gradients + memory.store.optimizer +
+                    memory.store.packed + memory.activations + memory.tokens;
+  memory.store.values += arena.used() - all;
+  memory.workspace = options_.kernels->workspace_bytes();
+  link_stages();
+}
+
+void RankEngine::link_stages() {
+  const schedule::Schedule& lists = options_.plan->schedule;
+  const std::int32_t here = comms_.pp->rank();
+  const std::size_t m = static_cast<std::size_t>(lists.num_microbatches);
+  for (StageState& s : states_) {
+    const std::int32_t id = s.stage->id().value;
+    s.deferred_of.assign(m, -1);
+    s.deferred_used.assign(static_cast<std::size_t>(s.counts.deferred), false);
+    s.sent_gradient.assign(static_cast<std::size_t>(s.counts.gradient), kNoMessage);
+    s.sent_output.assign(static_cast<std::size_t>(s.counts.live), kNoMessage);
+    const auto neighbour = [&](std::int32_t other, std::int32_t& rank, StageState*& local) {
+      if (other < 0 || other >= lists.num_stages()) return;
+      rank = lists.rank_of(StageId(other));
+      if (rank == here) local = &state(StageId(other));
+    };
+    neighbour(id - 1, s.previous_rank, s.previous_here);
+    neighbour(id + 1, s.next_rank, s.next_here);
+  }
+}
+
+SlotCounts RankEngine::slot_counts(StageId stage) const {
+  const schedule::StageSlots& proven = options_.plan->proof.stages.at(static_cast<std::size_t>(stage.value));
+  SlotCounts counts{.live = proven.peak_live, .deferred = 0, .gradient = proven.peak_unreceived_backward + 1};
+  std::int32_t deferred = 0;
+  std::int32_t waiting = 0;  // gradients handed to a stage of the same rank and not yet taken
+  for (const schedule::Action& a : actions()) {
+    const bool input = a.kind == ActionKind::backward_input || a.kind == ActionKind::backward;
+    if (input && a.stage.value == stage.value - 1) --waiting;
+    if (a.stage != stage) continue;
+    if (input) counts.gradient = std::max(counts.gradient, ++waiting);
+    if (a.kind == ActionKind::backward_input) {
+      counts.deferred = std::max(counts.deferred, ++deferred);
+      counts.fused = false;
+    }
+    if (a.kind == ActionKind::backward) counts.deferred = std::max(counts.deferred, deferred + 1);
+    if (a.kind == ActionKind::backward_weight) --deferred;
+  }
+  // Only a neighbour on this rank takes gradients from the slots; a remote one is counted by the proof.
+  const schedule::Schedule& lists = options_.plan->schedule;
+  const bool local = stage.value > 0 && lists.rank_of(StageId(stage.value - 1)) == comms_.pp->rank();
+  if (!local) counts.gradient = proven.peak_unreceived_backward + 1;
+  return counts;
+}
+
+const schedule::ActionList& RankEngine::actions() const {
+  return options_.plan->schedule.ranks.at(static_cast<std::size_t>(comms_.pp->rank()));
+}
+
+RankEngine::StageState& RankEngine::state(StageId stage) {
+  for (StageState& s : states_) {
+    if (s.stage->id() == stage) return s;
+  }
+  throw Error(ErrorKind::internal, "an action names a stage of another rank", "rank engine",
+              "this is a defect of Tessera: please report it with the job");
+}
+
+RankMemory RankEngine::measured_memory() const {
+  RankMemory m = planned_;
+  m.scratch = scratch_.peak();
+  m.store.values += arena_.peak() - planned_.arena();
+  return m;
+}
+
+void RankEngine::initialise() {
+  store_->initialise(options_.plan->job.train.seed, options_.plan->job.model.initializer_range);
+  weights_changed();
+}
+
+void RankEngine::weights_changed() {
+  store_->pack(*options_.kernels);
+}
+
+// ---------------------------------------------------------------------------------------------- a step
+
+void RankEngine::load_batch(const BatchSource& data, std::int64_t first_sequence,
+                            std::int32_t num_microbatches) {
+  const plan::Plan& plan = *options_.plan;
+  const std::int64_t mbs = plan.job.train.micro_batch_size;
+  const std::int64_t seq = plan.job.train.sequence_length;
+  const std::int64_t replicas = plan.job.parallel.dp;
+  const std::int64_t replica = plan.layout.dense.coordinate(options_.rank, Axis::dp);
+  for (std::int64_t j = 0; j < num_microbatches; ++j) {
+    const std::int64_t first = first_sequence + (j * replicas + replica) * mbs;
+    const auto row = [&](Tensor t, std::int64_t b) {
+      return t.narrow_rows(j, 1).flat().narrow_rows(b * seq, seq).span<std::int32_t>();
+    };
+    for (std::int64_t b = 0; b < mbs; ++b) data.fill(first + b, row(ids_, b), row(targets_, b));
+  }
+}
+
+nn::Microbatch RankEngine::microbatch(MicrobatchId mb) const {
+  return {ids_.narrow_rows(mb.value, 1).flat(), targets_.narrow_rows(mb.value, 1).flat()};
+}
+
+nn::LossWeights RankEngine::loss_weights(std::int64_t targets, std::int64_t sequences) const {
+  const spec::Recipe& r = options_.plan->job.train;
+  nn::LossWeights w;
+  w.ce = 1.0 / static_cast<double>(std::max<std::int64_t>(1, targets));
+  w.z_token = 1.0 / static_cast<double>(sequences * r.sequence_length);
+  switch (r.moe.aux_loss_unit) {
+    case spec::BalanceUnit::sequence:
+      w.aux_unit = 1.0 / static_cast<double>(sequences);
+      break;
+    case spec::BalanceUnit::micro_batch:
+      w.aux_unit = static_cast<double>(r.micro_batch_size) / static_cast<double>(sequences);
+      break;
+    case spec::BalanceUnit::global_batch:
+      w.aux_unit = 1.0;
+      break;
+  }
+  return w;
+}
+
+const StepResult& RankEngine::train_step(std::int64_t step) {
+  const spec::Recipe& r = options_.plan->job.train;
+  const std::int64_t first = step * r.global_batch_size;
+  const std::int64_t start = wall_ns();
+  const std::int64_t start_cpu = thread_cpu_ns();
+  options_.kernels->reset_flops();
+  for (Communicator* c : comms_.all()) c->reset_counters();
+  load_batch(*options_.data, first, options_.plan->num_microbatches());
+  ctx_->weights = loss_weights(options_.data->num_targets(first, r.global_batch_size), r.global_batch_size);
+  store_->zero_grads(*options_.kernels);
+  local_ce_ = 0.0;
+  for (StageState& s : states_) {
+    s.num_weight_done = 0;
+    for (moe::MoeLayer* layer : s.stage->moe_layers()) layer->reset_stats();
+  }
+  timed_phase("begin", start, start_cpu);
+  const schedule::ActionList& list = actions();
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    ActionTime& t = times_[i];
+    t.start_ns = wall_ns();
+    const std::int64_t cpu = thread_cpu_ns();
+    run(list[i]);
+    t.cpu_ns = thread_cpu_ns() - cpu;
+    t.end_ns = wall_ns();
+    if (observer_ != nullptr) observer_->action(list[i], t);
+  }
+  finish_reductions();
+  step_flops_ = options_.kernels->flops();
+  share_results();
+  update(step);
+  return result_;
+}
+
+void RankEngine::timed_phase(const char* name, std::int64_t start_ns, std::int64_t start_cpu_ns) {
+  if (observer_ == nullptr) return;
+  observer_->phase(name, {start_ns, wall_ns(), thread_cpu_ns() - start_cpu_ns});
+}
+
+void RankEngine::reduce_completed(StageState& s, std::int32_t position) {
+  for (const std::int32_t index : store_->completed_by(s.stage->id(), position)) {
+    optim::Bucket& bucket = store_->buckets()[static_cast<std::size_t>(index)];
+    if (bucket.group->size() == 1) continue;
+    if (options_.worker == nullptr) {
+      optim::reduce(bucket);
+    } else {
+      options_.worker->post([&bucket] { optim::reduce(bucket); });
+    }
+  }
+}
+
+void RankEngine::finish_reductions() {
+  const std::int64_t start = wall_ns();
+  const std::int64_t cpu = thread_cpu_ns();
+  if (options_.worker != nullptr) options_.worker->wait_all();
+  exposed_reduce_ns_ = wall_ns() - start;
+  store_->sum_tied(*options_.kernels, *comms_.tie);
+  timed_phase("gradient reductions", start, cpu);
+}
+
+void RankEngine::share_results() {
+  const std::int64_t start = wall_ns();
+  const std::int64_t cpu = thread_cpu_ns();
+  std::span<double> sums = sums_.span<double>();
+  std::span<std::int64_t> counts = counts_.span<std::int64_t>();
+  std::ranges::fill(sums, 0.0);
+  std::ranges::fill(counts, 0);
+  sums[0] = comms_.tp->rank() == 0 ? local_ce_ : 0.0;
+  for (const optim::Bucket& b : store_->buckets()) sums[3] += optim::sum_squares(b, *options_.kernels);
+  const spec::ModelSpec& model = options_.plan->job.model;
+  const std::size_t experts = model.moe ? static_cast<std::size_t>(model.moe->num_experts) : 0;
+  const std::size_t width = 2 * experts + 1;
+  for (StageState& s : states_) {
+    std::size_t layer = static_cast<std::size_t>(s.stage->cut().first_layer);
+    for (const moe::MoeLayer* moe : s.stage->moe_layers()) {
+      const moe::Stats& stats = moe->stats();
+      sums[1] += stats.aux_loss;
+      sums[2] += stats.z_loss;
+      sums[4 + layer] = stats.entropy;
+      std::int64_t* row = &counts[layer * width];
+      std::ranges::copy(stats.chosen, row);
+      std::ranges::copy(stats.dropped, row + experts);
+      row[2 * experts] = stats.tokens;
+      ++layer;
+    }
+  }
+  comms_.world->all_reduce_direct(sums_, comm::Op::sum);
+  if (model.moe) comms_.world->all_reduce_direct(counts_, comm::Op::sum);
+  result_.ce_loss = sums[0];
+  result_.aux_loss = sums[1];
+  result_.z_loss = sums[2];
+  result_.grad_norm = std::sqrt(sums[3]);
+  result_.routing.resize(model.moe ? static_cast<std::size_t>(model.num_hidden_layers) : 0);
+  for (std::size_t l = 0; l < result_.routing.size(); ++l) {
+    LayerRouting& r = result_.routing[l];
+    const std::int64_t* row = &counts[l * width];
+    r.layer = static_cast<std::int32_t>(l);
+    r.chosen.assign(row, row + experts);
+    r.dropped.assign(row + experts, row + 2 * experts);
+    r.tokens = row[2 * experts];
+    r.entropy = r.tokens > 0 ? sums[4 + l] / static_cast<double>(r.tokens) : 0.0;
+  }
+  set_global_frequencies();
+  timed_phase("share results", start, cpu);
+}
+
+void RankEngine::set_global_frequencies() {
+  if (options_.plan->job.train.moe.aux_loss_unit != spec::BalanceUnit::global_batch) return;
+  for (StageState& s : states_) {
+    std::size_t layer = static_cast<std::size_t>(s.stage->cut().first_layer);
+    for (moe::MoeLayer* moe : s.stage->moe_layers()) {
+      const LayerRouting& r = result_.routing.at(layer++);
+      std::int64_t all = 0;
+      for (const std::int64_t n : r.chosen) all += n;
+      frequency_.clear();
+      for (const std::int64_t n : r.chosen) {
+        frequency_.push_back(static_cast<double>(n) / static_cast<double>(std::max<std::int64_t>(1, all)));
+      }
+      moe->set_global_frequency(frequency_);
+    }
+  }
+}
+
+void RankEngine::update(std::int64_t step) {
+  const std::int64_t start = wall_ns();
+  const std::int64_t cpu = thread_cpu_ns();
+  const spec::Recipe& r = options_.plan->job.train;
+  const spec::OptimizerSpec& o = r.optimizer;
+  const optim::LrSchedule lr{.lr = o.lr,
+                             .min_lr = o.min_lr,
+                             .decay = to_optim(o.lr_decay),
+                             .warmup_steps = o.lr_warmup_steps,
+                             .decay_steps = o.lr_wsd_decay_steps,
+                             .total_steps = r.steps};
+  result_.lr = lr.at(step);
+  const auto t = static_cast<double>(step + 1);
+  const kernels::AdamWOptions adam{.lr = result_.lr,
+                                   .beta1 = o.beta1,
+                                   .beta2 = o.beta2,
+                                   .eps = o.eps,
+                                   .weight_decay = o.weight_decay,
+                                   .bias_correction1 = 1.0 - std::pow(o.beta1, t),
+                                   .bias_correction2 = 1.0 - std::pow(o.beta2, t),
+                                   .grad_scale = optim::clip_coefficient(result_.grad_norm, o.clip_grad)};
+  for (optim::Bucket& b : store_->buckets()) optim::apply(b, *options_.kernels, adam);
+  for (optim::Bucket& b : store_->buckets()) optim::gather(b);
+  store_->pack(*options_.kernels);
+  timed_phase("optimizer", start, cpu);
+}
+
+}  // namespace tessera::exec

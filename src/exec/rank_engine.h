@@ -1,0 +1,163 @@
+// RankEngine: one rank of a plan. It builds the rank's stages, walks the rank's list of actions and updates the weights. It
+// knows no schedule by name: slots, messages and the order of everything come from the plan.
+//
+// A step: gradients to zero; the actions (a bucket's reduction starts as soon as its last weight gradient is done); tied sums; one world
+// sum of loss, norm and routing statistics; AdamW; ZeRO-1 gather; weights packed again. Only the world sum and the collectives of
+// the layers wait for other ranks. Not thread safe: one thread per engine.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/worker.h"
+#include "exec/batch_source.h"
+#include "exec/communicators.h"
+#include "exec/param_store.h"
+#include "exec/stage.h"
+#include "plan/plan.h"
+
+namespace tessera::exec {
+
+// Bytes of one rank by purpose. Planned by a dry run of the set-up; the real arenas are exactly this large.
+struct RankMemory {
+  StoreBytes store;
+  Bytes activations;                  // live, deferred and gradient slots, rotary tables
+  Bytes scratch;                      // inside calls
+  Bytes tokens;                       // ids and targets of one step
+  Bytes workspace;                    // of the kernels
+  [[nodiscard]] Bytes arena() const;  // what the persistent arena holds: store, activations, tokens
+  [[nodiscard]] Bytes total() const;
+};
+
+struct LayerRouting {  // one MoE layer, one step, the whole world
+  std::int32_t layer = 0;
+  std::vector<std::int64_t> chosen, dropped;  // [E]
+  std::int64_t tokens = 0;
+  double entropy = 0.0;  // mean over tokens, nats
+};
+
+struct StepResult {                     // equal on every rank
+  double ce_loss = 0.0;                 // mean over the target tokens of the global batch
+  double aux_loss = 0.0, z_loss = 0.0;  // weighted terms; the optimised loss is the sum of the three
+  double grad_norm = 0.0;               // before clipping
+  double lr = 0.0;
+  std::vector<LayerRouting> routing;
+  [[nodiscard]] double loss() const { return ce_loss + aux_loss + z_loss; }
+};
+
+struct ActionTime {
+  std::int64_t start_ns = 0, end_ns = 0;  // wall
+  std::int64_t cpu_ns = 0;                // of this thread
+};
+
+// What a Tracer wants to know. Null: nobody watches.
+class Observer {
+ public:
+  virtual ~Observer() = default;
+  virtual void action(const schedule::Action& action, const ActionTime& time) = 0;
+  virtual void phase(const char* name, const ActionTime& time) = 0;  // name: static storage
+};
+
+class RankEngine {
+ public:
+  struct Options {
+    const plan::Plan* plan = nullptr;   // outlives the engine
+    const BatchSource* data = nullptr;  // likewise
+    Rank rank;
+    std::unique_ptr<kernels::Kernels> kernels;
+    CommFactory communicators;
+    comm::CommWorker* worker = nullptr;  // runs bucket reductions beside compute; null: in line
+  };
+  explicit RankEngine(Options options);
+  ~RankEngine();
+
+  [[nodiscard]] const RankMemory& planned_memory() const { return planned_; }
+  [[nodiscard]] RankMemory measured_memory() const;  // peaks of the real arenas
+
+  void initialise();       // weights from the recipe's seed
+  void weights_changed();  // after values were written from outside (a checkpoint)
+  const StepResult& train_step(std::int64_t step);
+  // Mean loss over sequences [first, first + count) of `data`, forward only; count must be a multiple of dp * micro_batch_size.
+  // Collective. The same on every rank.
+  [[nodiscard]] double evaluate(const BatchSource& data, std::int64_t first, std::int64_t count);
+
+  [[nodiscard]] Rank rank() const { return options_.rank; }
+  [[nodiscard]] ParamStore& store() { return *store_; }
+  [[nodiscard]] Communicators& comms() { return comms_; }
+  [[nodiscard]] kernels::Kernels& kernels() { return *options_.kernels; }
+  [[nodiscard]] std::vector<Stage>& stages() { return stages_; }
+  // Of the last step, parallel to this rank's actions in the plan.
+  [[nodiscard]] const std::vector<ActionTime>& action_times() const { return times_; }
+  [[nodiscard]] const schedule::ActionList& actions() const;
+  [[nodiscard]] Flops step_flops() const { return step_flops_; }
+  // Main thread blocked on bucket reductions that were still running when backward ended.
+  [[nodiscard]] std::int64_t exposed_reduce_ns() const { return exposed_reduce_ns_; }
+  void set_observer(Observer* observer) { observer_ = observer; }
+
+ private:
+  struct StageState {
+    Stage* stage = nullptr;
+    SlotCounts counts;
+    std::int32_t previous_rank = -1, next_rank = -1;  // pipeline ranks of the neighbours, -1: none
+    StageState* next_here = nullptr;                  // the neighbours, where this rank holds them
+    StageState* previous_here = nullptr;
+    std::vector<std::int32_t> deferred_of;  // [m]; -1: none
+    std::vector<bool> deferred_used;
+    std::vector<std::int64_t> sent_gradient;  // [gradient slot]: tag of the message that may still read it
+    std::vector<std::int64_t> sent_output;    // [live slot]: likewise
+    std::int32_t num_weight_done = 0;         // micro-batches whose W ran in this step
+  };
+  static constexpr std::int64_t kNoMessage = -1;
+
+  void build(Arena& arena, RankMemory& memory);
+  void link_stages();
+  [[nodiscard]] nn::Dims dims() const;
+  [[nodiscard]] SlotCounts slot_counts(StageId stage) const;
+  [[nodiscard]] StageState& state(StageId stage);
+  [[nodiscard]] std::int32_t live_slot(const StageState& s, MicrobatchId mb) const;
+  [[nodiscard]] std::int32_t gradient_slot(const StageState& s, MicrobatchId mb) const;
+  std::int32_t take_deferred(StageState& s, MicrobatchId mb);
+  void free_deferred(StageState& s, MicrobatchId mb);
+  // Wait until the message that reads this slot has been received.
+  void claim_output(StageState& s, std::int32_t live);
+  void claim_gradient(StageState& s, MicrobatchId mb);
+
+  void load_batch(const BatchSource& data, std::int64_t first_sequence, std::int32_t num_microbatches);
+  [[nodiscard]] nn::Microbatch microbatch(MicrobatchId mb) const;
+  [[nodiscard]] nn::LossWeights loss_weights(std::int64_t targets, std::int64_t sequences) const;
+  void run(const schedule::Action& action);
+  void run_forward(StageState& s, MicrobatchId mb);
+  void run_backward_input(StageState& s, MicrobatchId mb);
+  void run_backward_weight(StageState& s, MicrobatchId mb);
+  void run_backward(StageState& s, MicrobatchId mb);
+  void pull_gradient(StageState& s, MicrobatchId mb);
+
+  void reduce_completed(StageState& s, std::int32_t position);
+  void finish_reductions();
+  void share_results();
+  void set_global_frequencies();
+  void update(std::int64_t step);
+  void timed_phase(const char* name, std::int64_t start_ns, std::int64_t start_cpu_ns);
+
+  Options options_;
+  RankMemory planned_;
+  Communicators comms_;
+  Arena arena_, scratch_;
+  std::unique_ptr<ParamStore> store_;
+  std::vector<Stage> stages_;
+  std::vector<StageState> states_;
+  Tensor cos_, sin_;
+  Tensor ids_, targets_;  // [m, T]
+  Tensor sums_, counts_;  // world sums: f64, i64
+  std::unique_ptr<nn::Context> ctx_;
+  StepResult result_;
+  double local_ce_ = 0.0;
+  Flops step_flops_;
+  std::vector<ActionTime> times_;
+  std::vector<double> frequency_;
+  std::int64_t exposed_reduce_ns_ = 0;
+  Observer* observer_ = nullptr;
+};
+
+}  // namespace tessera::exec

@@ -1,0 +1,100 @@
+// Stage: the layers of one pipeline stage on one rank, with their slots. It knows nothing of schedules and messages: the rank
+// engine names the slots. Units are what recomputation and bucket readiness count: the embedding, a transformer layer (attention and
+// feed-forward), the head.
+//
+// Slots: `live` holds what a micro-batch keeps from F to the end of W; `deferred` what I hands to W (with full recomputation also the
+// recomputed values); `gradient` is the buffer that I transforms in place from d loss / d output to d loss / d input.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "exec/communicators.h"
+#include "exec/param_store.h"
+#include "layout/layout.h"
+#include "moe/moe_layer.h"
+#include "nn/layers.h"
+#include "spec/job.h"
+
+namespace tessera::exec {
+
+struct SlotCounts {
+  std::int32_t live = 1;
+  std::int32_t deferred = 1;
+  std::int32_t gradient = 1;
+  // Only fused backward (B) runs: W of a unit follows its I at once, so all units share the deferred memory.
+  bool fused = true;
+};
+
+struct StageSlot {
+  std::int32_t live, deferred, gradient;
+};
+
+// Called after the last weight gradient of a unit: ParamStore positions.
+using UnitDone = std::function<void(std::int32_t position)>;
+
+class Stage {
+ public:
+  struct Options {
+    spec::ModelSpec model;
+    spec::Recipe recipe;
+    layout::StageCut cut;
+    StageId id;
+    nn::Dims dims;
+    std::int32_t tp_rank = 0;
+    std::int32_t ep = 1, etp = 1;
+    std::int64_t units_in_group = 1;  // see moe::Options
+  };
+  // cos, sin: rotary tables; they and comms outlive the stage.
+  Stage(Options options, ParamStore& store, const Communicators& comms, Tensor cos_SP, Tensor sin_SP);
+
+  void reserve(const SlotCounts& counts, Arena& arena);
+  [[nodiscard]] Bytes scratch_bytes() const;
+
+  [[nodiscard]] const layout::StageCut& cut() const { return options_.cut; }
+  [[nodiscard]] StageId id() const { return options_.id; }
+  [[nodiscard]] Tensor input(std::int32_t live) const;         // [t, H]; empty with the embedding
+  [[nodiscard]] Tensor output(std::int32_t live) const;        // [t, H]; empty with the head
+  [[nodiscard]] Tensor gradient(std::int32_t gradient) const;  // [t, H]
+  [[nodiscard]] double loss(std::int32_t live) const;          // REQUIRES the head
+  [[nodiscard]] const nn::Head& head() const;
+  [[nodiscard]] std::vector<moe::MoeLayer*>& moe_layers() { return moe_layers_; }
+
+  void forward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb);
+  void backward_input(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb);
+  void backward_weight(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb, const UnitDone& done);
+  void backward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb, const UnitDone& done);
+
+ private:
+  struct Unit {
+    std::int32_t position;
+    bool recomputed;
+    std::vector<std::unique_ptr<nn::Layer>> layers;  // one, or attention and feed-forward
+    std::vector<Tensor> mid;                         // between two layers, per saved slot
+  };
+  void add_embedding(ParamStore& store, std::size_t& at);
+  void add_transformer_layer(std::int32_t layer, ParamStore& store, const Communicators& comms, Tensor cos,
+                             Tensor sin, std::size_t& at);
+  std::unique_ptr<nn::Layer> make_moe(std::int32_t layer, nn::Param norm, ParamStore& store,
+                                      const Communicators& comms, std::size_t& at);
+  void add_head(ParamStore& store, std::size_t& at);
+  void reserve_unit_saved(Unit& unit, Arena& arena);
+  void reserve_overlaid(Arena& arena, const std::function<void(Unit&)>& reserve);
+  [[nodiscard]] nn::Slots slots_of(const Unit& unit, StageSlot slot) const;
+  [[nodiscard]] Tensor boundary(std::int32_t live, std::size_t unit) const;
+  void run_forward(nn::Context& ctx, Unit& unit, nn::Slots slots, const nn::Microbatch& mb, Tensor x,
+                   Tensor y, nn::Pass pass);
+  void unit_backward_input(nn::Context& ctx, std::size_t u, StageSlot slot, const nn::Microbatch& mb);
+  void unit_backward_weight(nn::Context& ctx, Unit& unit, StageSlot slot, const nn::Microbatch& mb);
+
+  Options options_;
+  SlotCounts counts_;
+  std::vector<Unit> units_;
+  nn::Head* head_ = nullptr;  // owned by its unit
+  std::vector<moe::MoeLayer*> moe_layers_;
+  std::vector<std::vector<Tensor>> boundaries_;  // [live][unit]: input of unit u; the last is the output
+  std::vector<Tensor> gradients_;
+};
+
+}  // namespace tessera::exec

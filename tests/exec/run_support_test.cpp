@@ -1,0 +1,167 @@
+// The support of the exec tests (see run.h), and tests that it can see a difference at all.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <mutex>
+
+#include "base/random.h"
+#include "comm/thread_world.h"
+#include "run.h"
+
+namespace tessera::testing {
+
+std::int32_t SyntheticTokens::token(std::int64_t index, std::int64_t position) const {
+  return static_cast<std::int32_t>(uniform_below(static_cast<std::uint64_t>(vocab_), 7, 11,
+                                                 static_cast<std::uint64_t>(index * (seq_ + 1) + position)));
+}
+bool SyntheticTokens::ignored(std::int64_t index, std::int64_t position) const {
+  return ignore_every_ > 0 && (index * seq_ + position) % ignore_every_ == 0;
+}
+void SyntheticTokens::fill(std::int64_t index, std::span<std::int32_t> ids,
+                           std::span<std::int32_t> targets) const {
+  for (std::int64_t t = 0; t < seq_; ++t) {
+    ids[t] = token(index, t);
+    targets[t] = ignored(index, t) ? -100 : token(index, t + 1);
+  }
+}
+std::int64_t SyntheticTokens::num_targets(std::int64_t first, std::int64_t count) const {
+  std::int64_t n = 0;
+  for (std::int64_t i = first; i < first + count; ++i) {
+    for (std::int64_t t = 0; t < seq_; ++t) n += ignored(i, t) ? 0 : 1;
+  }
+  return n;
+}
+
+namespace {
+
+// Adds what this rank must contribute: the owned range of every parameter that no other rank of its group contributes.
+void gather(exec::RankEngine& engine, bool gradients, GlobalTensors& out) {
+  for (const exec::StoredParam& p : engine.store().params()) {
+    const optim::Bucket& bucket = engine.store().buckets()[p.bucket];
+    if (p.spec.tied_copy || (!bucket.sharded && bucket.group->rank() != 0)) continue;
+    std::vector<double>& global = out[p.spec.name];
+    global.resize(p.spec.global[0] * p.spec.global[1], std::numeric_limits<double>::quiet_NaN());
+    const tensor::Tensor local = gradients ? p.grad : p.value;
+    for (std::int64_t i = 0; i < p.spec.num_elements(); ++i) {
+      const std::int64_t in_bucket = p.offset + i;
+      if (in_bucket < bucket.owned_begin() || in_bucket >= bucket.owned_begin() + bucket.owned_size())
+        continue;
+      const std::int64_t row = p.spec.slice.begin[0] + i / p.spec.slice.size[1];
+      const std::int64_t column = p.spec.slice.begin[1] + i % p.spec.slice.size[1];
+      global[row * p.spec.global[1] + column] =
+          local.dtype() == tensor::DType::f64 ? local.as<double>()[i] : local.as<float>()[i];
+    }
+  }
+}
+
+}  // namespace
+
+RunResult run_job(const spec::Job& job, const RunOptions& options) {
+  const plan::Plan plan = plan::make_plan(job);
+  const SyntheticTokens data(job.model.vocab_size, job.train.sequence_length, options.ignore_every);
+  comm::ThreadWorld world({.size = plan.layout.world_size(), .timeout = Seconds(60)});
+  RunResult result;
+  std::mutex mutex;
+  world.run([&](Rank rank) {
+    std::unique_ptr<comm::CommWorker> worker;
+    if (options.worker) {
+      worker = std::make_unique<comm::CommWorker>(
+          comm::CommWorker::Options{.on_unwind = [&] { world.abort(rank, "left while its worker ran"); }});
+    }
+    exec::RankEngine engine(
+        {.plan = &plan,
+         .data = &data,
+         .rank = rank,
+         .kernels = options.cpu_kernels ? kernels::make_cpu() : kernels::make_reference(),
+         .communicators = [&](std::span<const Rank> members,
+                              std::string_view label) { return world.communicator(rank, members, label); },
+         .worker = worker.get()});
+    engine.initialise();
+    for (std::int64_t s = 0; s < options.steps; ++s) {
+      const exec::StepResult& r = engine.train_step(s);
+      if (rank.value == 0) result.steps.push_back(r);
+    }
+    const std::lock_guard lock(mutex);
+    gather(engine, true, result.gradients);
+    gather(engine, false, result.weights);
+    if (options.inspect) options.inspect(engine);
+  });
+  return result;
+}
+
+spec::Job small_job(const ModelOptions& options) {
+  spec::Job job;
+  spec::ModelSpec& m = job.model;
+  m.family = options.moe ? spec::Family::mixtral : spec::Family::llama;
+  m.num_hidden_layers = options.layers;
+  m.hidden_size = 16;
+  m.intermediate_size = 16;
+  m.num_attention_heads = 16;
+  m.num_key_value_heads = 8;
+  m.head_dim = 2;
+  m.vocab_size = 40;
+  m.max_position_embeddings = 64;
+  m.tie_word_embeddings = options.tied;
+  m.initializer_range = 0.3;  // large enough that every path matters
+  if (options.moe) m.moe = spec::MoeSpec{.num_experts = 8, .num_experts_per_tok = 2};
+  spec::Recipe& r = job.train;
+  r.steps = 10;
+  r.sequence_length = 4;
+  r.global_batch_size = 16;
+  r.micro_batch_size = 2;
+  r.precision = spec::Precision::f64;
+  r.bucket_bytes = 4096;
+  r.optimizer.lr = 1e-2;
+  r.optimizer.clip_grad = 0.5;
+  if (options.moe) {
+    r.moe.aux_loss_coef = 0.02;
+    r.moe.z_loss_coef = 0.003;
+  }
+  return job;
+}
+
+double worst_difference(const GlobalTensors& a, const GlobalTensors& b, std::string* where) {
+  double worst = a.size() == b.size() ? 0.0 : std::numeric_limits<double>::infinity();
+  for (const auto& [name, want] : a) {
+    const auto it = b.find(name);
+    double error = std::numeric_limits<double>::infinity();
+    if (it != b.end() && it->second.size() == want.size()) {
+      double largest = 0.0;
+      double difference = 0.0;
+      bool finite = true;
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        finite = finite && std::isfinite(want[i]) && std::isfinite(it->second[i]);
+        largest = std::max(largest, std::abs(want[i]));
+        difference = std::max(difference, std::abs(want[i] - it->second[i]));
+      }
+      if (finite) error = largest > 0.0 ? difference / largest : (difference > 0.0 ? HUGE_VAL : 0.0);
+    }
+    if (!(error <= worst)) {
+      worst = error;
+      if (where != nullptr) *where = name;
+    }
+  }
+  return worst;
+}
+
+TEST(WorstDifference, SeesNanMissingTensorsAndSmallChanges) {
+  const GlobalTensors a{{"w", {1.0, 2.0}}};
+  EXPECT_EQ(worst_difference(a, a, nullptr), 0.0);
+  EXPECT_DOUBLE_EQ(worst_difference(a, {{"w", {1.0, 2.5}}}, nullptr), 0.25);
+  EXPECT_TRUE(std::isinf(worst_difference(a, {}, nullptr)));
+  EXPECT_TRUE(std::isinf(worst_difference(a, {{"w", {1.0, NAN}}}, nullptr)));
+}
+
+TEST(RunJob, LossFallsOnOneRankAndIsTheSameInEveryRun) {
+  const spec::Job job = small_job({.moe = true});
+  const RunResult a = run_job(job, {.steps = 6});
+  const RunResult b = run_job(job, {.steps = 6});
+  ASSERT_EQ(a.steps.size(), 6U);
+  EXPECT_NEAR(a.steps[0].ce_loss, std::log(40.0), 1.5);
+  EXPECT_EQ(a.gradients, b.gradients);
+  EXPECT_EQ(a.weights, b.weights);
+  EXPECT_NE(a.steps[0].ce_loss, a.steps[5].ce_loss);
+}
+
+}  // namespace tessera::testing
