@@ -114,20 +114,33 @@ class Checker {
   Call call_;
 };
 
-// Counts one call, also when it throws.
+// Counts one call, also when it throws, and tells the listener.
 class Meter {
  public:
-  Meter(Counters& counters, Call call, std::int64_t bytes)
-      : count_(counters[static_cast<std::size_t>(call)]), start_(tessera::wall_ns()) {
+  Meter(const Communicator& comm, CallListener* listener, Counters& counters, Call call, std::int64_t bytes)
+      : comm_(comm),
+        listener_(listener),
+        count_(counters[static_cast<std::size_t>(call)]),
+        call_(call),
+        bytes_(bytes),
+        start_(tessera::wall_ns()) {
     count_.calls += 1;
     count_.bytes_sent += Bytes(bytes);
   }
-  ~Meter() { count_.wall_ns += tessera::wall_ns() - start_; }
+  ~Meter() {
+    const std::int64_t end = tessera::wall_ns();
+    count_.wall_ns += end - start_;
+    if (listener_ != nullptr) listener_->on_call(comm_, call_, Bytes(bytes_), start_, end);
+  }
   Meter(const Meter&) = delete;
   Meter& operator=(const Meter&) = delete;
 
  private:
+  const Communicator& comm_;
+  CallListener* listener_;
   CallCount& count_;
+  Call call_;
+  std::int64_t bytes_;
   std::int64_t start_;
 };
 
@@ -158,7 +171,7 @@ void Communicator::all_reduce(Tensor x) {
   const Checker check(*this, Call::all_reduce);
   check.memory(x, "x");
   check.sums(x, false);
-  const Meter meter(counters_, Call::all_reduce,
+  const Meter meter(*this, listener_, counters_, Call::all_reduce,
                     ring_elements_sent(x.num_elements(), rank_, size_) * tensor::size_of(x.dtype()));
   do_all_reduce(x);
 }
@@ -167,7 +180,7 @@ void Communicator::all_reduce_direct(Tensor x, Op op) {
   const Checker check(*this, Call::all_reduce_direct);
   check.memory(x, "x");
   check.sums(x, true);
-  const Meter meter(counters_, Call::all_reduce_direct, (size_ - 1) * x.bytes().value);
+  const Meter meter(*this, listener_, counters_, Call::all_reduce_direct, (size_ - 1) * x.bytes().value);
   do_all_reduce_direct(x, op);
 }
 
@@ -177,7 +190,7 @@ void Communicator::reduce_scatter(Tensor out, Tensor in) {
   check.memory(in, "in");
   check.sums(in, false);
   check.parts(in, out, "in", "out");
-  const Meter meter(counters_, Call::reduce_scatter, (size_ - 1) * out.bytes().value);
+  const Meter meter(*this, listener_, counters_, Call::reduce_scatter, (size_ - 1) * out.bytes().value);
   do_reduce_scatter(out, in);
 }
 
@@ -186,7 +199,7 @@ void Communicator::all_gather(Tensor out, Tensor in) {
   check.memory(out, "out");
   check.memory(in, "in");
   check.parts(out, in, "out", "in");
-  const Meter meter(counters_, Call::all_gather, (size_ - 1) * in.bytes().value);
+  const Meter meter(*this, listener_, counters_, Call::all_gather, (size_ - 1) * in.bytes().value);
   do_all_gather(out, in);
 }
 
@@ -197,7 +210,7 @@ void Communicator::all_gather_v(Tensor out, Tensor in, std::span<const std::int6
   check.rows(out, check.total(rows, "rows"), "out");
   check.rows(in, rows[static_cast<std::size_t>(rank_)], "in");
   check.same_row(out, in);
-  const Meter meter(counters_, Call::all_gather_v, (size_ - 1) * in.bytes().value);
+  const Meter meter(*this, listener_, counters_, Call::all_gather_v, (size_ - 1) * in.bytes().value);
   do_all_gather_v(out, in, rows);
 }
 
@@ -209,7 +222,7 @@ void Communicator::reduce_scatter_v(Tensor out, Tensor in, std::span<const std::
   check.rows(in, check.total(rows, "rows"), "in");
   check.rows(out, rows[static_cast<std::size_t>(rank_)], "out");
   check.same_row(out, in);
-  const Meter meter(counters_, Call::reduce_scatter_v, in.bytes().value - out.bytes().value);
+  const Meter meter(*this, listener_, counters_, Call::reduce_scatter_v, in.bytes().value - out.bytes().value);
   do_reduce_scatter_v(out, in, rows);
 }
 
@@ -226,7 +239,7 @@ void Communicator::all_to_all_v(Tensor out, std::span<const std::int64_t> recv_r
   if (const std::int64_t back = recv_rows[static_cast<std::size_t>(rank_)]; own != back)
     check.fail(fmt::format("this rank sends {} rows to itself but receives {}", own, back),
                "send_rows[rank] and recv_rows[rank] must be equal");
-  const Meter meter(counters_, Call::all_to_all_v, (sent - own) * row_bytes(in));
+  const Meter meter(*this, listener_, counters_, Call::all_to_all_v, (sent - own) * row_bytes(in));
   do_all_to_all_v(out, recv_rows, in, send_rows);
 }
 
@@ -234,7 +247,7 @@ void Communicator::send(Tensor x, std::int32_t to, std::int64_t tag) {
   const Checker check(*this, Call::send);
   check.memory(x, "x");
   check.peer(to);
-  const Meter meter(counters_, Call::send, x.bytes().value);
+  const Meter meter(*this, listener_, counters_, Call::send, x.bytes().value);
   do_send(x, to, tag);
 }
 
@@ -242,7 +255,7 @@ void Communicator::recv(Tensor x, std::int32_t from, std::int64_t tag) {
   const Checker check(*this, Call::recv);
   check.memory(x, "x");
   check.peer(from);
-  const Meter meter(counters_, Call::recv, 0);
+  const Meter meter(*this, listener_, counters_, Call::recv, 0);
   do_recv(x, from, tag);
 }
 
@@ -261,12 +274,12 @@ void Communicator::broadcast(Tensor x, std::int32_t root) {
   if (root < 0 || root >= size_)
     check.fail(fmt::format("root {} is not a rank of this group", root),
                fmt::format("use a group rank from 0 to {}", size_ - 1));
-  const Meter meter(counters_, Call::broadcast, root == rank_ ? (size_ - 1) * x.bytes().value : 0);
+  const Meter meter(*this, listener_, counters_, Call::broadcast, root == rank_ ? (size_ - 1) * x.bytes().value : 0);
   do_broadcast(x, root);
 }
 
 void Communicator::barrier() {
-  const Meter meter(counters_, Call::barrier, 0);
+  const Meter meter(*this, listener_, counters_, Call::barrier, 0);
   do_barrier();
 }
 

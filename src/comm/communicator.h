@@ -56,6 +56,17 @@ struct CallCount {
 };
 using Counters = std::array<CallCount, kNumCalls>;
 
+class Communicator;
+
+// Told after each call of a communicator, on the calling thread (tracing). Must not throw.
+class CallListener {
+ public:
+  virtual ~CallListener() = default;
+  // start and end: wall clock of base/clock.h; sent: bytes this rank sent to others.
+  virtual void on_call(const Communicator& comm, Call call, Bytes sent, std::int64_t start_ns,
+                       std::int64_t end_ns) = 0;
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -66,6 +77,7 @@ class Communicator {
   [[nodiscard]] Bytes bytes_sent() const;      // over all calls
   [[nodiscard]] std::int64_t wall_ns() const;  // over all calls
   void reset_counters() { counters_ = {}; }
+  void set_listener(CallListener* listener) { listener_ = listener; }  // null: none; outlives its calls
 
   // In place, ring: N-1 reduce-scatter steps and N-1 all-gather steps; chunks are ceil(n / N) elements (last
   // ones may be short or empty). f64, f32; sum.
@@ -118,6 +130,7 @@ class Communicator {
   std::int32_t size_;
   std::string_view label_;  // static storage
   Counters counters_{};
+  CallListener* listener_ = nullptr;
 };
 
 [[nodiscard]] std::unique_ptr<Communicator> make_self(std::string_view label);
