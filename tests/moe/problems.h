@@ -1,0 +1,150 @@
+// The mixture of experts as a layer problem: 4 micro-batches of 12 tokens, 4 experts, in f64.
+#pragma once
+#include <algorithm>
+#include <memory>
+#include <mutex>
+
+#include "moe/moe_layer.h"
+#include "support/layer_rig.h"
+
+namespace tessera::test {
+
+inline constexpr std::int32_t kExperts = 4;
+inline constexpr std::int64_t kExpertWidth = 6;  // FFN width of a whole expert
+inline constexpr double kNormEps = 1e-5;
+
+struct MoeCase {
+  std::int32_t top_k = 2;
+  kernels::RouterScore score = kernels::RouterScore::softmax_then_topk;
+  bool renormalise = true;
+  nn::Recompute recompute = nn::Recompute::none;
+  moe::BalanceUnit unit = moe::BalanceUnit::micro_batch;
+  double aux = 0, z = 0;
+  double capacity = 0;
+  moe::DropPolicy drops = moe::DropPolicy::position;
+  std::int64_t microbatches = 4;
+  double upstream = 1;      // factor; 0 leaves the balancing terms alone in the loss
+  bool one_expert = false;  // every token's first choice is expert 1
+  std::uint64_t seed = 1;
+};
+
+[[nodiscard]] inline moe::Options moe_options(const MoeCase& c, const nn::Dims& dims,
+                                              const RankLayout& layout) {
+  return {.dims = dims,
+          .num_experts = kExperts,
+          .intermediate = kExpertWidth / layout.etp,
+          .router = {.top_k = c.top_k, .score = c.score, .renormalise = c.renormalise},
+          .norm_eps = kNormEps,
+          .recompute = c.recompute,
+          .unit = c.unit,
+          .aux_loss_coef = c.aux,
+          .z_loss_coef = c.z,
+          .capacity_factor = c.capacity,
+          .drop_policy = c.drops,
+          .units_in_group = std::max(1, layout.ep * layout.etp / layout.tp)};
+}
+
+// Parameters: norm, router, then gate_up and down of each expert. A rank holds E / ep experts, 1 / etp of
+// each.
+[[nodiscard]] inline LayerProblem moe_problem(const MoeCase& c) {
+  LayerProblem p;
+  p.dims = {.dtype = DType::f64, .batch = 2, .seq = 6, .hidden = 8, .tp = 1};
+  const std::int64_t h = p.dims.hidden;
+  for (std::int64_t m = 0; m < c.microbatches; ++m) {
+    p.x.push_back(random(DType::f64, {p.dims.tokens(), h}, 100 * c.seed + m));
+    p.upstream.push_back(random(DType::f64, {p.dims.tokens(), h}, 100 * c.seed + 20 + m, c.upstream));
+  }
+  const auto add = [&](std::string name, Shape shape, double spread, double mean) {
+    const auto seed = 100 * c.seed + 50 + p.params.size();
+    p.params.push_back({std::move(name), random(DType::f64, shape, seed, spread, mean)});
+  };
+  add("norm", {h}, 0.2, 1.0);
+  add("router", {kExperts, h}, 0.6, 0);
+  for (std::int32_t e = 0; e < kExperts; ++e) {
+    add("gate_up " + std::to_string(e), {2 * kExpertWidth, h}, 0.5, 0);
+    add("down " + std::to_string(e), {h, kExpertWidth}, 0.5, 0);
+  }
+  if (c.one_expert) {  // the first feature is large and positive everywhere and pulls towards expert 1
+    for (const Owned& x : p.x) {
+      for (std::int64_t t = 0; t < p.dims.tokens(); ++t) set(x, t * h, 4.0);
+    }
+    const Tensor router = p.params[1].value;
+    for (std::int64_t i = 0; i < kExperts * h; ++i) set(router, i, 0.3 * get(router, i));
+    for (std::int32_t e = 0; e < kExperts; ++e) set(router, e * h, e == 1 ? 0.8 : 0.0);
+  }
+  const auto units = static_cast<double>(c.microbatches * (c.unit == moe::BalanceUnit::sequence ? 2 : 1));
+  p.weights.aux_unit = c.unit == moe::BalanceUnit::global_batch ? 1.0 : 1.0 / units;
+  p.weights.z_token = 1.0 / static_cast<double>(c.microbatches * p.dims.tokens());
+
+  p.make = [c](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
+    const std::int64_t width = kExpertWidth / place.layout.etp;
+    const std::int64_t begin = place.etp->rank() * width;
+    const std::int32_t local = kExperts / place.layout.ep;
+    moe::Params list{.norm_H = params.add(0), .router_EH = params.add(1)};
+    for (std::int32_t i = 0; i < local; ++i) {
+      const auto global = static_cast<std::size_t>(2 + 2 * (place.ep->rank() * local + i));
+      const nn::Param gate_up = params.add(global, {.rows = {{begin, width}, {kExpertWidth + begin, width}}});
+      list.experts.push_back(
+          {.gate_up = gate_up, .down = params.add(global + 1, {.col_begin = begin, .cols = width})});
+    }
+    auto layer = std::make_unique<moe::MoeLayer>(moe_options(c, dims, place.layout), std::move(list),
+                                                 *place.ep, *place.etp);
+    if (c.unit == moe::BalanceUnit::global_batch) {
+      const double frequency[kExperts] = {0.4, 0.1, 0.2, 0.3};
+      layer->set_global_frequency(frequency);
+    }
+    return layer;
+  };
+  p.extra_loss = [](nn::Layer& layer, std::int32_t /*slots*/) {
+    auto& moe = dynamic_cast<moe::MoeLayer&>(layer);
+    return moe.stats().aux_loss + moe.stats().z_loss;
+  };
+  return p;
+}
+
+// Gradient checks run forward again and again: count each run alone.
+[[nodiscard]] inline LayerProblem counting_each_run(LayerProblem p) {
+  p.extra_loss = [](nn::Layer& layer, std::int32_t /*slots*/) {
+    auto& moe = dynamic_cast<moe::MoeLayer&>(layer);
+    const double loss = moe.stats().aux_loss + moe.stats().z_loss;
+    moe.reset_stats();
+    return loss;
+  };
+  return p;
+}
+
+// Statistics of all ranks together.
+struct WorldStats {
+  moe::Stats sum;
+  void add(const moe::Stats& s) {
+    const std::lock_guard lock(mutex_);
+    sum.chosen.resize(s.chosen.size());
+    sum.dropped.resize(s.dropped.size());
+    for (std::size_t e = 0; e < s.chosen.size(); ++e) {
+      sum.chosen[e] += s.chosen[e];
+      sum.dropped[e] += s.dropped[e];
+    }
+    sum.tokens += s.tokens;
+    sum.aux_loss += s.aux_loss;
+    sum.z_loss += s.z_loss;
+    sum.entropy += s.entropy;
+    sum.received_rows += s.received_rows;
+  }
+  [[nodiscard]] std::int64_t total(const std::vector<std::int64_t>& counts) const {
+    std::int64_t n = 0;
+    for (const std::int64_t c : counts) n += c;
+    return n;
+  }
+
+ private:
+  std::mutex mutex_;
+};
+
+[[nodiscard]] inline LayerResult run_moe(const LayerProblem& p, const RankLayout& layout, WorldStats& stats,
+                                         PassOrder order = PassOrder::split) {
+  return run_layer(p, layout, {.order = order, .inspect = [&](const Place&, LayerRig& rig) {
+                                 stats.add(dynamic_cast<const moe::MoeLayer&>(rig.layer()).stats());
+                               }});
+}
+
+}  // namespace tessera::test
