@@ -1,0 +1,167 @@
+#include "graph/layers.h"
+
+#include <cmath>
+#include <iterator>
+#include <utility>
+
+#include "graph/op_writer.h"
+
+namespace tessera::graph {
+
+namespace {
+void append_list(OpList& to, OpList from) {
+  to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+}
+}  // namespace
+
+void LayerOps::append(LayerOps other) {
+  append_list(forward, std::move(other.forward));
+  append_list(backward_input, std::move(other.backward_input));
+  append_list(backward_weight, std::move(other.backward_weight));
+}
+
+LayerOps attention_ops(const Sizes& s, const std::string& prefix) {
+  const std::int64_t T = s.tokens();
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  const std::int64_t D = s.heads * s.head_dim;
+  const std::int64_t qkv = D + 2 * s.kv_heads * s.head_dim;
+  const std::int64_t rotated = T * (D + s.kv_heads * s.head_dim);
+  LayerOps ops;
+  OpWriter f(ops.forward, s, prefix);
+  f.memory("norm", 2 * t * H);
+  f.keep(t);
+  if (!s.selective) f.keep(T * H);
+  f.tp_gather("gather", t * H);
+  f.gemm("qkv", T, qkv, H);
+  f.keep(T * qkv);
+  f.memory("rope", 2 * rotated);
+  f.attention("attention", 1);
+  f.keep(T * D);
+  f.keep(T * s.heads);
+  f.gemm("o", T, H, D);
+  f.tp_scatter("scatter", t * H);
+  f.memory("add", 3 * t * H);
+
+  OpWriter i(ops.backward_input, s, prefix);
+  if (s.selective) {
+    i.memory("norm again", 2 * t * H);
+    i.keep(T * H);
+    i.tp_gather("gather again", t * H);
+  }
+  i.tp_gather("gather gradient", t * H);
+  i.gemm("o dgrad", T, D, H);
+  i.keep(T * H);
+  i.attention("attention backward", 2);
+  i.keep(T * qkv);
+  i.memory("rope backward", 2 * rotated);
+  i.gemm("qkv dgrad", T, H, qkv);
+  i.tp_scatter("scatter gradient", t * H);
+  i.memory("norm backward", 4 * t * H);
+  i.keep(t * H);
+
+  OpWriter w(ops.backward_weight, s, prefix);
+  w.gemm("o wgrad", H, D, T);
+  w.gemm("qkv wgrad", qkv, H, T);
+  w.memory("norm wgrad", 2 * t * H);
+  return ops;
+}
+
+LayerOps mlp_ops(const Sizes& s, const std::string& prefix) {
+  const std::int64_t T = s.tokens();
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  const std::int64_t I = s.intermediate;
+  LayerOps ops;
+  OpWriter f(ops.forward, s, prefix);
+  f.memory("norm", 2 * t * H);
+  f.keep(t);
+  if (!s.selective) f.keep(T * H);
+  f.tp_gather("gather", t * H);
+  f.gemm("gate_up", T, 2 * I, H);
+  f.keep(T * 2 * I);
+  f.memory("swiglu", 3 * T * I);
+  if (!s.selective) f.keep(T * I);
+  f.gemm("down", T, H, I);
+  f.tp_scatter("scatter", t * H);
+  f.memory("add", 3 * t * H);
+
+  OpWriter i(ops.backward_input, s, prefix);
+  if (s.selective) {
+    i.memory("norm again", 2 * t * H);
+    i.keep(T * H);
+    i.tp_gather("gather again", t * H);
+  }
+  i.tp_gather("gather gradient", t * H);
+  i.gemm("down dgrad", T, I, H);
+  i.keep(T * H);
+  i.memory("swiglu backward", 5 * T * I);
+  i.keep(T * 2 * I);
+  i.gemm("gate_up dgrad", T, H, 2 * I);
+  i.tp_scatter("scatter gradient", t * H);
+  i.memory("norm backward", 4 * t * H);
+  i.keep(t * H);
+
+  OpWriter w(ops.backward_weight, s, prefix);
+  if (s.selective) w.memory("swiglu again", 3 * T * I);
+  w.gemm("down wgrad", H, I, T);
+  w.gemm("gate_up wgrad", 2 * I, H, T);
+  w.memory("norm wgrad", 2 * t * H);
+  return ops;
+}
+
+LayerOps embedding_ops(const Sizes& s, const std::string& prefix) {
+  const std::int64_t T = s.tokens();
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  LayerOps ops;
+  OpWriter f(ops.forward, s, prefix);
+  f.memory("lookup", 2 * T * H);
+  f.tp_scatter("scatter", t * H);
+  OpWriter i(ops.backward_input, s, prefix);
+  i.memory("hand over", s.tp > 1 ? 0 : 2 * T * H);
+  i.keep(T * H);
+  i.tp_gather("gather gradient", t * H);
+  OpWriter w(ops.backward_weight, s, prefix);
+  w.memory("wgrad", 3 * T * H);
+  return ops;
+}
+
+LayerOps head_ops(const Sizes& s, const std::string& prefix) {
+  const std::int64_t T = s.tokens();
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  const std::int64_t V = s.vocab;
+  LayerOps ops;
+  OpWriter f(ops.forward, s, prefix);
+  f.memory("norm", 2 * t * H);
+  f.keep(t);
+  f.keep(T * H);
+  f.tp_gather("gather", t * H);
+  f.gemm("logits", T, V, H);
+  f.keep(T * V);
+  f.memory("softmax statistics", T * V + 3 * T);
+  f.tp_gather("gather statistics", 3 * T);
+  f.memory("loss", s.tp * 3 * T + 2 * T);
+  f.keep(T);
+  f.keep(T);
+  OpWriter i(ops.backward_input, s, prefix);
+  i.memory("cross entropy backward", 2 * T * V);
+  i.gemm("logits dgrad", T, H, V);
+  i.tp_scatter("scatter gradient", t * H);
+  i.memory("norm backward", 3 * t * H);
+  i.keep(t * H);
+  OpWriter w(ops.backward_weight, s, prefix);
+  w.gemm("logits wgrad", V, H, T);
+  w.memory("norm wgrad", 2 * t * H);
+  return ops;
+}
+
+std::int64_t capacity_rows(double factor, std::int64_t tokens, std::int64_t top_k, std::int64_t num_experts) {
+  const double exact = factor * static_cast<double>(tokens * top_k) / static_cast<double>(num_experts);
+  const double nearest = std::round(exact);
+  const double rounding = 1e-12 * std::max(1.0, exact);
+  return static_cast<std::int64_t>(std::abs(exact - nearest) <= rounding ? nearest : std::ceil(exact));
+}
+
+}  // namespace tessera::graph

@@ -1,0 +1,60 @@
+// The operators of each layer of the engine for one micro-batch on one rank. Inside of this room.
+//
+// Legend: T tokens of the micro-batch, t = T / tp of this rank, H hidden, D heads * head_dim, I intermediate, V vocabulary, E
+// experts, K top-k; of this rank where the layer is cut. P = ep, Q = etp, n rows sent, R rows of the local experts.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "graph/graph.h"
+
+namespace tessera::graph {
+
+struct LayerOps {
+  OpList forward, backward_input, backward_weight;
+  void append(LayerOps other);
+};
+
+// Sizes of this rank.
+struct Sizes {
+  std::int64_t element = 4;  // bytes
+  std::int64_t batch = 0, seq = 0, hidden = 0;
+  std::int32_t tp = 1, ep = 1, etp = 1;
+  std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  std::int64_t intermediate = 0;  // of the dense MLP cut by tp, or of an expert cut by etp
+  std::int64_t vocab = 0;
+  bool selective = false;
+  std::int64_t num_microbatches = 0;
+  [[nodiscard]] std::int64_t tokens() const { return batch * seq; }
+  [[nodiscard]] std::int64_t local_tokens() const { return tokens() / tp; }
+  [[nodiscard]] std::int64_t stream_bytes() const { return local_tokens() * hidden * element; }
+};
+
+// One MoE layer: what is fixed, and the rows of this rank over `row_microbatches` micro-batches.
+struct MoeSizes {
+  std::int64_t num_experts = 0, top_k = 0;
+  std::int64_t num_units = 1;  // balancing units of a micro-batch
+  bool balanced = false;       // with a balancing loss
+  bool counts_units = false;   // whose counts are summed over tp
+  bool drops = false;          // with a capacity
+  bool drops_by_weight = false;
+  std::int64_t max_rows = 0;  // rows that the buffers hold
+  std::int64_t row_microbatches = 1;
+  std::int64_t sent = 0;            // n, over all ep ranks
+  std::int64_t sent_to_others = 0;  // of them to other ep ranks
+  std::int64_t part = 0;            // rows that arrive here from all ep ranks, before etp
+  std::int64_t part_from_others = 0;
+  std::int64_t received = 0;  // R, with the parts of the other etp ranks
+};
+
+[[nodiscard]] LayerOps attention_ops(const Sizes& s, const std::string& prefix);
+[[nodiscard]] LayerOps mlp_ops(const Sizes& s, const std::string& prefix);
+[[nodiscard]] LayerOps moe_ops(const Sizes& s, const MoeSizes& m, const std::string& prefix);
+[[nodiscard]] LayerOps embedding_ops(const Sizes& s, const std::string& prefix);
+[[nodiscard]] LayerOps head_ops(const Sizes& s, const std::string& prefix);
+
+// ceil(factor T K / E); a product within rounding of an integer is that integer.
+[[nodiscard]] std::int64_t capacity_rows(double factor, std::int64_t tokens, std::int64_t top_k,
+                                         std::int64_t num_experts);
+
+}  // namespace tessera::graph

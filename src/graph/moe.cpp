@@ -1,0 +1,151 @@
+// The mixture of experts, split as the engine splits it: routing, rows there, experts, rows back.
+#include "base/math.h"
+#include "graph/layers.h"
+#include "graph/op_writer.h"
+
+namespace tessera::graph {
+
+namespace {
+
+bool exchanges(const Sizes& s) {
+  return s.ep * s.etp > 1;
+}
+
+// Row numbers are sums over m.row_microbatches micro-batches.
+void to_experts(OpWriter& w, const Sizes& s, const MoeSizes& m) {
+  const std::int64_t row = s.hidden * s.element;
+  if (s.ep > 1) w.collective("rows there", Axis::ep, Call::all_to_all_v, m.sent_to_others * row);
+  if (s.etp > 1) w.collective("rows to slices", Axis::etp, Call::all_gather_v, (s.etp - 1) * m.part * row);
+  w.memory("order rows", 2 * m.received * s.hidden);
+}
+
+void from_experts(OpWriter& w, const Sizes& s, const MoeSizes& m) {
+  const std::int64_t row = s.hidden * s.element;
+  w.memory("order rows back", 2 * m.received * s.hidden);
+  if (s.etp > 1) {
+    w.collective("sum slices", Axis::etp, Call::reduce_scatter_v, (m.received - m.part) * row);
+  }
+  if (s.ep > 1) w.collective("rows back", Axis::ep, Call::all_to_all_v, m.part_from_others * row);
+}
+
+// What a slot of the dispatch plan holds.
+void keep_dispatch(OpWriter& w, const Sizes& s, const MoeSizes& m) {
+  constexpr std::int64_t kIndex = 4;
+  constexpr std::int64_t kCount = 8;
+  const std::int64_t choices = s.local_tokens() * m.top_k;
+  const std::int64_t local = div_exact(m.num_experts, s.ep);
+  w.keep(choices, kIndex);               // position of each choice
+  w.keep(choices, kIndex);               // token of each row
+  w.keep(local + 1, kIndex);             // first row of each expert
+  w.keep(s.ep * m.num_experts, kIndex);  // counts by ep rank
+  if (!exchanges(s)) return;
+  w.keep(std::int64_t{s.etp} * s.ep * local, kIndex);  // counts by sender
+  w.keep(std::int64_t{s.etp} * s.ep * local, kIndex);  // their starts
+  w.keep(m.max_rows, kIndex);                          // order, there
+  w.keep(m.max_rows, kIndex);                          // and back
+  w.keep(s.ep, kCount);
+  w.keep(s.ep, kCount);
+  w.keep(s.etp, kCount);
+}
+
+void route(OpWriter& f, const Sizes& s, const MoeSizes& m) {
+  constexpr std::int64_t kIndex = 4;
+  const std::int64_t t = s.local_tokens();
+  f.gemm("router", t, m.num_experts, s.hidden);
+  f.memory("choose", 2 * t * m.num_experts + 2 * t * m.top_k);
+  f.keep(t * m.num_experts);
+  f.keep(t);
+  f.keep(t * m.top_k, kIndex);
+  f.keep(t * m.top_k);
+  if (m.balanced) f.keep(m.num_units * m.num_experts);
+  if (m.counts_units && s.tp > 1) {
+    f.collective("unit counts", Axis::tp, Call::all_reduce_direct,
+                 (s.tp - 1) * m.num_units * m.num_experts * kIndex);
+  }
+  if (m.drops && s.tp > 1) {
+    f.collective("choices", Axis::tp, Call::all_gather, (s.tp - 1) * t * m.top_k * kIndex);
+    if (m.drops_by_weight) {
+      f.collective("choice weights", Axis::tp, Call::all_gather, (s.tp - 1) * t * m.top_k * s.element);
+    }
+  }
+  f.memory("plan rows", 0);
+  keep_dispatch(f, s, m);
+  if (s.ep > 1) f.collective("row counts", Axis::ep, Call::all_gather, (s.ep - 1) * m.num_experts * kIndex);
+  if (s.etp > 1) {
+    const std::int64_t local = div_exact(m.num_experts, s.ep);
+    f.collective("row counts of slices", Axis::etp, Call::all_gather, (s.etp - 1) * s.ep * local * kIndex);
+  }
+}
+
+void forward(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& prefix) {
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  const std::int64_t I = s.intermediate;
+  OpWriter f(out, s, prefix);
+  f.memory("norm", 2 * t * H);
+  f.keep(t);
+  if (!s.selective) f.keep(t * H);
+  route(f, s, m);
+  f.per_microbatches(m.row_microbatches);
+  f.memory("gather rows", 2 * m.sent * H);
+  if (exchanges(s)) to_experts(f, s, m);
+  f.gemm("experts gate_up", m.received, 2 * I, H);
+  f.memory("swiglu", 3 * m.received * I);
+  f.gemm("experts down", m.received, H, I);
+  if (exchanges(s)) from_experts(f, s, m);
+  f.memory("combine", 2 * t * H * m.row_microbatches + m.sent * H);
+  f.keep(m.max_rows * H);
+  f.keep(m.max_rows * 2 * I);
+  if (!s.selective) f.keep(m.max_rows * I);
+  f.keep(t * m.top_k * H);
+}
+
+void backward_input(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& prefix) {
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  const std::int64_t I = s.intermediate;
+  OpWriter i(out, s, prefix);
+  i.per_microbatches(m.row_microbatches);
+  i.memory("combine backward", t * H * m.row_microbatches + 2 * m.sent * H);
+  if (exchanges(s)) to_experts(i, s, m);
+  i.gemm("experts down dgrad", m.received, I, H);
+  i.keep(m.max_rows * H);
+  i.memory("swiglu backward", 5 * m.received * I);
+  i.keep(m.max_rows * 2 * I);
+  i.gemm("experts gate_up dgrad", m.received, H, 2 * I);
+  if (exchanges(s)) from_experts(i, s, m);
+  i.memory("sum rows", m.sent * H + t * H * m.row_microbatches);
+  i.per_microbatches(1);
+  i.memory("router backward", 2 * t * m.num_experts);
+  i.keep(t * m.num_experts);
+  i.gemm("router dgrad", t, H, m.num_experts);
+  i.memory("norm backward", 4 * t * H);
+  i.keep(t * H);
+}
+
+void backward_weight(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& prefix) {
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  const std::int64_t I = s.intermediate;
+  OpWriter w(out, s, prefix);
+  if (s.selective) w.memory("norm again", 2 * t * H);
+  w.per_microbatches(m.row_microbatches);
+  if (s.selective) w.memory("swiglu again", 3 * m.received * I);
+  w.gemm("experts down wgrad", H, I, m.received);
+  w.gemm("experts gate_up wgrad", 2 * I, H, m.received);
+  w.per_microbatches(1);
+  w.gemm("router wgrad", m.num_experts, H, t);
+  w.memory("norm wgrad", 2 * t * H);
+}
+
+}  // namespace
+
+LayerOps moe_ops(const Sizes& s, const MoeSizes& m, const std::string& prefix) {
+  LayerOps ops;
+  forward(ops.forward, s, m, prefix);
+  backward_input(ops.backward_input, s, m, prefix);
+  backward_weight(ops.backward_weight, s, m, prefix);
+  return ops;
+}
+
+}  // namespace tessera::graph

@@ -1,0 +1,76 @@
+// Writes operators of one layer and phase with common fields filled in. Inside of this room.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "base/math.h"
+#include "graph/layers.h"
+
+namespace tessera::graph {
+
+class OpWriter {
+ public:
+  // `count`: how often the numbers occur in a step.
+  OpWriter(OpList& out, const Sizes& s, std::string prefix)
+      : out_(out), s_(s), prefix_(std::move(prefix)), count_(s.num_microbatches) {}
+
+  // The numbers that follow are sums over `n` micro-batches.
+  void per_microbatches(std::int64_t n) { count_ = div_exact(s_.num_microbatches, n); }
+
+  // y[m, n] (+)= a[m, k] b[k, n]
+  void gemm(std::string_view name, std::int64_t m, std::int64_t n, std::int64_t k) {
+    Op& op = add(name, OpKind::gemm);
+    op.flops = Flops(2 * m * n * k);
+    op.bytes_moved = Bytes((m * n + m * k + n * k) * s_.element);
+  }
+  void memory(std::string_view name, std::int64_t elements_moved) {
+    add(name, OpKind::memory).bytes_moved = Bytes(elements_moved * s_.element);
+  }
+  // `times`: 1 forward, 2 backward. Reads q k v (backward: out and dout too), writes out (backward: dqkv).
+  void attention(std::string_view name, std::int64_t times) {
+    Op& op = add(name, OpKind::attention);
+    op.flops = Flops(times * 4 * s_.batch * s_.heads * s_.head_dim * (s_.seq * (s_.seq + 1) / 2));
+    const std::int64_t q = s_.heads * s_.head_dim;
+    const std::int64_t qkv = q + 2 * s_.kv_heads * s_.head_dim;
+    op.bytes_moved = Bytes(s_.tokens() * (times == 1 ? qkv + q : 2 * qkv + 2 * q) * s_.element);
+  }
+  void collective(std::string_view name, Axis axis, Call call, std::int64_t bytes) {
+    Op& op = add(name, OpKind::collective);
+    op.axis = axis;
+    op.call = call;
+    op.bytes_sent = Bytes(bytes);
+    op.calls = s_.num_microbatches;
+  }
+  // all_gather / reduce_scatter of the rows of the tp group; part: elements of this rank.
+  void tp_gather(std::string_view name, std::int64_t part) { tp_call(name, Call::all_gather, part); }
+  void tp_scatter(std::string_view name, std::int64_t part) { tp_call(name, Call::reduce_scatter, part); }
+
+  // The last operator keeps a tensor of so many elements (of `element` bytes).
+  void keep(std::int64_t elements) { keep(elements, s_.element); }
+  void keep(std::int64_t elements, std::int64_t element) {
+    constexpr std::int64_t kAlignment = 64;
+    out_.back().bytes_kept += Bytes(round_up(elements * element, kAlignment));
+  }
+
+ private:
+  void tp_call(std::string_view name, Call call, std::int64_t part) {
+    if (s_.tp > 1) collective(name, Axis::tp, call, (s_.tp - 1) * part * s_.element);
+  }
+  Op& add(std::string_view name, OpKind kind) {
+    Op op;
+    op.name = prefix_ + std::string(name);
+    op.kind = kind;
+    op.count = count_;
+    out_.push_back(std::move(op));
+    return out_.back();
+  }
+
+  OpList& out_;
+  const Sizes& s_;
+  std::string prefix_;
+  std::int64_t count_;
+};
+
+}  // namespace tessera::graph
