@@ -1,4 +1,5 @@
-// The trace file: what it looks like, that it reads back exactly, and that damaged or foreign files are refused.
+// The trace file: what it looks like, that it reads back exactly, and that damaged or foreign
+// files are refused.
 #include "trace/chrome.h"
 
 #include <gmock/gmock.h>
