@@ -12,7 +12,8 @@ A fenced block marked `console` holds commands after "$ " and their output below
 
 The commands of one page run one after another from the root of the checkout. Output (stdout and stderr together) is
 compared line by line; a number matches any number, a run of blanks any other run, and a line "..." any lines in between.
-"$ command  # exits 2" expects that exit code. --update writes the output that was seen into the page.
+"$ command  # exits 2" expects that exit code. --update writes the output that was seen into the page, and copies
+code blocks marked "cpp PATH#PART" from between "// [PART]" and "// [/PART]" of that file.
 """
 import pathlib
 import re
@@ -20,6 +21,7 @@ import subprocess
 import sys
 
 FENCE = re.compile(r"^```console\s*$")
+SNIPPET = re.compile(r"^(```cpp (\S+)#(\w+)\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 EXITS = re.compile(r"\s+# exits (\d+)\s*$")
 # A number with its exponent or unit prefix; a table's bars and signs stay significant.
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?([eE][-+]?\d+)?")
@@ -61,7 +63,24 @@ def run(command):
     return done.returncode, [] if lines == [""] else lines
 
 
+def with_snippets(page):
+    """The page's text with each named code block copied from its file."""
+
+    def copy(match):
+        text = pathlib.Path(match[2]).read_text()
+        begin, end = f"// [{match[3]}]\n", f"// [/{match[3]}]\n"
+        return match[1] + text.split(begin)[1].split(end)[0]
+
+    return SNIPPET.sub(copy, page)
+
+
 def check_page(path, update):
+    if update:
+        text = path.read_text()
+        copied = with_snippets(text)
+        if copied != text:
+            path.write_text(copied)
+            print(f"{path}: code copied anew")
     lines = path.read_text().split("\n")
     good, bad, edits = 0, 0, []
     for number, command, begin, end in commands(lines):

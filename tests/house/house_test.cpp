@@ -105,6 +105,11 @@ TEST(House, LinksOfThePagesResolve) {
                [](const SourceFile& file) { return file.path.ends_with(".md"); });
 }
 
+TEST(House, CodeInPagesIsCodeThatCompiles) {
+  expect_clean([&](const SourceFile& file) { return check_snippets(file, tree()); },
+               [](const SourceFile& file) { return file.path.ends_with(".md"); });
+}
+
 TEST(House, PagesAndScriptAgreeOnTheCommands) {
   std::set<std::string> verbs;
   for (const SourceFile& file : tree()) {

@@ -379,6 +379,32 @@ std::vector<Finding> check_links(const SourceFile& file, const std::set<std::str
   return findings;
 }
 
+std::vector<Finding> check_snippets(const SourceFile& page, const std::vector<SourceFile>& files) {
+  static const std::regex fence(R"(^```cpp (\S+)#(\w+)$)");
+  std::vector<Finding> findings;
+  const std::vector<std::string> lines = split(page.text, '\n');
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    std::smatch match;
+    if (!std::regex_match(lines[i], match, fence)) continue;
+    const std::string path = match[1];
+    const std::string part = match[2];
+    std::string shown;
+    for (std::size_t j = i + 1; j < lines.size() && lines[j] != "```"; ++j) shown += lines[j] + "\n";
+    const auto file = std::ranges::find(files, path, &SourceFile::path);
+    const std::string text = file == files.end() ? "" : file->text;
+    const std::string open = "// [" + part + "]\n";
+    const std::size_t begin = text.find(open);
+    const std::size_t end = text.find("// [/" + part + "]\n");
+    const bool found = begin != std::string::npos && end != std::string::npos;
+    if (found && text.substr(begin + open.size(), end - begin - open.size()) == shown) continue;
+    findings.push_back({page.path, static_cast<std::int64_t>(i) + 1,
+                        found ? fmt::format("the code differs from part `{}` of {}", part, path)
+                              : fmt::format("{} has no part `{}`", path, part),
+                        "./dev docs --update copies it from there"});
+  }
+  return findings;
+}
+
 std::set<std::string> verbs_of(std::string_view dev_script) {
   static const std::regex label(R"(^\s+([a-z]+)( \| [^)]*)?\) )");
   std::set<std::string> verbs;

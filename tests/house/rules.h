@@ -73,6 +73,10 @@ using RoomTable =
 
 // Links of a Markdown file to files that are not in `paths` (files and their folders).
 [[nodiscard]] std::vector<Finding> check_links(const SourceFile& file, const std::set<std::string>& paths);
+// A fence "```cpp PATH#PART" shows the lines of PATH between "// [PART]" and "// [/PART]", which a compiler
+// has seen.
+[[nodiscard]] std::vector<Finding> check_snippets(const SourceFile& page,
+                                                  const std::vector<SourceFile>& files);
 // `./dev VERB` in a page with a verb that the script does not know; in README.md also verbs that it does not
 // name.
 [[nodiscard]] std::vector<Finding> check_verbs(const SourceFile& page, const std::set<std::string>& verbs);

@@ -229,6 +229,18 @@ TEST(Links, ADeadLinkIsFoundRelativeToItsPage) {
   EXPECT_EQ(check_links({"README.md", "![picture](docs/gone.svg)"}, paths).size(), 1U);
 }
 
+TEST(Snippets, MustEqualTheNamedPartOfTheirFile) {
+  const std::vector<SourceFile> files = {{"a.cpp", "x;\n// [one]\nint y;\n// [/one]\n"}};
+  const auto page = [](const std::string& name, const std::string& code) {
+    return SourceFile{"docs/a.md", "text\n```cpp " + name + "\n" + code + "```\n"};
+  };
+  EXPECT_TRUE(check_snippets(page("a.cpp#one", "int y;\n"), files).empty());
+  EXPECT_THAT(lines_of(check_snippets(page("a.cpp#one", "int z;\n"), files)), ElementsAre(2));
+  EXPECT_THAT(to_text(check_snippets(page("a.cpp#two", "int y;\n"), files)), HasSubstr("has no part `two`"));
+  EXPECT_EQ(check_snippets(page("b.cpp#one", "int y;\n"), files).size(), 1U);
+  EXPECT_TRUE(check_snippets({"docs/a.md", "```cpp\nfree();\n```\n"}, files).empty());
+}
+
 TEST(Verbs, UnknownOnesAndOnesMissingInTheReadmeAreFound) {
   const std::set<std::string> verbs = verbs_of(
       "x() {\n case $1 in\n  --all) a ;;\n esac\n}\n case $verb in\n  demo) d ;;\n  help | -h) h ;;\n "
