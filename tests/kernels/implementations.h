@@ -24,7 +24,8 @@ struct Implementation {
 
 inline std::vector<Implementation> implementations() {
   std::vector<Implementation> out = {{"reference", &make_reference}};
-  if (cpu::supported(cpu::avx512())) out.push_back({"cpu_avx512", [] { return cpu::make_cpu(cpu::avx512()); }});
+  if (cpu::supported(cpu::avx512()))
+    out.push_back({"cpu_avx512", [] { return cpu::make_cpu(cpu::avx512()); }});
   if (cpu::supported(cpu::avx2())) out.push_back({"cpu_avx2", [] { return cpu::make_cpu(cpu::avx2()); }});
   out.push_back({"cpu_generic", [] { return cpu::make_cpu(cpu::generic()); }});
   return out;
