@@ -1,0 +1,92 @@
+// Checkpoint folders on disk: making one aside and renaming it, finding, pruning, clearing what a killed
+// writer left. One writer per folder at a time; any number of readers.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ckpt/checkpoint.h"
+#include "ckpt/digest.h"
+#include "ckpt/safetensors.h"
+
+namespace tessera::ckpt {
+
+// A file that is made: written in order, hashed on the way, fsynced by finish(). Error{io} with path and
+// cause.
+class OutputFile {
+ public:
+  explicit OutputFile(std::filesystem::path path);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text);
+  void finish();
+  [[nodiscard]] std::int64_t bytes_written() const { return bytes_written_; }
+  [[nodiscard]] std::string xxh3_128() const { return digest_.hex(); }
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
+  std::int64_t bytes_written_ = 0;
+  Digest digest_;
+};
+
+// A folder that is made aside under <path>.tmp<process id>; commit() makes it appear whole under its name.
+// Without commit() it is removed again. Error{io}.
+class OutputFolder {
+ public:
+  explicit OutputFolder(std::filesystem::path path);
+  ~OutputFolder();
+  OutputFolder(const OutputFolder&) = delete;
+  OutputFolder& operator=(const OutputFolder&) = delete;
+  [[nodiscard]] const std::filesystem::path& aside() const { return aside_; }
+  // replace: a folder of that name is exchanged in one step and then removed; else it is an error.
+  enum class IfPresent : std::uint8_t { refuse, replace };
+  void commit(IfPresent if_present);
+
+ private:
+  std::filesystem::path path_, aside_;
+  bool committed_ = false;
+};
+
+// One piece as bytes.
+struct PieceBytes {
+  std::string name;
+  std::int32_t num_dims = 2;
+  std::array<std::int64_t, 2> global{1, 1};
+  layout::Slice slice;
+  StoredType type = StoredType::f32;
+  const std::byte* data = nullptr;
+};
+struct RankPieces {
+  Rank rank;
+  std::vector<PieceBytes> pieces;
+};
+
+struct StepFolder {
+  std::int64_t step = 0;
+  std::filesystem::path path;
+};
+
+[[nodiscard]] std::string step_folder_name(std::int64_t step);  // "step-00000100"
+// Folders with a step's name and an index, newest first. A missing folder has none.
+[[nodiscard]] std::vector<StepFolder> step_folders(const std::filesystem::path& folder);
+
+// Removes what a writer that is no more left aside.
+void remove_leftovers(const std::filesystem::path& folder);
+// Removes steps older than `newest` until `keep` steps up to and including it are left. Never `newest` or
+// later ones.
+void prune(const std::filesystem::path& folder, std::int64_t newest, std::int32_t keep);
+
+// Writes and renames step-XXXXXXXX. Error{internal} when the pieces do not cover every tensor exactly once.
+void write_step_folder(const std::filesystem::path& folder, const Meta& meta, std::int32_t world_size,
+                       std::span<const RankPieces> ranks);
+
+}  // namespace tessera::ckpt
