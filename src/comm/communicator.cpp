@@ -222,7 +222,8 @@ void Communicator::reduce_scatter_v(Tensor out, Tensor in, std::span<const std::
   check.rows(in, check.total(rows, "rows"), "in");
   check.rows(out, rows[static_cast<std::size_t>(rank_)], "out");
   check.same_row(out, in);
-  const Meter meter(*this, listener_, counters_, Call::reduce_scatter_v, in.bytes().value - out.bytes().value);
+  const Meter meter(*this, listener_, counters_, Call::reduce_scatter_v,
+                    in.bytes().value - out.bytes().value);
   do_reduce_scatter_v(out, in, rows);
 }
 
@@ -274,7 +275,8 @@ void Communicator::broadcast(Tensor x, std::int32_t root) {
   if (root < 0 || root >= size_)
     check.fail(fmt::format("root {} is not a rank of this group", root),
                fmt::format("use a group rank from 0 to {}", size_ - 1));
-  const Meter meter(*this, listener_, counters_, Call::broadcast, root == rank_ ? (size_ - 1) * x.bytes().value : 0);
+  const Meter meter(*this, listener_, counters_, Call::broadcast,
+                    root == rank_ ? (size_ - 1) * x.bytes().value : 0);
   do_broadcast(x, root);
 }
 

@@ -100,7 +100,9 @@ class Communicator {
   void all_to_all_v(Tensor out, std::span<const std::int64_t> recv_rows, Tensor in,
                     std::span<const std::int64_t> send_rows);
   // Point to point, matched by (peer, tag). send does not block and does not copy: `x` must stay unchanged
-  // until the peer has received it (wait_sends, or any later event that implies it). recv blocks.
+  // until the peer has received it (wait_send, or any later event that implies it), and its memory must live
+  // longer than this communicator, so that a rank that an error unwinds takes the message back first. recv
+  // blocks.
   void send(Tensor x, std::int32_t to, std::int64_t tag);
   void recv(Tensor x, std::int32_t from, std::int64_t tag);
   void wait_send(std::int32_t to, std::int64_t tag);  // until that message has been received

@@ -114,27 +114,28 @@ bool Group::missing(std::int32_t me, std::int32_t peer) const {
          slot(me).arrivals.load(std::memory_order_relaxed);
 }
 
-bool Group::anyone_left(std::int32_t me, std::int32_t peer) const {
-  const auto left = [&](std::int32_t r) {
-    const RankState state = world_.state(world_rank(r));
-    return state == RankState::finished || state == RankState::failed;
-  };
-  if (peer != kAll) return left(peer);
-  for (std::int32_t r = 0; r < size(); ++r)
-    if (r != me && missing(me, r) && left(r)) return true;
-  return false;
+bool Group::has_left(std::int32_t r) const {
+  const RankState state = world_.state(world_rank(r));
+  return state == RankState::finished || state == RankState::failed;
 }
 
-void Group::check_wait(std::int32_t me, std::int32_t peer, bool left, std::int64_t started_ns,
+std::int32_t Group::who_left(std::int32_t me, std::int32_t peer) const {
+  if (peer != kAll) return has_left(peer) ? peer : kNobody;
+  for (std::int32_t r = 0; r < size(); ++r)
+    if (r != me && missing(me, r) && has_left(r)) return r;
+  return kNobody;
+}
+
+void Group::check_wait(std::int32_t me, std::int32_t peer, std::int32_t left, std::int64_t started_ns,
                        std::int64_t now) {
   const std::string where = fmt::format("rank {}, {}", world_rank(me).value, title());
   if (world_.stopped()) world_.throw_stopped(fmt::format("{}; {}", where, doing(me)));
   const std::string whom = waited_for_text(me, peer);
-  if (left)
-    world_.fail(world_rank(me),
-                Error(ErrorKind::comm,
-                      fmt::format("rank {} {}, but {} has left", world_rank(me).value, doing(me), whom),
-                      where, "every rank of a group must make the same calls"));
+  if (left != kNobody)
+    world_.fail(world_rank(me), Error(ErrorKind::comm,
+                                      fmt::format("rank {} {}, but rank {} has left", world_rank(me).value,
+                                                  doing(me), world_rank(left).value),
+                                      where, "every rank of a group must make the same calls"));
   if (now - started_ns > world_.timeout_ns())
     world_.fail(world_rank(me),
                 Error(ErrorKind::comm,
@@ -147,7 +148,7 @@ void Group::check_wait(std::int32_t me, std::int32_t peer, bool left, std::int64
 }
 
 std::string call_text(const CallInfo& info, std::int64_t number) {
-  std::string text = fmt::format("{} #{}", name(info.call), number);
+  std::string text = fmt::format("{}{} #{}", info.ends_send ? "wait_" : "", name(info.call), number);
   if (info.peer != kNobody) text += fmt::format(" tag {}", info.tag);
   if (info.call != Call::barrier)
     text += fmt::format(" ({} {})", human(Bytes(info.bytes)), tensor::name(info.dtype));
@@ -162,6 +163,7 @@ CallInfo info_of(const Record& r) {
   info.bytes = r.bytes.load(std::memory_order_relaxed);
   info.peer = r.peer.load(std::memory_order_relaxed);
   info.tag = r.tag.load(std::memory_order_relaxed);
+  info.ends_send = r.ends_send.load(std::memory_order_relaxed);
   return info;
 }
 }  // namespace
@@ -199,7 +201,9 @@ std::string Group::recent(std::int32_t r) const {
     std::int64_t end = i + 1;  // of a run of equal calls
     for (; end < count; ++end) {
       const CallInfo next = info_of(s.records[static_cast<std::size_t>(end % kRecords)]);
-      if (next.call != info.call || next.bytes != info.bytes || next.peer != info.peer) break;
+      if (next.call != info.call || next.bytes != info.bytes || next.peer != info.peer ||
+          next.ends_send != info.ends_send)
+        break;
     }
     std::string text = call_text(info, first.number.load(std::memory_order_relaxed));
     if (info.peer != kNobody)

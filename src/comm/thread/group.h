@@ -43,6 +43,7 @@ struct CallInfo {
   std::int64_t detail = 0;  // root, or operation
   std::int32_t peer = kNobody;
   std::int64_t tag = 0;
+  bool ends_send = false;  // wait_send
 };
 
 // A published call: plain memory, written before the owner's step and read after it was seen.
@@ -62,6 +63,7 @@ struct Record {
   std::atomic<std::int32_t> peer{kNobody};
   std::atomic<Call> call{Call::barrier};
   std::atomic<tensor::DType> dtype{tensor::DType::u8};
+  std::atomic<bool> ends_send{false};
   std::atomic<bool> open{false};
 };
 
@@ -137,6 +139,10 @@ class Group {
   // The world is stopped: until nobody of the group reads foreign memory any more.
   void quiesce(std::int32_t me);
 
+  // Takes back what `me` has sent and nobody has received; afterwards its buffers are its own again.
+  // close: receivers that still want something are told so.
+  void withdraw(std::int32_t me, bool close);
+
   // Wakes every sleeper of the group so that it sees a stop.
   void wake_all();
 
@@ -153,8 +159,11 @@ class Group {
   template <class Done>
   void sleep(std::int32_t me, std::int32_t peer, Word& word, std::uint32_t bits, const Done& done);
   // Throws when waiting makes no sense any more.
-  void check_wait(std::int32_t me, std::int32_t peer, bool left, std::int64_t started_ns, std::int64_t now);
-  [[nodiscard]] bool anyone_left(std::int32_t me, std::int32_t peer) const;
+  void check_wait(std::int32_t me, std::int32_t peer, std::int32_t left, std::int64_t started_ns,
+                  std::int64_t now);
+  [[nodiscard]] bool has_left(std::int32_t r) const;
+  // A rank that this wait needs and that will never come, or kNobody.
+  [[nodiscard]] std::int32_t who_left(std::int32_t me, std::int32_t peer) const;
   [[nodiscard]] bool missing(std::int32_t me, std::int32_t peer) const;
 
   World& world_;

@@ -29,9 +29,9 @@ void Group::sleep(std::int32_t me, std::int32_t peer, Word& word, std::uint32_t 
   s.waiting_for.store(peer, std::memory_order_relaxed);
   while (true) {
     const std::uint32_t seen = word.load(std::memory_order_seq_cst);
-    const bool left = anyone_left(me, peer);  // before done(): a rank may finish its part and leave
+    const std::int32_t left = who_left(me, peer);  // before done(): a rank may finish its part and leave
     if (done()) break;
-    if (left || world_.stopped() || now - started > world_.timeout_ns())
+    if (left != kNobody || world_.stopped() || now - started > world_.timeout_ns())
       check_wait(me, peer, left, started, now);
     futex_wait(word, seen, std::min(now + kSliceNs, started + world_.timeout_ns() + 1), bits);
     now = tessera::wall_ns();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <thread>
 
 #include "comm/thread/group_wait.h"
@@ -26,21 +27,27 @@ Message* find(Channel& channel, std::int64_t tag) {
 }  // namespace
 
 ThreadCommunicator::~ThreadCommunicator() {
+  // While an error unwinds this rank the receivers shall hear of that error, not of a closed communicator.
+  const bool leaves_in_order = std::uncaught_exceptions() <= exceptions_at_start_;
+  group_.withdraw(me_, leaves_in_order);
+  slot_.held.store(false, std::memory_order_release);
+}
+
+void Group::withdraw(std::int32_t me, bool close) {
   for (std::int32_t to = 0; to < size(); ++to) {
-    Channel& channel = group_.channel(me_, to);
+    Channel& c = channel(me, to);
     bool copying = true;
     while (copying) {
       {
-        const std::lock_guard lock(channel.mutex);
-        channel.closed = true;
-        std::erase_if(channel.queue, [](const Message& m) { return !m.taken; });
-        copying = !channel.queue.empty();
+        const std::lock_guard lock(c.mutex);
+        if (close) c.closed = true;
+        std::erase_if(c.queue, [](const Message& m) { return !m.taken; });
+        copying = !c.queue.empty();
       }
       if (copying) std::this_thread::yield();
     }
-    Group::bump(channel.posted, channel.posted_waiters);
+    bump(c.posted, c.posted_waiters);
   }
-  slot_.held.store(false, std::memory_order_release);
 }
 
 void ThreadCommunicator::do_send(Tensor x, std::int32_t to, std::int64_t tag) {
@@ -115,7 +122,7 @@ void ThreadCommunicator::do_wait_send(std::int32_t to, std::int64_t tag) {
   std::uint32_t seen = channel.received.load(std::memory_order_seq_cst);
   std::int64_t bytes = pending();
   if (bytes < 0) return;
-  CallInfo info{.call = Call::send, .dtype = tensor::DType::u8, .bytes = bytes, .peer = to, .tag = tag};
+  const CallInfo info{.call = Call::send, .bytes = bytes, .peer = to, .tag = tag, .ends_send = true};
   Scope scope(*this, Scope::Kind::message, info);
   while (bytes >= 0) {
     group_.wait_word(me_, to, channel.received, channel.received_waiters,

@@ -21,12 +21,17 @@ ThreadCommunicator::Scope::Scope(ThreadCommunicator& comm, Kind kind, const Call
   record_->peer.store(info.peer, relaxed);
   record_->call.store(info.call, relaxed);
   record_->dtype.store(info.dtype, relaxed);
+  record_->ends_send.store(info.ends_send, relaxed);
   record_->open.store(true, relaxed);
   slot.num_records.store(count + 1, std::memory_order_release);
 }
 
 ThreadCommunicator::Scope::~Scope() {
-  if (comm_.group_.world().stopped()) comm_.group_.quiesce(comm_.me_);
+  Group& group = comm_.group_;
+  if (group.world().stopped()) {
+    group.quiesce(comm_.me_);
+    group.world().withdraw(group.world_rank(comm_.me_));
+  }
   record_->open.store(false, std::memory_order_relaxed);
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <exception>
 
 #include "comm/chunks.h"
 #include "comm/thread/scope.h"
@@ -46,6 +47,7 @@ ThreadCommunicator::ThreadCommunicator(Group& group, std::int32_t rank)
       group_(group),
       me_(rank),
       slot_(group.slot(rank)),
+      exceptions_at_start_(std::uncaught_exceptions()),
       sources_(static_cast<std::size_t>(group.size())) {
   for (std::int32_t to = 0; to < size(); ++to) {
     Channel& channel = group_.channel(me_, to);

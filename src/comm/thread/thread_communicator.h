@@ -52,6 +52,7 @@ class ThreadCommunicator final : public Communicator {
   Group& group_;
   std::int32_t me_;
   Slot& slot_;
+  std::int32_t exceptions_at_start_;
   std::vector<const void*> sources_;  // [size]
   std::vector<std::byte> scratch_;    // grows to the largest all_reduce_direct
 };

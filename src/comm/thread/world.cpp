@@ -13,6 +13,11 @@ namespace {
 // rank, look for about as long as a wake would take. With more ranks than cores a look only delays the rank
 // that is waited for.
 constexpr std::int32_t kSpins = 1000;
+std::int32_t place_in(const Group& group, Rank rank) {
+  for (std::int32_t r = 0; r < group.size(); ++r)
+    if (group.world_rank(r) == rank) return r;
+  return kNobody;
+}
 }  // namespace
 
 World::World(std::int32_t size, std::int64_t timeout_ns, std::int32_t cores)
@@ -70,13 +75,11 @@ void World::wake_all() {
   for (const auto& g : groups_) g->wake_all();
 }
 
-namespace {
-std::int32_t place_in(const Group& group, Rank rank) {
-  for (std::int32_t r = 0; r < group.size(); ++r)
-    if (group.world_rank(r) == rank) return r;
-  return kNobody;
+void World::withdraw(Rank rank) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& g : groups_)
+    if (const std::int32_t r = place_in(*g, rank); r != kNobody) g->withdraw(r, false);
 }
-}  // namespace
 
 std::string World::describe_calls(Rank rank) const {
   std::vector<std::string> parts;
@@ -126,7 +129,8 @@ std::optional<Error> World::verdict() {
     const std::string& line = first_->states[static_cast<std::size_t>(i)];
     states += fmt::format("\n  rank {}: {}{}", i, first_->rank.value == i ? "this one failed; " : "", line);
   }
-  problems.push_back({std::move(states), "", "mend the first failure; the other ranks only waited"});
+  problems.push_back(
+      {std::move(states), "", fmt::format("start with rank {}: it failed first", first_->rank.value)});
   return Error(first_->kind, std::move(problems));
 }
 

@@ -45,6 +45,8 @@ class World {
 
   [[nodiscard]] Group& group(std::span<const Rank> members, std::string_view label, std::int32_t instance);
   void wake_all();
+  // A stopped rank takes back its messages in all groups before it frees what it sent.
+  void withdraw(Rank rank);
   // The first error with its rank named and all states, if any.
   [[nodiscard]] std::optional<Error> verdict();
 
