@@ -82,6 +82,19 @@ TEST_P(MoeOnRanks, EqualOneRank) {
   EXPECT_EQ(one.sum.received_rows, one.total(one.sum.chosen) - one.total(one.sum.dropped));
 }
 
+// f32 keeps 24 bits; the choices of experts are those of f64, whose margins are far wider.
+TEST(MoeOnFastKernels, InF32StaysNearTheReference) {
+  for (const DropPolicy policy : {DropPolicy::position, DropPolicy::probs}) {
+    const MoeCase c{.unit = BalanceUnit::sequence, .aux = 0.7, .z = 0.3, .capacity = 0.8, .drops = policy};
+    const LayerProblem p = moe_problem(c);
+    const LayerResult want = run_layer(p, {});
+    for (const RankLayout& layout : {RankLayout{}, RankLayout{.tp = 2, .dp = 2, .ep = 2, .etp = 2}}) {
+      SCOPED_TRACE(text(layout));
+      expect_near(p, run_layer(fast_f32(moe_problem(c)), layout), want, 5e-6);
+    }
+  }
+}
+
 TEST(MoeOrder, SplitFusedAndRecomputedPassesGiveTheSameBits) {
   for (const RankLayout& layout : {RankLayout{}, RankLayout{.tp = 2, .dp = 2, .ep = 2, .etp = 2}}) {
     const LayerProblem p = moe_problem({.aux = 0.7, .z = 0.3, .capacity = 0.8, .drops = DropPolicy::probs});

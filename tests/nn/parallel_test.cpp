@@ -55,6 +55,16 @@ TEST_P(DenseLayers, SplitFusedAndRecomputedPassesGiveTheSameBits) {
   }
 }
 
+// f32 keeps 24 bits; sums have a few dozen terms and the losses of rounding add up over three linears.
+TEST_P(DenseLayers, OnTheFastKernelsInF32StayNearTheReference) {
+  const LayerProblem p = GetParam().problem();
+  const LayerResult want = run_layer(p, {});
+  for (const std::int32_t tp : {1, 2}) {
+    SCOPED_TRACE(fmt::format("tp={}", tp));
+    expect_near(p, run_layer(fast_f32(GetParam().problem()), {.tp = tp}), want, 2e-6);
+  }
+}
+
 TEST(SelectiveRecompute, ChangesNoBitsAndKeepsLess) {
   const LayerProblem keep[] = {attention_problem(2, Recompute::none), mlp_problem(Recompute::none)};
   const LayerProblem drop[] = {attention_problem(2, Recompute::selective), mlp_problem(Recompute::selective)};

@@ -26,8 +26,7 @@ inline void add_param(LayerProblem& p, std::string name, Shape shape, std::uint6
 
 // Angles of position s and pair j.
 struct Rotary {
-  explicit Rotary(std::int64_t seq)
-      : cos(DType::f64, {seq, kHeadDim / 2}), sin(DType::f64, {seq, kHeadDim / 2}) {
+  Rotary(DType dtype, std::int64_t seq) : cos(dtype, {seq, kHeadDim / 2}), sin(dtype, {seq, kHeadDim / 2}) {
     for (std::int64_t i = 0; i < cos.tensor().num_elements(); ++i) {
       const double angle = static_cast<double>(i / 2) * std::pow(100.0, -static_cast<double>(i % 2) / 2);
       set(cos, i, std::cos(angle));
@@ -46,7 +45,8 @@ struct Rotary {
   add_param(p, "norm", {h}, 1, 1.0);
   add_param(p, "qkv", {q + 2 * kv, h}, 2);
   add_param(p, "o", {h, q}, 3);
-  const auto rotary = std::make_shared<Rotary>(p.dims.seq);
+  const auto f64 = std::make_shared<Rotary>(DType::f64, p.dims.seq);
+  const auto f32 = std::make_shared<Rotary>(DType::f32, p.dims.seq);
   p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
     const std::int64_t tp = place.layout.tp;
     const std::int64_t r = place.tp->rank();
@@ -54,6 +54,7 @@ struct Rotary {
     const nn::Param qkv = params.add(
         1, {.rows = {{r * q / tp, q / tp}, {q + r * kv / tp, kv / tp}, {q + kv + r * kv / tp, kv / tp}}});
     const nn::Param o = params.add(2, {.col_begin = r * q / tp, .cols = q / tp});
+    const Rotary& rotary = dims.dtype == DType::f64 ? *f64 : *f32;
     return std::make_unique<nn::Attention>(nn::Attention::Options{.dims = dims,
                                                                   .heads = kHeads / tp,
                                                                   .kv_heads = kv_heads / tp,
@@ -61,7 +62,7 @@ struct Rotary {
                                                                   .norm_eps = kEps,
                                                                   .recompute = recompute},
                                            nn::Attention::Params{.norm_H = norm, .qkv = qkv, .o = o},
-                                           rotary->cos, rotary->sin);
+                                           rotary.cos, rotary.sin);
   };
   return p;
 }

@@ -370,6 +370,16 @@ struct LayerRunOptions {
   return ::testing::AssertionSuccess();
 }
 
+// The same problem in f32, on the fast kernels.
+[[nodiscard]] inline LayerProblem fast_f32(LayerProblem p) {
+  p.dims.dtype = DType::f32;
+  p.kernels = kernels::make_cpu;
+  for (GlobalParam& param : p.params) param.value = cast(param.value, DType::f32);
+  for (Owned& x : p.x) x = cast(x, DType::f32);
+  for (Owned& g : p.upstream) g = cast(g, DType::f32);
+  return p;
+}
+
 // A result against another one in output, loss, input gradient and every parameter gradient.
 inline void expect_near(const LayerProblem& problem, const LayerResult& got, const LayerResult& want,
                         double bound) {
