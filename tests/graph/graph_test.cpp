@@ -258,8 +258,7 @@ TEST(Graph, FullRecomputationKeepsOnlyTheStreamsBetweenLayers) {
   j.train.recompute = spec::Recompute::full;
   const StageGraph full = graph_of(j).stages[0];
   const std::int64_t stream = 32 * 32 * 4;
-  const std::int64_t head =
-      64 * 2 + 32 * 4 + stream + 32 * 96 * 4 + 0;  // lse, loss, rstd (128 each), n, logits
+  // Five streams; the head: rstd, loss and log-sum-exp (128 bytes each), normed rows, logits.
   EXPECT_EQ(full.saved_bytes().value, 5 * stream + (3 * 128 + stream + 32 * 96 * 4));
   EXPECT_GT(plain.saved_bytes(), full.saved_bytes());
   EXPECT_GT(full.deferred_bytes(Backward::fused), plain.deferred_bytes(Backward::fused));
