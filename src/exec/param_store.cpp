@@ -101,8 +101,8 @@ void ParamStore::close_bucket(Members& members) {
   bucket.group = &comms_.grad_group(first.group);
   bucket.sharded = options_.zero1 && bucket.group->size() > 1;
   n = round_up(n, bucket.group->size() * (tensor::kAlignment / element));
-  bucket.grad = arena_.take(options_.dtype, {n});
-  bytes_.gradients += bucket.grad.bytes();
+  bucket.grad = options_.training ? arena_.take(options_.dtype, {n}) : Tensor(nullptr, options_.dtype, {n});
+  if (options_.training) bytes_.gradients += bucket.grad.bytes();
   bucket.counted = !first.tied_copy;
   if (first.tied_copy) {
     for (std::size_t i = 0; i < params_.size(); ++i) {
@@ -115,6 +115,8 @@ void ParamStore::close_bucket(Members& members) {
   if (bucket.updated) {
     bucket.value = arena_.take(options_.dtype, {n});
     bytes_.values += bucket.value.bytes();
+  }
+  if (bucket.updated && options_.training) {
     const std::int64_t owned = bucket.sharded ? div_exact(n, bucket.group->size()) : n;
     bucket.m = arena_.take(options_.dtype, {owned});
     bucket.v = arena_.take(options_.dtype, {owned});

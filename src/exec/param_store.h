@@ -34,7 +34,8 @@ struct StoreOptions {
   DType dtype = DType::f32;
   std::int64_t bucket_bytes = std::int64_t{4} << 20;
   bool zero1 = false;
-  bool tied = false;  // the model ties embedding and head: each of the two gets a bucket of its own
+  bool training = true;  // false: values only, no gradients and no optimizer state
+  bool tied = false;     // the model ties embedding and head: each of the two gets a bucket of its own
 };
 
 // Position of a parameter in forward order: -1 embedding, l transformer layer, kHeadPosition final norm and head.

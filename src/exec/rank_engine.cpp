@@ -70,6 +70,10 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   build(arena_, real);
   TESSERA_CHECK_EQ(real.arena().value, planned_.arena().value, "the set-up takes what its dry run took");
   fill_rope_tables(plan.job.model, cos_, sin_);
+  if (!frequencies_.empty()) {
+    std::ranges::fill(frequencies_.span<double>(), 1.0 / static_cast<double>(frequencies_.dim(1)));
+    use_routing_frequencies();
+  }
   ctx_ = std::make_unique<nn::Context>(
       nn::Context{.kernels = *options_.kernels, .tp = *comms_.tp, .scratch = scratch_, .weights = {}});
   times_.resize(actions().size());
@@ -134,6 +138,9 @@ void RankEngine::build(Arena& arena, RankMemory& memory) {
   const std::int64_t layers = job.model.moe ? job.model.num_hidden_layers : 0;
   sums_ = arena.take(DType::f64, {4 + layers});
   counts_ = arena.take(DType::i64, {std::max<std::int64_t>(1, layers * (2 * experts + 1))});
+  if (job.train.moe.aux_loss_unit == spec::BalanceUnit::global_batch && layers > 0) {
+    frequencies_ = arena.take(DType::f64, {layers, experts});
+  }
   memory.tokens = arena.used() - before_tokens;
   // Alignment inside categories is theirs; the store counts tensors, so give it what the arena really took.
   const Bytes all = memory.store.values + memory.store.gradients + memory.store.optimizer +
@@ -357,23 +364,29 @@ void RankEngine::share_results() {
     r.tokens = row[2 * experts];
     r.entropy = r.tokens > 0 ? sums[4 + l] / static_cast<double>(r.tokens) : 0.0;
   }
-  set_global_frequencies();
+  note_frequencies();
   timed_phase("share results", start, cpu);
 }
 
-void RankEngine::set_global_frequencies() {
-  if (options_.plan->job.train.moe.aux_loss_unit != spec::BalanceUnit::global_batch) return;
+void RankEngine::note_frequencies() {
+  if (frequencies_.empty()) return;
+  double* f = frequencies_.as<double>();
+  for (const LayerRouting& r : result_.routing) {
+    std::int64_t all = 0;
+    for (const std::int64_t n : r.chosen) all += n;
+    for (const std::int64_t n : r.chosen) {
+      *f++ = static_cast<double>(n) / static_cast<double>(std::max<std::int64_t>(1, all));
+    }
+  }
+  use_routing_frequencies();
+}
+
+void RankEngine::use_routing_frequencies() {
+  if (frequencies_.empty()) return;
   for (StageState& s : states_) {
-    std::size_t layer = static_cast<std::size_t>(s.stage->cut().first_layer);
+    std::int64_t layer = s.stage->cut().first_layer;
     for (moe::MoeLayer* moe : s.stage->moe_layers()) {
-      const LayerRouting& r = result_.routing.at(layer++);
-      std::int64_t all = 0;
-      for (const std::int64_t n : r.chosen) all += n;
-      frequency_.clear();
-      for (const std::int64_t n : r.chosen) {
-        frequency_.push_back(static_cast<double>(n) / static_cast<double>(std::max<std::int64_t>(1, all)));
-      }
-      moe->set_global_frequency(frequency_);
+      moe->set_global_frequency(frequencies_.narrow_rows(layer++, 1).span<double>());
     }
   }
 }

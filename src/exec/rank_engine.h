@@ -90,9 +90,13 @@ class RankEngine {
   // Of the last step, parallel to this rank's actions in the plan.
   [[nodiscard]] const std::vector<ActionTime>& action_times() const { return times_; }
   [[nodiscard]] const schedule::ActionList& actions() const;
+  [[nodiscard]] const StepResult& last_result() const { return result_; }
   [[nodiscard]] Flops step_flops() const { return step_flops_; }
   // Main thread blocked on bucket reductions that were still running when backward ended.
   [[nodiscard]] std::int64_t exposed_reduce_ns() const { return exposed_reduce_ns_; }
+  // Share of the last step's choices per expert [MoE layers, E] (f64), where the balancing loss uses it; else empty.
+  [[nodiscard]] Tensor routing_frequencies() const { return frequencies_; }
+  void use_routing_frequencies();  // after they were written from outside
   void set_observer(Observer* observer) { observer_ = observer; }
 
  private:
@@ -136,7 +140,7 @@ class RankEngine {
   void reduce_completed(StageState& s, std::int32_t position);
   void finish_reductions();
   void share_results();
-  void set_global_frequencies();
+  void note_frequencies();
   void update(std::int64_t step);
   void timed_phase(const char* name, std::int64_t start_ns, std::int64_t start_cpu_ns);
 
@@ -150,12 +154,12 @@ class RankEngine {
   Tensor cos_, sin_;
   Tensor ids_, targets_;  // [m, T]
   Tensor sums_, counts_;  // world sums: f64, i64
+  Tensor frequencies_;    // [MoE layers, E], see routing_frequencies
   std::unique_ptr<nn::Context> ctx_;
   StepResult result_;
   double local_ce_ = 0.0;
   Flops step_flops_;
   std::vector<ActionTime> times_;
-  std::vector<double> frequency_;
   std::int64_t exposed_reduce_ns_ = 0;
   Observer* observer_ = nullptr;
 };

@@ -1,0 +1,262 @@
+#include "exec/metrics.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "schedule/simulate.h"
+
+namespace tessera::exec {
+
+namespace {
+
+// Columns of a rank's row: then bytes and nanoseconds per communicator, then start, end, cpu per action.
+enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kFixedColumns };
+constexpr std::int64_t kNumComms = 9;  // Communicators::all()
+
+// Which line of the table a communicator counts under. Gradients of all kinds are data parallelism.
+constexpr std::array<std::string_view, 7> kAxes = {"tp", "pp", "dp", "ep", "etp", "world", "all"};
+std::size_t axis_index(std::string_view label) {
+  if (label == "tp_dp" || label == "edp") return 2;
+  if (label == "tie") return 1;
+  return static_cast<std::size_t>(std::ranges::find(kAxes, label) - kAxes.begin());
+}
+constexpr std::array<std::string_view, kNumComms> kLabels = {"tp", "pp",  "dp",  "tp_dp", "edp",
+                                                             "ep", "etp", "tie", "world"};
+
+constexpr double kNano = 1e-9;
+
+}  // namespace
+
+RoutingFigures routing_figures(const LayerRouting& routing) {
+  RoutingFigures f;
+  f.layer = routing.layer;
+  f.chosen = routing.chosen;
+  f.entropy = routing.entropy;
+  double sum = 0.0;
+  double squares = 0.0;
+  double most = 0.0;
+  for (const std::int64_t n : routing.chosen) {
+    const auto x = static_cast<double>(n);
+    sum += x;
+    squares += x * x;
+    most = std::max(most, x);
+    if (n == 0) ++f.dead;
+  }
+  const auto experts = static_cast<double>(std::max<std::size_t>(1, routing.chosen.size()));
+  const double mean = sum / experts;
+  if (mean > 0.0) {
+    f.max_over_mean = most / mean;
+    f.cv = std::sqrt(std::max(0.0, squares / experts - mean * mean)) / mean;
+    std::int64_t dropped = 0;
+    for (const std::int64_t n : routing.dropped) dropped += n;
+    f.drop_rate = static_cast<double>(dropped) / sum;
+  }
+  return f;
+}
+
+StepGatherer::StepGatherer(const plan::Plan& plan, std::int32_t cores, FlopsPerSecond peak_per_core)
+    : plan_(plan), cores_(cores) {
+  const std::int32_t world = plan.layout.world_size();
+  peak_ = peak_per_core * static_cast<double>(std::min(cores, world));
+  clock_ = world > cores ? BubbleClock::cpu : BubbleClock::wall;
+  max_actions_ = 0;
+  for (const auto& list : plan.schedule.ranks) {
+    max_actions_ = std::max(max_actions_, static_cast<std::int64_t>(list.size()));
+  }
+  width_ = kFixedColumns + 2 * kNumComms + 3 * max_actions_;
+  buffer_ = tensor::Buffer(Bytes((1 + world) * width_ * 8));
+  mine_ = Tensor(buffer_.data(), DType::i64, {1, width_});
+  all_ = Tensor(buffer_.data() + width_ * 8, DType::i64, {world, width_});
+  const auto layers = static_cast<std::size_t>(plan.job.model.num_hidden_layers);
+  warned_collapse_.assign(layers, false);
+  warned_dead_.assign(layers, false);
+}
+
+const std::int64_t* StepGatherer::row(std::int32_t rank) const {
+  return all_.as<std::int64_t>() + rank * width_;
+}
+
+void StepGatherer::put_row(RankEngine& engine, Seconds wall) {
+  auto* r = mine_.as<std::int64_t>();
+  r[kWall] = std::llround(wall.value * 1e9);
+  r[kFlops] = engine.step_flops().value;
+  r[kExposedReduce] = engine.exposed_reduce_ns();
+  std::int64_t at = kFixedColumns;
+  for (const Communicator* c : engine.comms().all()) {
+    r[at++] = c->bytes_sent().value;
+    r[at++] = c->size() > 1 ? c->wall_ns() : 0;
+  }
+  for (const ActionTime& t : engine.action_times()) {
+    r[at++] = t.start_ns;
+    r[at++] = t.end_ns;
+    r[at++] = t.cpu_ns;
+  }
+}
+
+void StepGatherer::fill_axes(StepMetrics& m) const {
+  std::array<AxisUse, 6> use{};
+  for (std::size_t a = 0; a < use.size(); ++a) use[a].axis = kAxes[a];
+  for (std::int32_t rank = 0; rank < plan_.layout.world_size(); ++rank) {
+    const std::int64_t* r = row(rank);
+    const std::int64_t* at = r + kFixedColumns;
+    for (const std::string_view label : kLabels) {
+      AxisUse& u = use[axis_index(label)];
+      u.bytes += Bytes(at[0]);
+      const Seconds seconds(static_cast<double>(at[1]) * kNano);
+      u.total += seconds;
+      if (u.axis != "dp") u.exposed += seconds;
+      at += 2;
+    }
+    use[2].exposed += Seconds(static_cast<double>(r[kExposedReduce]) * kNano);
+  }
+  for (const AxisUse& u : use) {
+    if (u.bytes.value > 0) m.axes.push_back(u);
+  }
+}
+
+double StepGatherer::bubble_by_wall(const std::vector<Rank>& pipeline) const {
+  std::int64_t first = INT64_MAX;
+  std::int64_t last = 0;
+  std::int64_t busy = 0;
+  for (std::size_t p = 0; p < pipeline.size(); ++p) {
+    const std::int64_t* t = row(pipeline[p].value) + kFixedColumns + 2 * kNumComms;
+    for (const schedule::Action& a : plan_.schedule.ranks[p]) {
+      if (schedule::is_compute(a.kind)) {
+        first = std::min(first, t[0]);
+        last = std::max(last, t[1]);
+        busy += t[1] - t[0];
+      }
+      t += 3;
+    }
+  }
+  const double window = static_cast<double>(last - first) * static_cast<double>(pipeline.size());
+  return window > 0.0 ? 1.0 - static_cast<double>(busy) / window : 0.0;
+}
+
+double StepGatherer::bubble_by_cpu(const std::vector<Rank>& pipeline) const {
+  std::vector<std::vector<Seconds>> durations(pipeline.size());
+  for (std::size_t p = 0; p < pipeline.size(); ++p) {
+    const std::int64_t* t = row(pipeline[p].value) + kFixedColumns + 2 * kNumComms;
+    for (const schedule::Action& a : plan_.schedule.ranks[p]) {
+      const double cpu = schedule::is_compute(a.kind) ? static_cast<double>(t[2]) * kNano : 0.0;
+      durations[p].emplace_back(cpu);
+      t += 3;
+    }
+  }
+  return schedule::simulate(plan_.schedule, durations).bubble_fraction;
+}
+
+// Mean over the pipelines of the world.
+double StepGatherer::bubble() const {
+  const layout::Layout& layout = plan_.layout;
+  double sum = 0.0;
+  std::int32_t pipelines = 0;
+  for (std::int32_t rank = 0; rank < layout.world_size(); ++rank) {
+    if (layout.dense.coordinate(Rank(rank), layout::Axis::pp) != 0) continue;
+    const std::vector<Rank> pipeline = layout.dense.group(Rank(rank), {layout::Axis::pp});
+    sum += clock_ == BubbleClock::wall ? bubble_by_wall(pipeline) : bubble_by_cpu(pipeline);
+    ++pipelines;
+  }
+  return sum / pipelines;
+}
+
+// In plain words, once per layer: an expert that gets nothing; a quarter of the experts taking most of the tokens.
+void StepGatherer::warn(StepMetrics& m) {
+  for (const RoutingFigures& f : m.routing) {
+    const auto layer = static_cast<std::size_t>(f.layer);
+    std::vector<std::int64_t> load = f.chosen;
+    std::ranges::sort(load, std::greater<>());
+    std::int64_t all = 0;
+    for (const std::int64_t n : load) all += n;
+    // A token's k choices go to k experts, so fewer than k can never take most of them.
+    const std::size_t few =
+        std::max(static_cast<std::size_t>(plan_.job.model.moe->num_experts_per_tok), load.size() / 4);
+    std::int64_t top = 0;
+    for (std::size_t i = 0; i < few; ++i) top += load[i];
+    const double share = all > 0 ? static_cast<double>(top) / static_cast<double>(all) : 0.0;
+    if (share > 0.8 && few < load.size() && !warned_collapse_[layer]) {
+      warned_collapse_[layer] = true;
+      m.warnings.push_back(
+          fmt::format("routing collapses in layer {}: {} of {} experts take {:.0f}% of the choices; raise "
+                      "train.moe.aux_loss_coef or lower the learning rate",
+                      f.layer, few, load.size(), 100.0 * share));
+    }
+    if (f.dead > 0 && all >= 16 * static_cast<std::int64_t>(load.size()) && !warned_dead_[layer]) {
+      warned_dead_[layer] = true;
+      const auto expert = std::ranges::find(f.chosen, 0) - f.chosen.begin();
+      m.warnings.push_back(
+          fmt::format("{} of {} experts of layer {} got no token in this step (expert {} first); raise "
+                      "train.moe.aux_loss_coef if it lasts",
+                      f.dead, load.size(), f.layer, expert));
+    }
+  }
+}
+
+StepMetrics StepGatherer::gather(RankEngine& engine, std::int64_t step, Seconds wall) {
+  put_row(engine, wall);
+  engine.comms().world->all_gather(all_, mine_);
+  const spec::Job& job = plan_.job;
+  StepMetrics m;
+  m.step = step;
+  std::int64_t flops = 0;
+  for (std::int32_t r = 0; r < plan_.layout.world_size(); ++r) {
+    m.time = std::max(m.time, Seconds(static_cast<double>(row(r)[kWall]) * kNano));
+    flops += row(r)[kFlops];
+  }
+  m.tokens = job.train.global_batch_size * job.train.sequence_length;
+  const auto tokens = static_cast<double>(m.tokens);
+  m.tokens_per_second = tokens / m.time.value;
+  const double available = peak_.value * m.time.value;
+  const auto model_flops = [&](spec::AttentionFlops convention) {
+    return tokens * spec::train_flops_per_token(job.model, job.train.sequence_length, convention);
+  };
+  m.mfu = model_flops(spec::AttentionFlops::causal) / available;
+  m.mfu_full = model_flops(spec::AttentionFlops::full) / available;
+  m.hfu = static_cast<double>(flops) / available;
+  m.bubble = bubble();
+  m.bubble_clock = clock_;
+  fill_axes(m);
+  m.result = engine.last_result();
+  for (const LayerRouting& r : m.result.routing) m.routing.push_back(routing_figures(r));
+  warn(m);
+  return m;
+}
+
+std::string to_json(const StepMetrics& m) {
+  nlohmann::ordered_json j;
+  j["step"] = m.step;
+  j["loss"] = m.result.ce_loss;
+  j["aux_loss"] = m.result.aux_loss;
+  j["z_loss"] = m.result.z_loss;
+  j["grad_norm"] = m.result.grad_norm;
+  j["lr"] = m.result.lr;
+  j["step_time_s"] = m.time.value;
+  j["tokens"] = m.tokens;
+  j["tokens_per_s"] = m.tokens_per_second;
+  j["mfu"] = m.mfu;
+  j["mfu_full_attention"] = m.mfu_full;
+  j["hfu"] = m.hfu;
+  j["bubble"] = m.bubble;
+  j["bubble_clock"] = m.bubble_clock == BubbleClock::wall ? "wall" : "cpu";
+  for (const AxisUse& u : m.axes) {
+    j["axes"][std::string(u.axis)] = {
+        {"sent_bytes", u.bytes.value}, {"total_s", u.total.value}, {"exposed_s", u.exposed.value}};
+  }
+  for (const RoutingFigures& f : m.routing) {
+    j["layers"].push_back({{"layer", f.layer},
+                           {"load", f.chosen},
+                           {"load_max_over_mean", f.max_over_mean},
+                           {"load_cv", f.cv},
+                           {"router_entropy_nats", f.entropy},
+                           {"dead_experts", f.dead},
+                           {"drop_rate", f.drop_rate}});
+  }
+  if (!m.warnings.empty()) j["warnings"] = m.warnings;
+  return j.dump();
+}
+
+}  // namespace tessera::exec

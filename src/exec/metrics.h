@@ -1,0 +1,83 @@
+// What one training step looked like: numbers for metrics.jsonl, the progress line and the summary. docs/formats/metrics.md.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/quantity.h"
+#include "exec/rank_engine.h"
+#include "plan/plan.h"
+
+namespace tessera::exec {
+
+// With more ranks than cores a rank's wall clock runs while others compute; then the bubble is replayed from the CPU time of each action.
+enum class BubbleClock : std::uint8_t { wall, cpu };
+
+struct AxisUse {  // one axis, all ranks together
+  std::string_view axis;
+  Bytes bytes;      // sent to other ranks
+  Seconds total;    // inside calls, waiting included, summed over ranks
+  Seconds exposed;  // the part that the rank's own thread stood still for
+};
+
+struct RoutingFigures {  // of one MoE layer
+  std::int32_t layer = 0;
+  std::vector<std::int64_t> chosen;  // [E]
+  double max_over_mean = 0.0;
+  double cv = 0.0;        // standard deviation over mean of the load
+  double entropy = 0.0;   // mean entropy of the router's softmax, nats
+  std::int32_t dead = 0;  // experts without a token in this step
+  double drop_rate = 0.0;
+};
+
+struct StepMetrics {
+  std::int64_t step = 0;
+  StepResult result;
+  Seconds time;
+  std::int64_t tokens = 0;
+  double tokens_per_second = 0.0;
+  double mfu = 0.0;       // causal attention counted once (half the square)
+  double mfu_full = 0.0;  // the un-halved figure that PaLM, nanoGPT and others print
+  double hfu = 0.0;       // FLOPs really executed, recomputation included
+  double bubble = 0.0;
+  BubbleClock bubble_clock = BubbleClock::wall;
+  std::vector<AxisUse> axes;
+  std::vector<RoutingFigures> routing;
+  std::vector<std::string> warnings;
+};
+
+// What every rank tells about a step, as one row of numbers; gathered over the world.
+class StepGatherer {
+ public:
+  StepGatherer(const plan::Plan& plan, std::int32_t cores, FlopsPerSecond peak_per_core);
+  // Collective over engine.comms().world. wall: of this rank's step. Returns the metrics (the same on every rank but for
+  // warnings, which are new ones only).
+  [[nodiscard]] StepMetrics gather(RankEngine& engine, std::int64_t step, Seconds wall);
+
+ private:
+  void put_row(RankEngine& engine, Seconds wall);
+  [[nodiscard]] const std::int64_t* row(std::int32_t rank) const;
+  void fill_axes(StepMetrics& m) const;
+  [[nodiscard]] double bubble() const;
+  [[nodiscard]] double bubble_by_wall(const std::vector<Rank>& pipeline) const;
+  [[nodiscard]] double bubble_by_cpu(const std::vector<Rank>& pipeline) const;
+  void warn(StepMetrics& m);
+
+  const plan::Plan& plan_;
+  std::int32_t cores_;
+  FlopsPerSecond peak_;  // of all cores in use
+  BubbleClock clock_;
+  std::int64_t width_;
+  std::int64_t max_actions_;
+  tensor::Buffer buffer_;
+  Tensor mine_, all_;
+  std::vector<bool> warned_collapse_, warned_dead_;  // per MoE layer
+};
+
+[[nodiscard]] RoutingFigures routing_figures(const LayerRouting& routing);
+
+// One line of metrics.jsonl, without the newline.
+[[nodiscard]] std::string to_json(const StepMetrics& m);
+
+}  // namespace tessera::exec

@@ -1,0 +1,270 @@
+#include "exec/trainer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <mutex>
+#include <optional>
+
+#include "base/clock.h"
+#include "ckpt/checkpoint.h"
+#include "comm/thread_world.h"
+#include "exec/run_state.h"
+#include "exec/token_batches.h"
+#include "exec/tracer.h"
+#include "trace/chrome.h"
+
+namespace tessera::exec {
+
+namespace {
+
+constexpr std::int64_t kSpansPerTracedStep = 1 << 14;
+
+// What the rank threads share. Written by one rank at a time (rank 0, or under the mutex).
+struct Run {
+  const plan::Plan& plan;
+  const TrainInputs& inputs;
+  const TrainHooks& hooks;
+  comm::ThreadWorld world;
+  TokenBatches batches;
+  std::optional<TokenBatches> validation;
+  std::optional<ckpt::CheckpointWriter> writer;
+  std::optional<std::filesystem::path> resume_from;
+  std::unique_ptr<ckpt::WeightSource> start_source;
+  std::ofstream metrics;
+  RunSummary summary;
+  std::vector<std::unique_ptr<Tracer>> tracers;  // [2 * rank]: own thread, helper
+  std::mutex mutex;
+
+  Run(const plan::Plan& p, const TrainInputs& in, const TrainHooks& h);
+};
+
+[[noreturn]] void cannot_write(const std::filesystem::path& path) {
+  throw Error(ErrorKind::io, "cannot write", path.string(), "check the folder's permissions and free space");
+}
+
+Run::Run(const plan::Plan& p, const TrainInputs& in, const TrainHooks& h)
+    : plan(p),
+      inputs(in),
+      hooks(h),
+      world({.size = p.layout.world_size()}),
+      batches(in.train, p.job.train.sequence_length, p.job.train.seed) {
+  if (in.validation != nullptr) {
+    validation.emplace(in.validation, p.job.train.sequence_length, p.job.train.seed);
+  }
+  const spec::CheckpointSpec& c = p.job.checkpoint;
+  if (!c.folder.empty()) {
+    std::filesystem::create_directories(c.folder);
+    if (c.resume) resume_from = ckpt::latest_checkpoint(c.folder);
+    writer.emplace(ckpt::CheckpointWriter::Options{
+        .folder = c.folder, .keep = c.keep, .world_size = p.layout.world_size()});
+  }
+  if (!resume_from && !in.start_from.empty()) start_source = ckpt::open_hf_folder(in.start_from);
+  if (!in.output.empty()) {
+    std::filesystem::create_directories(in.output);
+    summary.metrics = in.output / "metrics.jsonl";
+    metrics.open(summary.metrics, resume_from ? std::ios::app : std::ios::trunc);
+    if (!metrics) cannot_write(summary.metrics);
+  }
+  for (std::int32_t r = 0; r < p.layout.world_size(); ++r) {
+    const std::int64_t capacity = in.output.empty() ? 1 : kSpansPerTracedStep * p.job.output.trace_steps;
+    tracers.push_back(
+        std::make_unique<Tracer>(Rank(r), trace::Runner::rank, std::max<std::int64_t>(1, capacity)));
+    tracers.push_back(
+        std::make_unique<Tracer>(Rank(r), trace::Runner::helper, std::max<std::int64_t>(1, capacity / 8)));
+  }
+  summary.ranks.resize(static_cast<std::size_t>(p.layout.world_size()));
+}
+
+// Sums what the summary shows; the first step of a run pays for cold caches and is left out when there are others.
+class Totals {
+ public:
+  void add(const StepMetrics& m, std::int64_t routing_from) {
+    if (m.step >= routing_from) {
+      routing_.resize(m.result.routing.size());
+      for (std::size_t l = 0; l < routing_.size(); ++l) add_routing(routing_[l], m.result.routing[l]);
+    }
+    if (steps_ == 0 || (steps_ == 1 && !dropped_first_)) {
+      dropped_first_ = steps_ == 1;
+      sum_ = {};
+      counted_ = 0;
+    }
+    ++steps_;
+    ++counted_;
+    sum_.time += m.time;
+    sum_.tokens += m.tokens;
+    sum_.mfu += m.mfu * m.time.value;
+    sum_.mfu_full += m.mfu_full * m.time.value;
+    sum_.hfu += m.hfu * m.time.value;
+    sum_.bubble += m.bubble;
+    sum_.bubble_clock = m.bubble_clock;
+    sum_.axes.resize(std::max(sum_.axes.size(), m.axes.size()));
+    for (std::size_t a = 0; a < m.axes.size(); ++a) {
+      sum_.axes[a].axis = m.axes[a].axis;
+      sum_.axes[a].bytes += m.axes[a].bytes;
+      sum_.axes[a].total += m.axes[a].total;
+      sum_.axes[a].exposed += m.axes[a].exposed;
+    }
+    sum_.result = m.result;
+  }
+  // Bytes and seconds of the axes become means per step.
+  void finish(RunSummary& summary) const {
+    summary.mean = sum_;
+    if (counted_ == 0) return;
+    StepMetrics& m = summary.mean;
+    m.step = counted_;
+    m.tokens_per_second = static_cast<double>(m.tokens) / m.time.value;
+    m.mfu /= m.time.value;
+    m.mfu_full /= m.time.value;
+    m.hfu /= m.time.value;
+    m.bubble /= static_cast<double>(counted_);
+    for (AxisUse& u : m.axes) {
+      u.bytes = Bytes(u.bytes.value / counted_);
+      u.total = Seconds(u.total.value / static_cast<double>(counted_));
+      u.exposed = Seconds(u.exposed.value / static_cast<double>(counted_));
+    }
+    for (LayerRouting r : routing_) {
+      r.entropy = r.tokens > 0 ? r.entropy / static_cast<double>(r.tokens) : 0.0;
+      summary.routing.push_back(routing_figures(r));
+    }
+  }
+
+ private:
+  static void add_routing(LayerRouting& sum, const LayerRouting& r) {
+    sum.layer = r.layer;
+    sum.chosen.resize(r.chosen.size());
+    sum.dropped.resize(r.dropped.size());
+    for (std::size_t e = 0; e < r.chosen.size(); ++e) {
+      sum.chosen[e] += r.chosen[e];
+      sum.dropped[e] += r.dropped[e];
+    }
+    sum.tokens += r.tokens;
+    sum.entropy += r.entropy * static_cast<double>(r.tokens);
+  }
+  StepMetrics sum_;
+  std::vector<LayerRouting> routing_;
+  std::int64_t steps_ = 0, counted_ = 0;
+  bool dropped_first_ = false;
+};
+
+void watch(RankEngine& engine, Tracer& own, Tracer& helper, bool on) {
+  engine.set_observer(on ? &own : nullptr);
+  const Communicators& c = engine.comms();
+  for (Communicator* comm : c.all()) {
+    const bool reduction = comm == c.dp.get() || comm == c.tp_dp.get() || comm == c.edp.get();
+    comm->set_listener(on ? (reduction ? &helper : &own) : nullptr);
+  }
+}
+
+std::int64_t start_state(Run& run, RankEngine& engine) {
+  if (run.resume_from) {
+    const ckpt::CheckpointReader reader(*run.resume_from);
+    load_state(engine, reader, StateParts::weights_and_optimizer);
+    return reader.meta().step;
+  }
+  engine.initialise();
+  if (run.start_source) load_state(engine, *run.start_source, StateParts::weights);
+  return 0;
+}
+
+void save(Run& run, RankEngine& engine, std::int64_t steps_done) {
+  const spec::Job& job = run.plan.job;
+  run.writer->stage(engine.rank(),
+                    {.step = steps_done,
+                     .tokens = steps_done * job.train.global_batch_size * job.train.sequence_length,
+                     .job_yaml = spec::to_yaml(job),
+                     .hf_config = spec::to_hf_config(job.model)},
+                    owned_pieces(engine));
+}
+
+void validate(Run& run, RankEngine& engine) {
+  if (!run.validation) return;
+  const spec::Job& job = run.plan.job;
+  const std::int64_t pass = std::int64_t{job.parallel.dp} * job.train.micro_batch_size;
+  const std::int64_t count = std::min<std::int64_t>(run.validation->num_sequences(), 256) / pass * pass;
+  if (count == 0) return;
+  const double loss = engine.evaluate(*run.validation, 0, count);
+  if (engine.rank().value != 0) return;
+  run.summary.validation_loss = loss;
+  run.summary.validation_sequences = count;
+}
+
+void train_rank(Run& run, Rank rank) {
+  const spec::Job& job = run.plan.job;
+  const auto index = static_cast<std::size_t>(rank.value);
+  comm::CommWorker worker({.on_unwind = [&] { run.world.abort(rank, "left while its reductions ran"); }});
+  RankEngine engine(
+      {.plan = &run.plan,
+       .data = &run.batches,
+       .rank = rank,
+       .kernels = kernels::make_cpu(),
+       .communicators = [&](std::span<const Rank> members,
+                            std::string_view label) { return run.world.communicator(rank, members, label); },
+       .worker = &worker});
+  const std::int64_t first = start_state(run, engine);
+  StepGatherer gatherer(run.plan, run.inputs.cores, run.inputs.peak_per_core);
+  Totals totals;
+  const bool leader = rank.value == 0;
+  if (leader) {
+    run.summary.first_step = first;
+    if (run.hooks.on_start) run.hooks.on_start(first);
+  }
+  Tracer& own = *run.tracers[2 * index];
+  Tracer& helper = *run.tracers[2 * index + 1];
+  const std::int64_t trace_from = job.train.steps - job.output.trace_steps;
+  const std::int64_t routing_from = job.train.steps - std::max<std::int64_t>(1, job.train.steps / 10);
+  for (std::int64_t step = first; step < job.train.steps; ++step) {
+    const bool traced = !run.inputs.output.empty() && step >= trace_from;
+    watch(engine, own, helper, traced);
+    own.start(step);
+    helper.start(step);
+    const std::int64_t start = wall_ns();
+    engine.train_step(step);
+    const Seconds wall(static_cast<double>(wall_ns() - start) * 1e-9);
+    watch(engine, own, helper, false);
+    const StepMetrics m = gatherer.gather(engine, step, wall);
+    const bool last = step + 1 == job.train.steps;
+    if (run.writer && (last || (job.checkpoint.every > 0 && (step + 1) % job.checkpoint.every == 0))) {
+      save(run, engine, step + 1);
+    }
+    if (!leader) continue;
+    run.summary.losses.push_back(m.result.ce_loss);
+    totals.add(m, routing_from);
+    if (run.metrics.is_open()) {
+      run.metrics << to_json(m) << '\n';
+      run.metrics.flush();
+      if (!run.metrics) cannot_write(run.summary.metrics);
+    }
+    if (run.hooks.on_step) run.hooks.on_step(m);
+  }
+  validate(run, engine);
+  if (leader) totals.finish(run.summary);
+  const std::lock_guard lock(run.mutex);
+  run.summary.ranks[index] = {rank, engine.planned_memory(), engine.measured_memory()};
+}
+
+void write_trace(Run& run) {
+  if (run.inputs.output.empty() || run.plan.job.output.trace_steps == 0) return;
+  std::vector<const trace::Recorder*> recorders;
+  for (const auto& t : run.tracers) recorders.push_back(&t->recorder());
+  run.summary.trace = run.inputs.output / "trace.json";
+  trace::write_chrome(run.summary.trace, trace::collect(recorders, {{"source", "tessera train"}}));
+}
+
+}  // namespace
+
+RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainHooks& hooks) {
+  const std::int64_t start = wall_ns();
+  Run run(plan, inputs, hooks);
+  run.world.run([&](Rank rank) { train_rank(run, rank); });
+  if (run.writer) {
+    run.writer->wait();
+    if (const auto last = ckpt::latest_checkpoint(plan.job.checkpoint.folder)) run.summary.checkpoint = *last;
+  }
+  write_trace(run);
+  run.summary.seconds = Seconds(static_cast<double>(wall_ns() - start) * 1e-9);
+  return std::move(run.summary);
+}
+
+}  // namespace tessera::exec

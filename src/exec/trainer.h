@@ -1,0 +1,52 @@
+// The training loop: every rank a thread, checkpoints in the background, metrics and trace into the output folder.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/token_source.h"
+#include "exec/metrics.h"
+#include "plan/plan.h"
+
+namespace tessera::exec {
+
+struct TrainInputs {
+  std::shared_ptr<const data::TokenSource> train;
+  std::shared_ptr<const data::TokenSource> validation;  // null: none
+  std::int32_t cores = 1;
+  FlopsPerSecond peak_per_core;  // measured FMA peak in the run's precision
+  std::filesystem::path output;  // metrics.jsonl, trace.json; empty: none
+  std::filesystem::path
+      start_from;  // Hugging Face folder or checkpoint to take weights from; empty: from the seed
+};
+
+struct TrainHooks {                                       // called on rank 0's thread
+  std::function<void(std::int64_t first_step)> on_start;  // engines are built, weights are there
+  std::function<void(const StepMetrics&)> on_step;
+};
+
+struct RankUse {
+  Rank rank;
+  RankMemory planned, measured;
+};
+
+struct RunSummary {
+  std::int64_t first_step = 0;  // > 0: resumed
+  std::vector<double> losses;   // ce loss of each step run
+  StepMetrics mean;  // rates, MFU, bubble and axes: means and sums over the steps run but the first
+  std::vector<RoutingFigures> routing;  // over the last tenth of the steps
+  std::vector<RankUse> ranks;
+  double validation_loss = -1.0;  // < 0: none
+  std::int64_t validation_sequences = 0;
+  std::filesystem::path checkpoint;  // the last one; empty: none
+  std::filesystem::path metrics, trace;
+  Seconds seconds;
+};
+
+// Runs the plan to its last step. Throws Error; what was checkpointed stays.
+[[nodiscard]] RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainHooks& hooks);
+
+}  // namespace tessera::exec
