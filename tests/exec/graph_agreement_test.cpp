@@ -19,6 +19,7 @@ struct Case {
   bool tied = false;
   spec::ParallelSpec parallel;
   void (*change)(spec::Recipe&) = [](spec::Recipe&) {};
+  std::int64_t hidden = 16;  // odd: parameters that need padding in their buckets
 };
 
 // What one rank counted in one step, by communicator label and call.
@@ -103,6 +104,7 @@ TEST_P(GraphAgreement, EqualsWhatTheEngineCounts) {
   const Case& c = GetParam();
   spec::Job job = small_job({.moe = c.moe, .tied = c.tied});
   job.parallel = c.parallel;
+  job.model.hidden_size = c.hidden;
   c.change(job.train);
   const Observed seen = observe(job);
   const plan::Plan plan = plan::make_plan(job);
@@ -166,6 +168,13 @@ INSTANTIATE_TEST_SUITE_P(
              [](spec::Recipe& r) { r.moe.capacity_factor = 1.25; r.moe.aux_loss_unit = spec::BalanceUnit::sequence; }},
         Case{"moe_global_unit", true, false, {.tp = 4, .ep = 2}, [](spec::Recipe& r) { r.moe.aux_loss_unit = spec::BalanceUnit::global_batch; }},
         Case{"moe_no_aux", true, false, {.tp = 4, .ep = 2}, [](spec::Recipe& r) { r.moe.aux_loss_coef = 0.0; }},
+        Case{"odd_sizes", true, true, {.tp = 4, .pp = 2, .ep = 2}, [](spec::Recipe&) {}, 13},
+        Case{"odd_sizes_zero", false, false, {.tp = 4, .dp = 2},
+             [](spec::Recipe& r) {
+               r.zero_stage = 1;
+               r.precision = spec::Precision::f32;
+             },
+             7},
         Case{"moe_everything", true, true, scheduled({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2}, "zb-h1"),
              [](spec::Recipe& r) { r.zero_stage = 1; r.recompute = spec::Recompute::full; r.moe.capacity_factor = 1.0; }}),
     [](const auto& info) { return info.param.name; });
