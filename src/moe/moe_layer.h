@@ -75,8 +75,9 @@ struct Params {
   std::vector<ExpertParams> experts;  // local ones, E / ep
 };
 
-// Of this rank's tokens, summed over the forward passes since reset (one step). All layout-independent once
-// summed over ranks.
+// Of this rank's tokens, summed over the forward passes since reset (one step). Summed over ranks they are
+// the same on every layout (received_rows: etp times the kept choices, since every slice of an expert sees a
+// row).
 struct Stats {
   std::vector<std::int64_t> chosen;   // [E] choices before drops
   std::vector<std::int64_t> dropped;  // [E]
