@@ -34,8 +34,27 @@ struct Observed {
   graph::RoutingCounts routing;
 };
 
-Counted counted(exec::RankEngine& engine) {
-  Counted c{.calls = {}, .flops = engine.step_flops(), .activations = engine.planned_memory().activations};
+// Bytes of all slots, rotary tables included where the engine counts them there.
+template <class Memory>
+Bytes slot_bytes(const Memory& memory, Bytes tables) {
+  if constexpr (requires { memory.activations; }) {
+    return memory.activations - tables;
+  } else {
+    return memory[plan::MemoryKind::saved] + memory[plan::MemoryKind::deferred];
+  }
+}
+
+std::int64_t aligned(std::int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+std::int64_t element_bytes(const spec::Job& job) {
+  return job.train.precision == spec::Precision::f64 ? 8 : 4;
+}
+
+Counted counted(exec::RankEngine& engine, const spec::Job& job) {
+  const Bytes tables(2 * aligned(job.train.sequence_length * job.model.head_dim / 2 * element_bytes(job)));
+  Counted c{
+      .calls = {}, .flops = engine.step_flops(), .activations = slot_bytes(engine.planned_memory(), tables)};
   for (comm::Communicator* comm : engine.comms().all()) {
     if (comm->size() == 1) continue;
     for (std::int32_t i = 0; i < comm::kNumCalls; ++i) {
@@ -59,7 +78,7 @@ Observed observe(const spec::Job& job) {
   }
   (void)run_job(job, {.steps = 2, .inspect = [&](exec::RankEngine& engine) {
                         const std::int32_t rank = engine.rank().value;
-                        o.ranks[rank] = counted(engine);
+                        o.ranks[rank] = counted(engine, job);
                         for (exec::Stage& stage : engine.stages()) {
                           std::int32_t layer = stage.cut().first_layer;
                           for (const moe::MoeLayer* moe : stage.moe_layers()) {
@@ -75,11 +94,10 @@ Observed observe(const spec::Job& job) {
 // Slots as the rank engine counts them, where no neighbour stage lies on the same rank.
 Bytes activation_bytes(const plan::Plan& plan, const graph::StepGraph& g, std::int32_t pp_rank) {
   const spec::Job& job = plan.job;
-  const std::int64_t b = job.train.precision == spec::Precision::f64 ? 8 : 4;
-  const auto aligned = [](std::int64_t n) { return (n + 63) / 64 * 64; };
+  const std::int64_t b = element_bytes(job);
   const std::int64_t stream = aligned(job.train.micro_batch_size * job.train.sequence_length /
                                       job.parallel.tp * job.model.hidden_size * b);
-  std::int64_t sum = 2 * aligned(job.train.sequence_length * job.model.head_dim / 2 * b);
+  std::int64_t sum = 0;
   for (const graph::StageGraph& s : g.stages) {
     const schedule::StageSlots& slots = plan.proof.stages.at(s.stage.value);
     std::int64_t deferred = 0;
