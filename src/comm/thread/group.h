@@ -50,7 +50,7 @@ struct CallInfo {
 struct Header {
   std::int64_t number = 0;
   CallInfo info;
-  const void* data = nullptr;
+  std::byte* data = nullptr;
   std::span<const std::int64_t> rows;  // row counts that this rank holds, of the caller
 };
 

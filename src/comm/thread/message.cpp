@@ -8,6 +8,7 @@
 
 #include "comm/thread/group_wait.h"
 #include "comm/thread/scope.h"
+#include "comm/thread/sum.h"
 
 namespace tessera::comm::thread {
 
@@ -104,7 +105,7 @@ void ThreadCommunicator::do_recv(Tensor x, std::int32_t from, std::int64_t tag) 
   Scope scope(*this, Scope::Kind::message, info_of(Call::recv, x, from, tag));
   Channel& channel = group_.channel(from, me_);
   const Message message = take(channel, x, from, tag);
-  if (message.bytes > 0) std::memcpy(x.raw(), message.data, static_cast<std::size_t>(message.bytes));
+  copy_from_peer(x.raw(), message.data, message.bytes);
   {
     const std::lock_guard lock(channel.mutex);
     std::erase_if(channel.queue, [&](const Message& m) { return m.id == message.id; });

@@ -2,6 +2,8 @@
 //   reducing, step s = 0 .. N-2: chunk c = r - 2 - s: mine[c] = predecessor[c] + mine[c], so chunk c starts
 //     at rank c + 1 and is complete at rank c;
 //   gathering, step s = 0 .. N-2: chunk c = r - 1 - s: mine[c] = predecessor[c], already complete there.
+// The last reducing step also writes the finished sum into the successor's buffer, so the first gathering step
+// moves nothing: with two ranks the whole all-reduce is one pass over both buffers.
 // Chunks are cut into segments: segment g is gathered one segment behind the reduction, when the sums are
 // still in the cache and the predecessor has had time to finish them.
 // A rank overwrites mine[c] while gathering after its successor has read the partial sum there: what it
@@ -44,7 +46,8 @@ void ThreadCommunicator::all_reduce_ring(Scope& scope, const Tensor& x) {
   const std::int32_t n = size();
   const std::int64_t width = tensor::size_of(x.dtype());
   const Chunks chunks(x.num_elements(), n);
-  const std::int64_t segment = (group_.world().spins() > 0 ? kSegmentBytes : kSharedCoreSegmentBytes) / width;
+  const std::int64_t cut = (group_.world().spins() > 0 ? kSegmentBytes : kSharedCoreSegmentBytes) / width;
+  const std::int64_t segment = n == 2 ? std::max<std::int64_t>(1, chunks.length()) : cut;
   const std::int64_t segments = std::max<std::int64_t>(1, div_ceil(chunks.length(), segment));
   const StepOrder order(n, segments);
   const std::int32_t before = (me_ + n - 1) % n;
@@ -65,12 +68,16 @@ void ThreadCommunicator::all_reduce_ring(Scope& scope, const Tensor& x) {
     const std::int64_t skip = g * segment;
     const std::int64_t count = std::clamp<std::int64_t>(chunks.count(c) - skip, 0, segment);
     const std::int64_t offset = (chunks.begin(c) + skip) * width;
-    if (count > 0) {
+    const bool finishes = reduce && c == me_;
+    const bool was_pushed = !reduce && c == before;
+    if (count > 0 && !was_pushed) {
       const Read read(*this);
-      if (reduce)
+      if (finishes)
+        add_to_both(mine + offset, data(after) + offset, theirs + offset, mine + offset, count, x.dtype());
+      else if (reduce)
         add(mine + offset, theirs + offset, mine + offset, count, x.dtype());
       else
-        std::memcpy(mine + offset, theirs + offset, static_cast<std::size_t>(count * width));
+        copy_from_peer(mine + offset, theirs + offset, count * width);
     }
     group_.step(me_);
   };

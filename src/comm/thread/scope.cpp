@@ -35,16 +35,16 @@ ThreadCommunicator::Scope::~Scope() {
   record_->open.store(false, std::memory_order_relaxed);
 }
 
-void ThreadCommunicator::Scope::publish(const void* data, std::span<const std::int64_t> rows) {
+void ThreadCommunicator::Scope::publish(void* data, std::span<const std::int64_t> rows) {
   Header& header = comm_.slot_.headers[static_cast<std::size_t>(number_ % 2)];
   header.number = number_;
   header.info = info_;
-  header.data = data;
+  header.data = static_cast<std::byte*>(data);
   header.rows = rows;
   comm_.group_.step(comm_.me_);
 }
 
-void ThreadCommunicator::Scope::meet(const void* data, std::span<const std::int64_t> rows) {
+void ThreadCommunicator::Scope::meet(void* data, std::span<const std::int64_t> rows) {
   publish(data, rows);
   comm_.group_.sync_all(comm_.me_);
   for (std::int32_t r = 0; r < comm_.size(); ++r) comm_.check_match(r);

@@ -16,11 +16,11 @@ class ThreadCommunicator::Scope {
   Scope& operator=(const Scope&) = delete;
 
   // Collectives: shows the call and this rank's buffer to the peers. The first step of the call.
-  void publish(const void* data, std::span<const std::int64_t> rows = {});
+  void publish(void* data, std::span<const std::int64_t> rows = {});
   // The progress word before the call; the same on every rank.
   [[nodiscard]] std::uint32_t base() const { return base_; }
   // publish, wait for everyone, and check that everyone makes this call.
-  void meet(const void* data, std::span<const std::int64_t> rows = {});
+  void meet(void* data, std::span<const std::int64_t> rows = {});
 
  private:
   ThreadCommunicator& comm_;

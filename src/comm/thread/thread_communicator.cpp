@@ -60,8 +60,8 @@ const Header& ThreadCommunicator::header(std::int32_t peer) const {
   return group_.slot(peer).headers[static_cast<std::size_t>(slot_.calls % 2)];
 }
 
-const std::byte* ThreadCommunicator::data(std::int32_t peer) const {
-  return static_cast<const std::byte*>(header(peer).data);
+std::byte* ThreadCommunicator::data(std::int32_t peer) const {
+  return header(peer).data;
 }
 
 void ThreadCommunicator::mismatch(std::int32_t peer, const std::string& detail) const {
@@ -130,7 +130,7 @@ void ThreadCommunicator::all_reduce_inline(Scope& scope, const Tensor& x) {
   const std::int64_t width = tensor::size_of(x.dtype());
   for (std::int32_t c = 0; c < size(); ++c) {
     ring_sources(c, chunks.begin(c) * width);
-    fold(at(x, chunks.begin(c) * width), sources_, chunks.count(c), x.dtype(), Op::sum);
+    fold(at(x, chunks.begin(c) * width), sources_, chunks.count(c), x.dtype(), Op::sum, Source::own);
   }
 }
 
@@ -142,14 +142,14 @@ void ThreadCommunicator::all_reduce_gathered(Scope& scope, const Tensor& x) {
   {
     const Read read(*this);
     ring_sources(me_, offset(me_));
-    fold(at(x, offset(me_)), sources_, chunks.count(me_), x.dtype(), Op::sum);
+    fold(at(x, offset(me_)), sources_, chunks.count(me_), x.dtype(), Op::sum, Source::peers);
   }
   group_.sync_all(me_);
   {
     const Read read(*this);
     for (std::int32_t i = 1; i < size(); ++i) {
       const std::int32_t c = (me_ + i) % size();
-      copy(at(x, offset(c)), data(c) + offset(c), chunks.count(c) * width);
+      copy_from_peer(at(x, offset(c)), data(c) + offset(c), chunks.count(c) * width);
     }
   }
   group_.sync_all(me_);
@@ -164,14 +164,14 @@ void ThreadCommunicator::do_all_reduce_direct(Tensor x, Op op) {
     copy(mine.data(), x.raw(), bytes);
     scope.meet(mine.data());
     rank_sources(0);
-    return fold(x.raw(), sources_, x.num_elements(), x.dtype(), op);
+    return fold(x.raw(), sources_, x.num_elements(), x.dtype(), op, Source::own);
   }
   std::byte* sum = scratch(bytes);
   scope.meet(x.raw());
   {
     const Read read(*this);
     rank_sources(0);
-    fold(sum, sources_, x.num_elements(), x.dtype(), op);
+    fold(sum, sources_, x.num_elements(), x.dtype(), op, Source::peers);
   }
   group_.sync_all(me_);  // now nobody needs the contribution in x
   copy(x.raw(), sum, bytes);
@@ -183,7 +183,7 @@ void ThreadCommunicator::do_reduce_scatter(Tensor out, Tensor in) {
   {
     const Read read(*this);
     ring_sources(me_, me_ * out.bytes().value);
-    fold(out.raw(), sources_, out.num_elements(), out.dtype(), Op::sum);
+    fold(out.raw(), sources_, out.num_elements(), out.dtype(), Op::sum, Source::peers);
   }
   group_.sync_all(me_);
 }
@@ -195,7 +195,7 @@ void ThreadCommunicator::do_reduce_scatter_v(Tensor out, Tensor in, Rows rows) {
     const Read read(*this);
     for (std::int32_t r = 0; r < size(); ++r) check_rows(r);
     rank_sources(sum_before(rows, me_) * row_bytes(in));
-    fold(out.raw(), sources_, out.num_elements(), out.dtype(), Op::sum);
+    fold(out.raw(), sources_, out.num_elements(), out.dtype(), Op::sum, Source::peers);
   }
   group_.sync_all(me_);
 }
@@ -208,7 +208,7 @@ void ThreadCommunicator::do_all_gather(Tensor out, Tensor in) {
     const Read read(*this);
     for (std::int32_t i = 0; i < size(); ++i) {
       const std::int32_t r = (me_ + i) % size();  // not all at the same peer at once
-      copy(at(out, r * part), data(r), part);
+      copy_from_peer(at(out, r * part), data(r), part);
     }
   }
   group_.sync_all(me_);
@@ -223,7 +223,7 @@ void ThreadCommunicator::do_all_gather_v(Tensor out, Tensor in, Rows rows) {
     for (std::int32_t r = 0; r < size(); ++r) check_rows(r);
     for (std::int32_t i = 0; i < size(); ++i) {
       const std::int32_t r = (me_ + i) % size();
-      copy(at(out, sum_before(rows, r) * row), data(r), rows[static_cast<std::size_t>(r)] * row);
+      copy_from_peer(at(out, sum_before(rows, r) * row), data(r), rows[static_cast<std::size_t>(r)] * row);
     }
   }
   group_.sync_all(me_);
@@ -244,8 +244,8 @@ void ThreadCommunicator::do_all_to_all_v(Tensor out, Rows recv_rows, Tensor in, 
     }
     for (std::int32_t i = 0; i < size(); ++i) {
       const std::int32_t r = (me_ + i) % size();
-      copy(at(out, sum_before(recv_rows, r) * row), data(r) + sum_before(header(r).rows, me_) * row,
-           recv_rows[static_cast<std::size_t>(r)] * row);
+      copy_from_peer(at(out, sum_before(recv_rows, r) * row), data(r) + sum_before(header(r).rows, me_) * row,
+                     recv_rows[static_cast<std::size_t>(r)] * row);
     }
   }
   group_.sync_all(me_);
@@ -256,7 +256,7 @@ void ThreadCommunicator::do_broadcast(Tensor x, std::int32_t root) {
   scope.meet(x.raw());
   if (me_ != root) {
     const Read read(*this);
-    copy(x.raw(), data(root), x.bytes().value);
+    copy_from_peer(x.raw(), data(root), x.bytes().value);
   }
   group_.sync_all(me_);
 }

@@ -37,7 +37,7 @@ class ThreadCommunicator final : public Communicator {
   void all_reduce_ring(Scope& scope, const Tensor& x);
 
   [[nodiscard]] const Header& header(std::int32_t peer) const;
-  [[nodiscard]] const std::byte* data(std::int32_t peer) const;
+  [[nodiscard]] std::byte* data(std::int32_t peer) const;
   // Throws when the peer makes another call than this rank.
   void check_match(std::int32_t peer) const;
   void check_rows(std::int32_t peer) const;        // row counts equal everywhere
