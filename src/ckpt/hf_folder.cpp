@@ -203,7 +203,7 @@ void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec&
     entries.push_back({.name = param.name, .type = StoredType::f32, .shape = shape_of(param)});
     largest = std::max(largest, entries.back().num_elements() * size_of(StoredType::f32));
   }
-  OutputFolder aside(folder);
+  OutputFolder aside(folder, OutputFolder::IfPresent::refuse);
   OutputFile config(aside.aside() / kConfigFile);
   config.write(spec::to_hf_config(model));
   config.finish();
@@ -217,7 +217,7 @@ void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec&
         std::span<const std::byte>(buffer.data(), static_cast<std::size_t>(piece.data.bytes().value)));
   }
   weights.finish();
-  aside.commit(OutputFolder::IfPresent::refuse);
+  aside.commit();
 }
 
 void import_hf_folder(const std::filesystem::path& hf_folder,

@@ -31,7 +31,7 @@ struct Json {
   [[nodiscard]] const Json* find(std::string_view key) const;  // nullptr: no such member
 };
 
-inline constexpr std::int64_t kMaxJsonValues = 4'000'000;
+inline constexpr std::int64_t kMaxJsonValues = 2'000'000;
 
 [[nodiscard]] Json parse_json(std::string_view text, const Origin& origin);
 

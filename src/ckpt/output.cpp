@@ -73,9 +73,15 @@ void OutputFile::finish() {
   if (::close(std::exchange(fd_, -1)) != 0) fail("close", path_, errno);
 }
 
-OutputFolder::OutputFolder(std::filesystem::path path) : path_(std::move(path)), aside_(path_) {
-  aside_ += fmt::format(".tmp{}", ::getpid());
+OutputFolder::OutputFolder(const std::filesystem::path& path, IfPresent if_present)
+    : path_(path.has_filename() ? path : path.parent_path()),  // without a slash at the end
+      aside_(path_),
+      if_present_(if_present) {
   std::error_code code;
+  if (if_present == IfPresent::refuse && std::filesystem::exists(path_, code) &&
+      !std::filesystem::is_empty(path_, code))
+    refuse();  // before the work
+  aside_ += fmt::format(".tmp{}", ::getpid());
   std::filesystem::remove_all(aside_, code);  // of an earlier process that had this number
   if (code) fail("remove", aside_, code.value());
   std::filesystem::create_directory(aside_, code);
@@ -87,29 +93,23 @@ OutputFolder::~OutputFolder() {
   if (!committed_) std::filesystem::remove_all(aside_, ignored);
 }
 
-void OutputFolder::commit(IfPresent if_present) {
+void OutputFolder::refuse() const {
+  throw Error(ErrorKind::io, "the folder exists already", path_.string(),
+              "give a new folder, or remove this one first");
+}
+
+void OutputFolder::commit() {
   fsync_path(aside_);
-  if (::renameat2(AT_FDCWD, aside_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE) != 0) {
-    // An old file system without that flag: plain rename refuses a folder with content as well.
-    const bool present = errno == EEXIST || (errno == EINVAL && std::filesystem::exists(path_));
-    if (present && if_present == IfPresent::replace) {
-      // In one step, so that no moment is without this checkpoint.
-      if (::renameat2(AT_FDCWD, aside_.c_str(), AT_FDCWD, path_.c_str(), RENAME_EXCHANGE) != 0)
-        fail("exchange with the folder that is there", path_, errno);
-      fsync_path(parent_of(path_));
-      std::error_code ignored;
-      std::filesystem::remove_all(aside_, ignored);
-      committed_ = true;
-      return;
-    }
-    if (present) {
-      throw Error(ErrorKind::io, "the folder exists already", path_.string(),
-                  "give a new folder, or remove this one first");
-    }
-    if (errno != EINVAL || ::rename(aside_.c_str(), path_.c_str()) != 0) fail("rename to", path_, errno);
+  const bool renamed = ::rename(aside_.c_str(), path_.c_str()) == 0;  // also over an empty folder
+  if (!renamed) {
+    if (errno != ENOTEMPTY && errno != EEXIST) fail("rename to", path_, errno);
+    if (if_present_ == IfPresent::refuse) refuse();
+    // In one step, so that no moment is without this checkpoint.
+    if (::renameat2(AT_FDCWD, aside_.c_str(), AT_FDCWD, path_.c_str(), RENAME_EXCHANGE) != 0)
+      fail("exchange with the folder that is there", path_, errno);
   }
-  committed_ = true;
   fsync_path(parent_of(path_));
+  committed_ = renamed;  // else `aside` is the old folder now and goes away with this object
 }
 
 }  // namespace tessera::ckpt

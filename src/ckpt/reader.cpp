@@ -23,7 +23,7 @@ constexpr const char* kMend = "use an earlier checkpoint, or restore this folder
 SafetensorsFile open_checked(const std::filesystem::path& folder, const IndexedFile& listed) {
   const std::filesystem::path path = folder / listed.name;
   const Origin origin{.where = path.string(), .mend = kMend};
-  if (!std::filesystem::exists(path)) origin.refuse("the file is missing; the index lists it");
+  if (!std::filesystem::is_regular_file(path)) origin.refuse("the file is missing; the index lists it");
   MappedFile map(path);
   const auto bytes = static_cast<std::int64_t>(map.bytes().size());
   if (bytes != listed.bytes)
@@ -46,6 +46,8 @@ struct CheckpointReader::State {
 CheckpointReader::CheckpointReader(const std::filesystem::path& step_folder)
     : state_(std::make_unique<State>()) {
   const std::filesystem::path index_path = step_folder / kIndexFile;
+  if (!std::filesystem::is_regular_file(index_path))
+    Origin{.where = index_path.string(), .mend = kMend}.refuse("the file is missing: no whole checkpoint");
   const MappedFile map(index_path);
   const std::string_view text(reinterpret_cast<const char*>(map.bytes().data()), map.bytes().size());
   Index index = parse_index(text, index_path.string());

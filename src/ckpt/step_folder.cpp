@@ -73,8 +73,7 @@ std::vector<StepFolder> step_folders(const std::filesystem::path& folder) {
   std::vector<StepFolder> found;
   for (const std::filesystem::path& path : entries_of(folder)) {
     const std::optional<std::int64_t> step = step_of(path.filename().string());
-    std::error_code ignored;
-    if (step && std::filesystem::exists(path / kIndexFile, ignored)) found.push_back({*step, path});
+    if (step) found.push_back({*step, path});
   }
   std::sort(found.begin(), found.end(),
             [](const StepFolder& a, const StepFolder& b) { return a.step > b.step; });
@@ -93,7 +92,8 @@ void remove_leftovers(const std::filesystem::path& folder) {
 void prune(const std::filesystem::path& folder, std::int64_t newest, std::int32_t keep) {
   std::int32_t kept = 0;
   for (const StepFolder& old : step_folders(folder)) {
-    if (old.step > newest || ++kept <= keep) continue;
+    if (old.step > newest || !std::filesystem::exists(old.path / kIndexFile)) continue;
+    if (++kept <= keep) continue;
     // Out of sight first: a kill in the middle of removing leaves no half checkpoint under a step's name.
     std::filesystem::path aside = old.path;
     aside += fmt::format("{}{}", kAside, ::getpid());
@@ -166,13 +166,13 @@ IndexedFile write_rank_file(const std::filesystem::path& folder, const Meta& met
 void write_step_folder(const std::filesystem::path& folder, const Meta& meta, std::int32_t world_size,
                        std::span<const RankPieces> ranks) {
   Index index{.meta = meta, .world_size = world_size, .tensors = gather(ranks)};
-  OutputFolder step(folder / step_folder_name(meta.step));
+  OutputFolder step(folder / step_folder_name(meta.step), OutputFolder::IfPresent::replace);
   for (const RankPieces& rank : ranks)
     if (!rank.pieces.empty()) index.files.push_back(write_rank_file(step.aside(), meta, rank));
   OutputFile file(step.aside() / kIndexFile);
   file.write(index_text(index));
   file.finish();
-  step.commit(OutputFolder::IfPresent::replace);
+  step.commit();
 }
 
 }  // namespace tessera::ckpt

@@ -17,8 +17,7 @@
 
 namespace tessera::ckpt {
 
-// A file that is made: written in order, hashed on the way, fsynced by finish(). Error{io} with path and
-// cause.
+// A file that is made: written in order, hashed on the way, fsynced by finish(). Error{io} with the path.
 class OutputFile {
  public:
   explicit OutputFile(std::filesystem::path path);
@@ -42,17 +41,20 @@ class OutputFile {
 // Without commit() it is removed again. Error{io}.
 class OutputFolder {
  public:
-  explicit OutputFolder(std::filesystem::path path);
+  // A folder with content that is there already is refused (in the constructor, too), or exchanged in one
+  // step.
+  enum class IfPresent : std::uint8_t { refuse, replace };
+  OutputFolder(const std::filesystem::path& path, IfPresent if_present);
   ~OutputFolder();
   OutputFolder(const OutputFolder&) = delete;
   OutputFolder& operator=(const OutputFolder&) = delete;
   [[nodiscard]] const std::filesystem::path& aside() const { return aside_; }
-  // replace: a folder of that name is exchanged in one step and then removed; else it is an error.
-  enum class IfPresent : std::uint8_t { refuse, replace };
-  void commit(IfPresent if_present);
+  void commit();
 
  private:
+  [[noreturn]] void refuse() const;
   std::filesystem::path path_, aside_;
+  IfPresent if_present_;
   bool committed_ = false;
 };
 
@@ -76,13 +78,12 @@ struct StepFolder {
 };
 
 [[nodiscard]] std::string step_folder_name(std::int64_t step);  // "step-00000100"
-// Folders with a step's name and an index, newest first. A missing folder has none.
+// Folders with a step's name, newest first; whole or damaged. A missing folder has none.
 [[nodiscard]] std::vector<StepFolder> step_folders(const std::filesystem::path& folder);
 
 // Removes what a writer that is no more left aside.
 void remove_leftovers(const std::filesystem::path& folder);
-// Removes steps older than `newest` until `keep` steps up to and including it are left. Never `newest` or
-// later ones.
+// Removes complete steps before `newest` until `keep` of them are left, it included. Never later ones.
 void prune(const std::filesystem::path& folder, std::int64_t newest, std::int32_t keep);
 
 // Writes and renames step-XXXXXXXX. Error{internal} when the pieces do not cover every tensor exactly once.

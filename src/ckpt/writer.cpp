@@ -80,6 +80,7 @@ struct CheckpointWriter::State {
   std::vector<Slot> slots;
   Meta meta;                    // of the step being staged or written
   std::int32_t num_staged = 0;  // world_size: being written
+  std::int64_t progress = 0;    // counts stagings and writings
   std::exception_ptr error;     // the first; nothing is written after it
   std::jthread thread;          // last: stops before the rest goes away
 
@@ -91,11 +92,10 @@ struct CheckpointWriter::State {
   void wait(std::unique_lock<std::mutex>& lock, Done done) {
     const std::chrono::duration<double> patience(options.timeout_seconds);
     while (error == nullptr && !done()) {
-      const std::int32_t before = num_staged;
+      const std::int64_t before = progress;
       if (writing()) {
         changed.wait(lock);
-      } else if (!changed.wait_for(lock, patience,
-                                   [&] { return num_staged != before || error != nullptr; })) {
+      } else if (!changed.wait_for(lock, patience, [&] { return progress != before || error != nullptr; })) {
         throw Error(ErrorKind::comm,
                     fmt::format("{} of {} ranks staged step {} within {} s", num_staged, options.world_size,
                                 meta.step, options.timeout_seconds),
@@ -130,6 +130,7 @@ struct CheckpointWriter::State {
         for (Slot& slot : slots) slot.staged = false;
         num_staged = 0;
       }
+      ++progress;
       changed.notify_all();
     }
   }
@@ -175,6 +176,7 @@ void CheckpointWriter::stage(Rank rank, const Meta& meta, std::span<const Piece>
   TESSERA_CHECK(meta == s.meta, "all ranks stage the same description of a step");
   slot.staged = true;
   ++s.num_staged;
+  ++s.progress;
   s.changed.notify_all();
 }
 

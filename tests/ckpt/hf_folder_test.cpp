@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "ckpt/checkpoint.h"
 #include "ckpt/safetensors.h"
@@ -44,6 +45,167 @@ TEST_P(HfFolder, ComesThroughACheckpointAndBackBitForBit) {
   expect_same_tensors(SafetensorsFile(golden(GetParam()) / "model.safetensors"),
                       SafetensorsFile(folder / "out" / "model.safetensors"));
   EXPECT_EQ(spec::read_hf_config(folder / "out"), model);
+}
+
+// A copy of the golden model as tensors that a test can change before it writes them.
+struct Weights {
+  explicit Weights(std::string_view family)
+      : file(golden(family) / "model.safetensors"), tensors(file.tensors()) {}
+  SafetensorsFile file;
+  std::vector<StoredTensor> tensors;
+  StoredTensor& at(std::string_view name) {
+    return *std::find_if(tensors.begin(), tensors.end(),
+                         [&](const StoredTensor& t) { return t.name == name; });
+  }
+  void remove(std::string_view name) {
+    std::erase_if(tensors, [&](const StoredTensor& t) { return t.name == name; });
+  }
+};
+
+void write_index(const std::filesystem::path& folder,
+                 const std::vector<std::pair<std::string, std::string>>& map) {
+  std::string text = "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {";
+  for (std::size_t i = 0; i < map.size(); ++i)
+    text += (i == 0 ? "\"" : ", \"") + map[i].first + "\": \"" + map[i].second + "\"";
+  write_bytes(folder / "model.safetensors.index.json", text + "}}");
+}
+
+TEST_P(HfFolder, IsReadFromShardsAsFromOneFile) {
+  const TempFolder folder;
+  const Weights whole(GetParam());
+  std::array<std::vector<StoredTensor>, 3> shards;
+  std::vector<std::pair<std::string, std::string>> map;
+  for (std::size_t i = 0; i < whole.tensors.size(); ++i) {
+    shards[i % 3].push_back(whole.tensors[i]);
+    map.emplace_back(whole.tensors[i].name, "model-" + std::to_string(i % 3) + ".safetensors");
+  }
+  for (std::size_t i = 0; i < 3; ++i)
+    write_safetensors(folder / ("model-" + std::to_string(i) + ".safetensors"), shards[i]);
+  write_index(folder.path(), map);
+  const spec::ModelSpec model = spec::read_hf_config(golden(GetParam()));
+  const auto source = open_hf_folder(folder.path());
+  check_hf_folder(*source, model);
+  write_hf_folder(folder / "out", model, *source);
+  expect_same_tensors(whole.file, SafetensorsFile(folder / "out" / "model.safetensors"));
+}
+
+TEST(HfFolderFaults, OfAShardedIndexAreAllNamedAtOnce) {
+  const TempFolder folder;
+  const Weights w("llama");
+  write_safetensors(folder / "model-0.safetensors", std::vector<StoredTensor>{w.tensors[0], w.tensors[1]});
+  write_bytes(folder / "model-1.safetensors", "broken");
+  write_index(folder.path(), {{w.tensors[0].name, "model-0.safetensors"},
+                              {"not.there", "model-0.safetensors"},
+                              {"b", "model-1.safetensors"},
+                              {"c", "model-2.safetensors"},
+                              {"d", "../model-3.safetensors"}});
+  expect_error(
+      ErrorKind::io,
+      {"tensor \"not.there\" is not in this file", "tensor \"" + w.tensors[1].name + "\" is not listed",
+       "a file of 6 bytes", "shard \"model-2.safetensors\" with 1 tensors is missing",
+       "shard name \"../model-3.safetensors\""},
+      [&] { (void)open_hf_folder(folder.path()); });
+}
+
+TEST(HfFolderFaults, AFolderWithoutSafetensorsSaysWhatToDo) {
+  const TempFolder folder;
+  write_bytes(folder / "pytorch_model.bin", "pickle");
+  expect_error(ErrorKind::io, {"neither model.safetensors nor", "save_pretrained makes one"},
+               [&] { (void)open_hf_folder(folder.path()); });
+  for (const std::string text :
+       {"[]", "{}", "{\"weight_map\": 3}", "{\"weight_map\": {\"a\": 3}}", "{\"weight_map\": {"}) {
+    write_bytes(folder / "model.safetensors.index.json", text);
+    expect_error(ErrorKind::io, {"model.safetensors.index.json"},
+                 [&] { (void)open_hf_folder(folder.path()); });
+  }
+}
+
+TEST(HfFolderFaults, MissingExtraAndMisshapedTensorsAreAllNamedAtOnce) {
+  const TempFolder folder;
+  Weights w("mixtral");
+  w.remove("model.layers.1.self_attn.k_proj.weight");
+  w.remove("model.layers.0.block_sparse_moe.experts.3.w2.weight");
+  StoredTensor& q = w.at("model.layers.0.self_attn.q_proj.weight");
+  q.shape = {q.shape[0] / 2, q.shape[1] * 2};
+  w.at("model.norm.weight").shape = {1, 1, 32};
+  w.at("lm_head.weight").name = "lm_heads.weight";
+  w.tensors.push_back({.name = "extra.bias", .shape = {1}, .bytes = q.bytes.first(4)});
+  w.tensors.push_back(
+      {.name = "model.layers.0.self_attn.rotary_emb.inv_freq", .shape = {1}, .bytes = q.bytes.first(4)});
+  write_safetensors(folder / "model.safetensors", w.tensors);
+  const auto source = open_hf_folder(folder.path());
+  const spec::ModelSpec model = spec::read_hf_config(golden("mixtral"));
+  try {
+    check_hf_folder(*source, model);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::config);
+    std::vector<std::string> whats;
+    for (const Problem& p : e.problems()) whats.push_back(p.what);
+    EXPECT_THAT(
+        whats,
+        ::testing::UnorderedElementsAre(
+            "tensor \"model.layers.1.self_attn.k_proj.weight\" of shape [16, 32] is missing",
+            "tensor \"model.layers.0.block_sparse_moe.experts.3.w2.weight\" of shape [32, 20] is missing",
+            "tensor \"model.layers.0.self_attn.q_proj.weight\" has shape [16, 64], config.json gives [32, "
+            "32]",
+            "tensor \"model.norm.weight\" has shape [1, 1, 32], config.json gives [32]",
+            "tensor \"lm_head.weight\" of shape [101, 32] is missing",
+            "tensor \"lm_heads.weight\" is none of this model's",
+            "tensor \"extra.bias\" is none of this model's"));
+    EXPECT_THAT(e.what(), ::testing::HasSubstr("rename it to \"lm_head.weight\""));
+  }
+}
+
+TEST(HfFolderFaults, AHeadBesideTiedWeightsAndIntegerWeightsAreRefused) {
+  const TempFolder folder;
+  Weights w("llama");
+  write_safetensors(folder / "model.safetensors", w.tensors);
+  spec::ModelSpec model = spec::read_hf_config(golden("llama"));
+  model.tie_word_embeddings = true;
+  const auto source = open_hf_folder(folder.path());
+  expect_error(ErrorKind::config,
+               {"tensor \"lm_head.weight\" is none of this model's", "tie_word_embeddings is true"},
+               [&] { check_hf_folder(*source, model); });
+  w.at("lm_head.weight").type = StoredType::i32;
+  write_safetensors(folder / "model.safetensors", w.tensors);
+  expect_error(ErrorKind::io, {"\"lm_head.weight\" has dtype I32", "quantised"},
+               [&] { (void)open_hf_folder(folder.path()); });
+}
+
+TEST(HfFolder16Bit, IsWidenedExactly) {
+  const TempFolder folder;
+  Weights w("llama");
+  std::vector<std::uint16_t> bits(static_cast<std::size_t>(w.at("model.norm.weight").num_elements()));
+  for (std::size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<std::uint16_t>(0x3f80 + 7 * i);
+  StoredTensor& norm = w.at("model.norm.weight");
+  norm.type = StoredType::bf16;
+  norm.bytes = std::as_bytes(std::span<const std::uint16_t>(bits));
+  write_safetensors(folder / "model.safetensors", w.tensors);
+  std::filesystem::copy(golden("llama") / "config.json", folder / "config.json");
+  import_hf_folder(folder.path(), folder / "checkpoints");
+  const auto reader = open_latest_checkpoint(folder / "checkpoints");
+  const auto n = static_cast<std::int64_t>(bits.size());
+  const Owned got =
+      make_piece("model.norm.weight", 1, {n, 1}, {.begin = {0, 0}, .size = {n, 1}}, tensor::DType::f32);
+  reader->read(got.piece);
+  for (std::size_t i = 0; i < bits.size(); ++i)
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(got.f32[i]), static_cast<std::uint32_t>(bits[i]) << 16);
+}
+
+TEST(HfFolderWriting, NeverTouchesAFolderThatIsThere) {
+  const TempFolder folder;
+  std::filesystem::create_directory(folder / "out");
+  write_bytes(folder / "out" / "notes.txt", "mine");
+  const auto source = open_hf_folder(golden("llama"));
+  expect_error(ErrorKind::io, {"exists already", "give a new folder"},
+               [&] { write_hf_folder(folder / "out", spec::read_hf_config(golden("llama")), *source); });
+  EXPECT_EQ(read_bytes(folder / "out" / "notes.txt"), "mine");
+  std::filesystem::remove(folder / "out" / "notes.txt");
+  write_hf_folder(folder / "out/", spec::read_hf_config(golden("llama")),
+                  *source);  // empty: there is nothing to lose
+  EXPECT_TRUE(std::filesystem::exists(folder / "out" / "model.safetensors"));
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 1);
 }
 
 }  // namespace
