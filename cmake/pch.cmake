@@ -1,0 +1,32 @@
+# A precompiled header of the standard library and fmt for all rooms: a fresh build takes little more than half the time
+# (./dev demo asks for it). Off by default, so that an ordinary build proves that each file includes what it uses.
+if(NOT EXISTS ${CMAKE_BINARY_DIR}/pch.cpp)
+  file(WRITE ${CMAKE_BINARY_DIR}/pch.cpp "")
+endif()
+add_library(tessera_pch OBJECT ${CMAKE_BINARY_DIR}/pch.cpp)
+target_link_libraries(tessera_pch PRIVATE fmt::fmt Threads::Threads)
+target_precompile_headers(tessera_pch PRIVATE <fmt/format.h> <algorithm> <array> <cmath> <cstdint> <filesystem>
+  <functional> <map> <memory> <optional> <set> <span> <string> <string_view> <utility> <vector>)
+
+foreach(room IN LISTS TESSERA_ROOMS ITEMS cli)
+  set(target tessera_${room})
+  if(room STREQUAL "cli")
+    set(target tessera)
+  endif()
+  if(NOT TARGET ${target})
+    continue()
+  endif()
+  get_target_property(type ${target} TYPE)
+  if(type STREQUAL "INTERFACE_LIBRARY")
+    continue()
+  endif()
+  # A file with flags of its own cannot use the header.
+  get_target_property(sources ${target} SOURCES)
+  foreach(source IN LISTS sources)
+    get_source_file_property(flags ${source} COMPILE_OPTIONS)
+    if(flags)
+      set_source_files_properties(${source} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+    endif()
+  endforeach()
+  target_precompile_headers(${target} REUSE_FROM tessera_pch)
+endforeach()
