@@ -106,6 +106,54 @@ BENCHMARK(AllReduceBesideCopies)
     ->Iterations(1)
     ->Unit(benchmark::kMillisecond);
 
+// Two ranks, 1 MiB that the owner has just written: what one message, one all_gather and one all_to_all_v take
+// beside a plain copy of the bytes that each moves.
+void MovesBesideCopies(benchmark::State& state) {
+  constexpr std::int64_t kBytes = 1 << 20;
+  constexpr std::int64_t kElements = kBytes / 4;
+  std::vector<double> copy;
+  std::vector<double> message;
+  std::vector<double> gather;
+  std::vector<double> exchange;
+  for (auto _ : state) {
+    ThreadWorld world({.size = 2});
+    world.run([&](Rank rank) {
+      const auto c = world.communicator(rank, ranks_upto(2), "ep");
+      const tensor::Buffer in_buffer{Bytes(2 * kBytes)};
+      const tensor::Buffer out_buffer{Bytes(2 * kBytes)};
+      const Tensor in(in_buffer.data(), tensor::DType::f32, {2 * kElements});
+      const Tensor out(out_buffer.data(), tensor::DType::f32, {2 * kElements});
+      const Tensor half = in.narrow_rows(0, kElements);
+      const std::vector<std::int64_t> rows = {kElements, kElements};
+      const auto fill = [&] { std::fill_n(in.as<float>(), 2 * kElements, 1.0F); };
+      for (std::int32_t round = 0; round < 15; ++round) {
+        const double t_copy = timed(*c, 16, fill, [&] {
+          std::memcpy(out.raw(), in.raw(), kBytes);
+          benchmark::ClobberMemory();
+        });
+        const double t_message = timed(*c, 16, fill, [&] {
+          if (rank.value == 0)
+            c->send(half, 1, 0);
+          else
+            c->recv(out.narrow_rows(0, kElements), 0, 0);
+        });
+        const double t_gather = timed(*c, 16, fill, [&] { c->all_gather(out, half); });
+        const double t_exchange = timed(*c, 16, fill, [&] { c->all_to_all_v(out, rows, in, rows); });
+        if (rank.value != 0 || round == 0) continue;
+        copy.push_back(t_copy);
+        message.push_back(t_message);
+        gather.push_back(t_gather);
+        exchange.push_back(t_exchange);
+      }
+    });
+  }
+  state.counters["copy_us"] = median(copy) * 1e6;
+  state.counters["message_us"] = median(message) * 1e6;
+  state.counters["all_gather_us"] = median(gather) * 1e6;    // one part from the peer, one of its own
+  state.counters["all_to_all_us"] = median(exchange) * 1e6;  // the same
+}
+BENCHMARK(MovesBesideCopies)->Iterations(1)->Unit(benchmark::kMillisecond);
+
 // Microseconds of one small call: all_reduce and barrier of 8 bytes, and a message there and back.
 void SmallCalls(benchmark::State& state) {
   const auto size = static_cast<std::int32_t>(state.range(0));

@@ -12,7 +12,10 @@
 // Bytes counted are what this rank sends to others. Closed forms, S = bytes of the whole tensor, N ranks:
 //   all_reduce 2 (N-1)/N S exactly when N divides the elements (else the sum of the chunks it sends);
 //   reduce_scatter and all_gather (N-1)/N S; all_to_all_v the rows for others; all_gather_v (N-1) x own rows;
-//   send S.
+//   send S; all_reduce_direct (N-1) S; reduce_scatter_v the rows for others; broadcast (N-1) S at the root;
+//   barrier and recv 0.
+// Memory: every tensor, also one that is only read, must lie in writable memory: the thread backend stores
+// bytes of its peers' tensors back unchanged (see thread/sum.h).
 // Failures: a rank that dies or leaves calls `abort`; every wait of the group then throws Error{comm} that
 // names the first failing rank and its error. A wait longer than the timeout does the same and names who was
 // waited for.

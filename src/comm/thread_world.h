@@ -42,7 +42,7 @@ class ThreadWorld {
                                                            std::string_view label, std::int32_t instance = 0);
 
   // Runs body(rank) on one thread per rank and returns when all are done; pins rank r to core r when ranks <=
-  // cores.
+  // cores (a single rank is not pinned). May be called again, unless a rank failed: then the world is spent.
   void run(const std::function<void(Rank)>& body);
 
   // First error wins; wakes every wait of every communicator.

@@ -59,18 +59,20 @@ void add_to_both_typed(void* out, void* out2, const void* a, const void* b, std:
 
 constexpr std::int64_t kLine = 64;
 
-// See sum.h. One word of each line that [begin, begin + bytes) touches, always inside it.
-void claim([[maybe_unused]] const void* begin, [[maybe_unused]] std::int64_t bytes) {
+// See sum.h. Not C++: for the language these would be races with the owner's reads; for the machine they are
+// none.
+inline void claim_word([[maybe_unused]] const std::byte* at) {
 #if defined(__x86_64__)
-  const auto* p = static_cast<const std::byte*>(begin);
-  const auto touch = [](const std::byte* at) {
-    std::uint32_t value = 0;
-    // Not C++: for the language this would be a race with the owner's reads; for the machine it is none.
-    asm volatile("movl (%1), %0\n\tmovl %0, (%1)" : "=&r"(value) : "r"(at) : "memory");
-  };
-  for (std::int64_t i = 0; i + 4 <= bytes; i += kLine) touch(p + i);
-  if (bytes >= 4) touch(p + bytes - 4);
+  std::uint32_t value = 0;
+  asm volatile("movl (%1), %0\n\tmovl %0, (%1)" : "=&r"(value) : "r"(at) : "memory");
 #endif
+}
+
+// One word of each line that [begin, begin + bytes) touches, always inside it.
+void claim(const void* begin, std::int64_t bytes) {
+  const auto* p = static_cast<const std::byte*>(begin);
+  for (std::int64_t i = 0; i + 4 <= bytes; i += kLine) claim_word(p + i);
+  if (bytes >= 4) claim_word(p + bytes - 4);
 }
 
 template <class T>
@@ -89,7 +91,8 @@ void combine(T* out, const T* a, const T* b, std::int64_t n, Op op) {
   }
 }
 
-constexpr std::int64_t kBlockBytes = 4096;  // the running sum stays in the first cache while sources stream
+// The running sum stays in the first cache while sources stream; small, so that claims follow soon.
+constexpr std::int64_t kBlockBytes = 1024;
 
 template <class T>
 void fold_typed(T* out, std::span<const void* const> sources, std::int64_t n, Op op, Source kind) {
@@ -144,15 +147,42 @@ void add_to_both(void* out, void* out2, const void* theirs, const void* mine, st
   add_to_both_typed<float>(out, out2, theirs, mine, n);
 }
 
-void copy_from_peer(void* out, const void* in, std::int64_t bytes) {
-  if (out == in) return;
-  auto* to = static_cast<std::byte*>(out);
-  const auto* from = static_cast<const std::byte*>(in);
+namespace {
+
+void copy_then_claim(std::byte* out, const std::byte* in, std::int64_t bytes) {
   for (std::int64_t i = 0; i < bytes; i += kBlockBytes) {
     const std::int64_t count = std::min(kBlockBytes, bytes - i);
-    std::memcpy(to + i, from + i, static_cast<std::size_t>(count));
-    claim(from + i, count);
+    std::memcpy(out + i, in + i, static_cast<std::size_t>(count));
+    claim(in + i, count);
   }
+}
+
+#if defined(__x86_64__)
+// Claims each line right after it was read, before the core has settled for a shared copy: twice as fast as a
+// block at a time, and as fast as not claiming.
+[[gnu::target("avx2")]] void copy_and_claim(std::byte* out, const std::byte* in, std::int64_t bytes) {
+  using Wide [[gnu::vector_size(32), gnu::aligned(1), gnu::may_alias]] = char;
+  std::int64_t i = 0;
+  for (; i + kLine <= bytes; i += kLine) {
+    const Wide a = *reinterpret_cast<const Wide*>(in + i);
+    const Wide b = *reinterpret_cast<const Wide*>(in + i + 32);
+    *reinterpret_cast<Wide*>(out + i) = a;
+    *reinterpret_cast<Wide*>(out + i + 32) = b;
+    claim_word(in + i);
+  }
+  copy_then_claim(out + i, in + i, bytes - i);
+}
+#endif
+
+}  // namespace
+
+void copy_from_peer(void* out, const void* in, std::int64_t bytes) {
+  if (out == in) return;
+  auto* copy = &copy_then_claim;
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) copy = &copy_and_claim;
+#endif
+  copy(static_cast<std::byte*>(out), static_cast<const std::byte*>(in), bytes);
 }
 
 void fold(void* out, std::span<const void* const> sources, std::int64_t n, DType dtype, Op op,
