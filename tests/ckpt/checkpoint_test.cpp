@@ -36,6 +36,18 @@ TEST(Checkpoint, GivesBackWhatWasStagedWithItsDescription) {
   EXPECT_EQ(num_wrong_small(reader, 101), 29) << "the comparison must be able to fail";
 }
 
+TEST(Checkpoint, TheIndexIsTheOneThatThePageOfTheFormatShows) {
+  const TempFolder folder;
+  {
+    CheckpointWriter writer({.folder = folder.path(), .world_size = 2});
+    stage_small(writer, 7);
+  }
+  const std::string page =
+      read_bytes(std::filesystem::path(TESSERA_SOURCE_DIR) / "docs/formats/checkpoint.md");
+  EXPECT_THAT(page,
+              ::testing::HasSubstr("```json\n" + read_bytes(folder / "step-00000007/index.json") + "```"));
+}
+
 TEST(Checkpoint, LeavesTheKeptNumberOfStepsAndNothingAside) {
   const TempFolder folder;
   CheckpointWriter writer({.folder = folder.path(), .keep = 2, .world_size = 2});
