@@ -54,7 +54,8 @@ struct Generator::Model {
             .id = StageId(0),
             .dims = {.dtype = DType::f32, .batch = 1, .seq = context, .hidden = spec.hidden_size, .tp = 1}},
         *store, comms, cos, sin);
-    stage->reserve({}, a);
+    stage->reserve_live({}, a);
+    stage->reserve_deferred(a);
   }
 };
 

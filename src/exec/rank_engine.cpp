@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/math.h"
+#include "comm/thread_world.h"
 #include "exec/rope.h"
 #include "optim/lr_schedule.h"
 
@@ -14,13 +15,6 @@ namespace tessera::exec {
 
 using layout::Axis;
 using schedule::ActionKind;
-
-Bytes RankMemory::arena() const {
-  return store.values + store.gradients + store.optimizer + store.packed + activations + tokens;
-}
-Bytes RankMemory::total() const {
-  return arena() + scratch + workspace;
-}
 
 namespace {
 
@@ -64,11 +58,13 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
                               options_.communicators);
   Arena counting;
   build(counting, planned_);
-  arena_ = Arena(planned_.arena());
-  scratch_ = Arena(planned_.scratch);
-  RankMemory real;
+  planned_arena_ = counting.used();
+  if (options_.dry_run) return;
+  arena_ = Arena(planned_arena_);
+  scratch_ = Arena(planned_scratch_);
+  plan::RankMemory real;
   build(arena_, real);
-  TESSERA_CHECK_EQ(real.arena().value, planned_.arena().value, "the set-up takes what its dry run took");
+  TESSERA_CHECK(real == planned_, "the set-up takes what its dry run took");
   fill_rope_tables(plan.job.model, cos_, sin_);
   if (!frequencies_.empty()) {
     std::ranges::fill(frequencies_.span<double>(), 1.0 / static_cast<double>(frequencies_.dim(1)));
@@ -90,7 +86,8 @@ nn::Dims RankEngine::dims() const {
           .tp = job.parallel.tp};
 }
 
-void RankEngine::build(Arena& arena, RankMemory& memory) {
+void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
+  using plan::MemoryKind;
   const plan::Plan& plan = *options_.plan;
   const spec::Job& job = plan.job;
   const nn::Dims d = dims();
@@ -102,10 +99,8 @@ void RankEngine::build(Arena& arena, RankMemory& memory) {
                                                      .zero1 = job.train.zero_stage == 1,
                                                      .tied = job.model.tie_word_embeddings},
                                         comms_, *options_.kernels, arena);
-  const Bytes before_tables = arena.used();
   cos_ = arena.take(d.dtype, {d.seq, job.model.head_dim / 2});
   sin_ = arena.take(d.dtype, {d.seq, job.model.head_dim / 2});
-  memory.activations += arena.used() - before_tables;
   for (const StageId id : plan.layout.stages_of(options_.rank)) {
     stages_.emplace_back(
         Stage::Options{.model = job.model,
@@ -119,21 +114,37 @@ void RankEngine::build(Arena& arena, RankMemory& memory) {
                        .units_in_group = replicas_in_expert_group(plan.layout, options_.rank)},
         *store_, comms_, cos_, sin_);
   }
-  memory.store = store_->bytes();
-  const Bytes before_slots = arena.used();
+  const StoreBytes& stored = store_->bytes();
+  memory[MemoryKind::packed_weights] = stored.packed;
+  memory[MemoryKind::gradients] = stored.gradients;
+  memory[MemoryKind::optimizer] = stored.optimizer;
+  // The rest that the store took: values, and the rotary tables beside them.
+  memory[MemoryKind::weights] = arena.used() - stored.packed - stored.gradients - stored.optimizer;
+  planned_scratch_ = Bytes(0);
+  const auto grown = [&](MemoryKind kind, const auto& reserve) {
+    const Bytes before = arena.used();
+    reserve();
+    memory[kind] += arena.used() - before;
+  };
   for (Stage& stage : stages_) {
     StageState s;
     s.stage = &stage;
     s.counts = slot_counts(stage.id());
-    stage.reserve(s.counts, arena);
-    memory.scratch = std::max(memory.scratch, stage.scratch_bytes());
+    grown(MemoryKind::saved, [&] { stage.reserve_live(s.counts, arena); });
+    grown(MemoryKind::deferred, [&] { stage.reserve_deferred(arena); });
+    planned_scratch_ = std::max(planned_scratch_, stage.scratch_bytes());
     states_.push_back(std::move(s));
   }
-  memory.activations += arena.used() - before_slots;
-  const Bytes before_tokens = arena.used();
-  const std::int64_t m = plan.num_microbatches();
-  ids_ = arena.take(DType::i32, {m, d.tokens()});
-  targets_ = arena.take(DType::i32, {m, d.tokens()});
+  memory[MemoryKind::scratch] = planned_scratch_ + options_.kernels->workspace_bytes();
+  grown(MemoryKind::tokens, [&] { reserve_step_buffers(arena); });
+  link_stages();
+}
+
+void RankEngine::reserve_step_buffers(Arena& arena) {
+  const spec::Job& job = options_.plan->job;
+  const std::int64_t m = options_.plan->num_microbatches();
+  ids_ = arena.take(DType::i32, {m, dims().tokens()});
+  targets_ = arena.take(DType::i32, {m, dims().tokens()});
   const std::int64_t experts = job.model.moe ? job.model.moe->num_experts : 0;
   const std::int64_t layers = job.model.moe ? job.model.num_hidden_layers : 0;
   sums_ = arena.take(DType::f64, {4 + layers});
@@ -141,13 +152,6 @@ void RankEngine::build(Arena& arena, RankMemory& memory) {
   if (job.train.moe.aux_loss_unit == spec::BalanceUnit::global_batch && layers > 0) {
     frequencies_ = arena.take(DType::f64, {layers, experts});
   }
-  memory.tokens = arena.used() - before_tokens;
-  // Alignment inside categories is theirs; the store counts tensors, so give it what the arena really took.
-  const Bytes all = memory.store.values + memory.store.gradients + memory.store.optimizer +
-                    memory.store.packed + memory.activations + memory.tokens;
-  memory.store.values += arena.used() - all;
-  memory.workspace = options_.kernels->workspace_bytes();
-  link_stages();
 }
 
 void RankEngine::link_stages() {
@@ -206,10 +210,10 @@ RankEngine::StageState& RankEngine::state(StageId stage) {
               "this is a defect of Tessera: please report it with the job");
 }
 
-RankMemory RankEngine::measured_memory() const {
-  RankMemory m = planned_;
-  m.scratch = scratch_.peak();
-  m.store.values += arena_.peak() - planned_.arena();
+plan::RankMemory RankEngine::measured_memory() const {
+  plan::RankMemory m = planned_;
+  m[plan::MemoryKind::scratch] += scratch_.peak() - planned_scratch_;
+  m[plan::MemoryKind::saved] += arena_.peak() - planned_arena_;
   return m;
 }
 
@@ -416,6 +420,23 @@ void RankEngine::update(std::int64_t step) {
   for (optim::Bucket& b : store_->buckets()) optim::gather(b);
   store_->pack(*options_.kernels);
   timed_phase("optimizer", start, cpu);
+}
+
+plan::MemoryPlan plan_memory(const plan::Plan& plan) {
+  comm::ThreadWorld world({.size = plan.layout.world_size()});
+  plan::MemoryPlan memory;
+  for (std::int32_t r = 0; r < world.size(); ++r) {
+    const RankEngine engine({.plan = &plan,
+                             .rank = Rank(r),
+                             .kernels = kernels::make_cpu(),
+                             .communicators =
+                                 [&](std::span<const Rank> members, std::string_view label) {
+                                   return world.communicator(Rank(r), members, label);
+                                 },
+                             .dry_run = true});
+    memory.ranks.push_back(engine.planned_memory());
+  }
+  return memory;
 }
 
 }  // namespace tessera::exec

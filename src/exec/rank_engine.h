@@ -15,20 +15,10 @@
 #include "exec/communicators.h"
 #include "exec/param_store.h"
 #include "exec/stage.h"
+#include "plan/memory.h"
 #include "plan/plan.h"
 
 namespace tessera::exec {
-
-// Bytes of one rank by purpose. Planned by a dry run of the set-up; the real arenas are exactly this large.
-struct RankMemory {
-  StoreBytes store;
-  Bytes activations;                  // live, deferred and gradient slots, rotary tables
-  Bytes scratch;                      // inside calls
-  Bytes tokens;                       // ids and targets of one step
-  Bytes workspace;                    // of the kernels
-  [[nodiscard]] Bytes arena() const;  // what the persistent arena holds: store, activations, tokens
-  [[nodiscard]] Bytes total() const;
-};
 
 struct LayerRouting {  // one MoE layer, one step, the whole world
   std::int32_t layer = 0;
@@ -68,12 +58,14 @@ class RankEngine {
     std::unique_ptr<kernels::Kernels> kernels;
     CommFactory communicators;
     comm::CommWorker* worker = nullptr;  // runs bucket reductions beside compute; null: in line
+    bool dry_run = false;                // only planned_memory() is valid; takes no memory
   };
   explicit RankEngine(Options options);
   ~RankEngine();
 
-  [[nodiscard]] const RankMemory& planned_memory() const { return planned_; }
-  [[nodiscard]] RankMemory measured_memory() const;  // peaks of the real arenas
+  // Planned by a dry run of the set-up over a counting arena; measured: what the real arenas held at their peaks.
+  [[nodiscard]] const plan::RankMemory& planned_memory() const { return planned_; }
+  [[nodiscard]] plan::RankMemory measured_memory() const;
 
   void initialise();       // weights from the recipe's seed
   void weights_changed();  // after values were written from outside (a checkpoint)
@@ -114,7 +106,8 @@ class RankEngine {
   };
   static constexpr std::int64_t kNoMessage = -1;
 
-  void build(Arena& arena, RankMemory& memory);
+  void build(Arena& arena, plan::RankMemory& memory);
+  void reserve_step_buffers(Arena& arena);
   void link_stages();
   [[nodiscard]] nn::Dims dims() const;
   [[nodiscard]] SlotCounts slot_counts(StageId stage) const;
@@ -145,7 +138,8 @@ class RankEngine {
   void timed_phase(const char* name, std::int64_t start_ns, std::int64_t start_cpu_ns);
 
   Options options_;
-  RankMemory planned_;
+  plan::RankMemory planned_;
+  Bytes planned_arena_, planned_scratch_;
   Communicators comms_;
   Arena arena_, scratch_;
   std::unique_ptr<ParamStore> store_;
@@ -163,5 +157,8 @@ class RankEngine {
   std::int64_t exposed_reduce_ns_ = 0;
   Observer* observer_ = nullptr;
 };
+
+// What every rank of the plan will take, by a dry run of each rank's set-up. Takes no memory.
+[[nodiscard]] plan::MemoryPlan plan_memory(const plan::Plan& plan);
 
 }  // namespace tessera::exec

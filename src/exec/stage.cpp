@@ -185,7 +185,7 @@ void Stage::reserve_overlaid(Arena& arena, const std::function<void(Unit&)>& res
   (void)arena.take(DType::u8, {most - base});
 }
 
-void Stage::reserve(const SlotCounts& counts, Arena& arena) {
+void Stage::reserve_live(const SlotCounts& counts, Arena& arena) {
   counts_ = counts;
   const nn::Dims& d = options_.dims;
   const auto stream = [&] { return arena.take(d.dtype, {d.local_tokens(), d.hidden}); };
@@ -202,14 +202,17 @@ void Stage::reserve(const SlotCounts& counts, Arena& arena) {
     }
   }
   for (std::int32_t g = 0; g < counts.gradient; ++g) gradients_.push_back(stream());
+}
+
+void Stage::reserve_deferred(Arena& arena) {
   const auto recomputed = [&](Unit& unit) {
     if (unit.recomputed) reserve_unit_saved(unit, arena);
   };
   const auto deferred = [&](Unit& unit) {
     for (auto& layer : unit.layers) layer->reserve_deferred(arena);
   };
-  for (std::int32_t i = 0; i < counts.deferred; ++i) {
-    if (counts.fused) {
+  for (std::int32_t i = 0; i < counts_.deferred; ++i) {
+    if (counts_.fused) {
       reserve_overlaid(arena, [&](Unit& unit) {
         recomputed(unit);
         deferred(unit);
@@ -222,7 +225,7 @@ void Stage::reserve(const SlotCounts& counts, Arena& arena) {
     }
   }
   // Forward needs a place for values that are thrown away; outstanding W's must not lose theirs to it.
-  if (!counts.fused) reserve_overlaid(arena, recomputed);
+  if (!counts_.fused) reserve_overlaid(arena, recomputed);
 }
 
 Bytes Stage::scratch_bytes() const {

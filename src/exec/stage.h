@@ -49,7 +49,9 @@ class Stage {
   // cos, sin: rotary tables; they and comms outlive the stage.
   Stage(Options options, ParamStore& store, const Communicators& comms, Tensor cos_SP, Tensor sin_SP);
 
-  void reserve(const SlotCounts& counts, Arena& arena);
+  // Set-up, in this order: the slots of live micro-batches and gradients, then those from I to W.
+  void reserve_live(const SlotCounts& counts, Arena& arena);
+  void reserve_deferred(Arena& arena);
   [[nodiscard]] Bytes scratch_bytes() const;
 
   [[nodiscard]] const layout::StageCut& cut() const { return options_.cut; }

@@ -30,7 +30,7 @@ struct TrainHooks {                                       // called on rank 0's 
 
 struct RankUse {
   Rank rank;
-  RankMemory planned, measured;
+  plan::RankMemory planned, measured;
 };
 
 struct RunSummary {

@@ -1,0 +1,65 @@
+// The commands behind the `tessera` program: each takes parsed flags and returns an exit code (0 good, 1 failed, 2 wrong use). Errors
+// are thrown and printed by main. Only this room prints.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "report/terminal.h"
+
+namespace tessera::cli {
+
+struct Terminal {  // of standard output; read once in main
+  report::Style style;
+  bool interactive = false;  // a person watches: progress may rewrite its line
+};
+
+struct TrainFlags {
+  std::string job;
+  std::vector<std::string> overrides;  // "train.steps=50"
+  std::string start_from;              // Hugging Face folder
+  bool dry_run = false;                // plan and memory, no training
+  bool print_config = false;
+  bool json = false;
+};
+int train(const TrainFlags& flags, const Terminal& terminal);
+
+struct GenerateFlags {
+  std::string checkpoint;  // Tessera checkpoint (folder of one or of several) or Hugging Face folder
+  std::string tokenizer;
+  std::string prompt;
+  std::int64_t max_new_tokens = 100;
+  std::int64_t context = 0;  // 0: what the checkpoint was trained with, at most 1024
+  double temperature = 0.8;
+  std::int32_t top_k = 40;
+  std::uint64_t seed = 1;
+  bool json = false;
+};
+int generate(const GenerateFlags& flags);
+
+struct ConvertFlags {
+  std::string from, to;
+  bool json = false;
+};
+int convert(const ConvertFlags& flags);
+
+struct TokenizeFlags {
+  std::string text;
+  std::string tokenizer;        // existing model, or where the trained one goes
+  std::int64_t vocab_size = 0;  // > 0: train the tokenizer
+  std::string output;           // prefix of .bin and .idx
+  bool json = false;
+};
+int tokenize(const TokenizeFlags& flags);
+
+struct ScheduleFlags {
+  std::string kind = "1f1b";
+  std::int32_t pp = 4, vpp = 0, microbatches = 8;
+  double forward = 1.0, backward_input = 1.0, backward_weight = 1.0;
+  bool lowered = false;
+  bool text = false;  // the text form instead of the picture
+  bool json = false;
+};
+int schedule(const ScheduleFlags& flags, const Terminal& terminal);
+
+}  // namespace tessera::cli

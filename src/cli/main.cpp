@@ -1,0 +1,153 @@
+// The only main: arguments, the terminal, errors and exit codes.
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+
+#include "base/error.h"
+#include "cli/commands.h"
+
+namespace {
+
+using tessera::cli::Terminal;
+
+constexpr int kFailed = 1;
+constexpr int kWrongUse = 2;
+
+Terminal read_terminal() {
+  Terminal t;
+  t.interactive = ::isatty(STDOUT_FILENO) == 1;
+  winsize size{};
+  const bool known = ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  t.style.width = known ? std::max<std::int32_t>(40, size.ws_col) : 100;
+  t.style.color = t.interactive && std::getenv("NO_COLOR") == nullptr;
+  return t;
+}
+
+int print_error(const tessera::Error& e) {
+  const auto& problems = e.problems();
+  std::fprintf(stderr, "tessera: %s%s\n", std::string(tessera::name(e.kind())).c_str(),
+               problems.size() > 1 ? (" (" + std::to_string(problems.size()) + " problems)").c_str() : "");
+  std::fprintf(stderr, "%s\n", e.what());
+  return e.kind() == tessera::ErrorKind::config ? kWrongUse : kFailed;
+}
+
+// Adds one command: its flags go into `flags`, its body runs in the callback.
+template <class Flags>
+CLI::App* add(CLI::App& app, const char* name, const char* what, const char* example, Flags& flags) {
+  CLI::App* command = app.add_subcommand(name, what);
+  command->footer(std::string("Example:\n  ") + example);
+  command->add_flag("--json", flags.json, "Machine-readable output");
+  return command;
+}
+
+struct AllFlags {
+  tessera::cli::TrainFlags train;
+  tessera::cli::GenerateFlags generate;
+  tessera::cli::ConvertFlags convert;
+  tessera::cli::TokenizeFlags tokenize;
+  tessera::cli::ScheduleFlags schedule;
+};
+
+void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.train;
+  CLI::App* c = add(app, "train", "Run the plan of a job: thread ranks on this machine",
+                    "tessera train examples/demo/job.yaml --set train.steps=50", f);
+  c->add_option("job", f.job, "Job file (YAML)")->required();
+  c->add_option("--set", f.overrides, "Override a key of the job, KEY=VALUE; may be repeated");
+  c->add_option("--start-from", f.start_from, "Take the first weights from a Hugging Face folder");
+  c->add_flag("--dry-run", f.dry_run, "Check the job, print plan and memory per rank, stop");
+  c->add_flag("--print-config", f.print_config, "Print the whole job as it will run, stop");
+  c->callback([&] { code = tessera::cli::train(f, terminal); });
+}
+
+void add_generate(CLI::App& app, AllFlags& all, int& code) {
+  auto& f = all.generate;
+  CLI::App* c = add(app, "generate", "Continue a text with a trained model",
+                    "tessera generate runs/demo/checkpoints --tokenizer runs/demo/tokenizer.model "
+                    "--prompt \"It was a truth\"",
+                    f);
+  c->add_option("checkpoint", f.checkpoint, "Checkpoint folder (its newest step) or Hugging Face folder")
+      ->required();
+  c->add_option("--tokenizer", f.tokenizer, "sentencepiece .model")->required();
+  c->add_option("--prompt", f.prompt, "Text to continue")->required();
+  c->add_option("--max-new-tokens", f.max_new_tokens, "Tokens to add")->capture_default_str();
+  c->add_option("--context", f.context, "Tokens the model looks back on (0: as trained)")
+      ->capture_default_str();
+  c->add_option("--temperature", f.temperature, "0 takes the likeliest token")->capture_default_str();
+  c->add_option("--top-k", f.top_k, "Candidates per token (0: all)")->capture_default_str();
+  c->add_option("--seed", f.seed, "Of the random choice")->capture_default_str();
+  c->callback([&] { code = tessera::cli::generate(f); });
+}
+
+void add_data(CLI::App& app, AllFlags& all, int& code) {
+  auto& v = all.convert;
+  CLI::App* convert = add(app, "convert", "Hugging Face folder <-> Tessera checkpoint",
+                          "tessera convert runs/demo/checkpoints hf-model", v);
+  convert->add_option("from", v.from, "Checkpoint folder or Hugging Face folder")->required();
+  convert->add_option("to", v.to, "Folder to write; must not exist")->required();
+  convert->callback([&] { code = tessera::cli::convert(v); });
+  auto& t = all.tokenize;
+  CLI::App* tokenize =
+      add(app, "tokenize", "Text to a Megatron token file, with a trained or given tokenizer",
+          "tessera tokenize text.txt --vocab-size 4096 --tokenizer t.model --output tokens", t);
+  tokenize->add_option("text", t.text, "UTF-8 text; a form feed ends a document")->required();
+  tokenize->add_option("--tokenizer", t.tokenizer, "sentencepiece .model: read, or written with --vocab-size")
+      ->required();
+  tokenize->add_option("--vocab-size", t.vocab_size, "Train a tokenizer of this size first");
+  tokenize->add_option("--output", t.output, "Prefix of the .bin and .idx written")->required();
+  tokenize->callback([&] { code = tessera::cli::tokenize(t); });
+}
+
+void add_schedule(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.schedule;
+  CLI::App* c = add(app, "schedule", "Draw a pipeline schedule, check it and print its bubble",
+                    "tessera schedule --kind zb-h1 --pp 4 --microbatches 8", f);
+  c->add_option("--kind", f.kind, "naive, gpipe, 1f1b, interleaved, zb-h1 or zb-v")->capture_default_str();
+  c->add_option("--pp", f.pp, "Pipeline ranks")->capture_default_str();
+  c->add_option("--vpp", f.vpp, "Stages per rank (0: what the schedule needs)")->capture_default_str();
+  c->add_option("--microbatches", f.microbatches, "Micro-batches per step")->capture_default_str();
+  c->add_option("--forward", f.forward, "Time of F per rank")->capture_default_str();
+  c->add_option("--backward-input", f.backward_input, "Time of I per rank")->capture_default_str();
+  c->add_option("--backward-weight", f.backward_weight, "Time of W per rank")->capture_default_str();
+  c->add_flag("--lowered", f.lowered, "With messages and gradient reductions");
+  c->add_flag("--text", f.text, "The text form instead of the picture");
+  c->callback([&] { code = tessera::cli::schedule(f, terminal); });
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{"Tessera plans, simulates, trains and explains language models in 4D parallelism"};
+  app.require_subcommand(1);
+  app.set_version_flag("--version", TESSERA_VERSION);
+  app.footer("Exit codes: 0 good, 1 failed, 2 wrong use.");
+  AllFlags all;
+  const Terminal terminal = read_terminal();
+  int code = 0;
+  add_train(app, all, terminal, code);
+  add_generate(app, all, code);
+  add_data(app, all, code);
+  add_schedule(app, all, terminal, code);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : kWrongUse;
+  }
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const tessera::Error& e) {
+    return print_error(e);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "tessera: internal\n%s\n  mend: please report it with the command and the input\n",
+                 e.what());
+    return kFailed;
+  }
+}
