@@ -1,7 +1,8 @@
-// Gradient buckets: the flat runs in which one rank's gradients are reduced. Parameters of one stage and gradient group, last
-// layer first (head, layers downwards, embedding), a bucket closed at the end of the layer in which it reaches bucket_bytes;
-// tied uses of the embedding have buckets of their own. Starts are aligned to 64 bytes but inside a fused weight (q k v, gate up); the
-// length is rounded up to the group size times 64 bytes.
+// Gradient buckets: the flat runs in which one rank's gradients are reduced. Parameters of one stage and
+// gradient group, last layer first (head, layers downwards, embedding), a bucket closed at the end of the
+// layer in which it reaches bucket_bytes; tied uses of the embedding have buckets of their own. Starts are
+// aligned to 64 bytes but inside a fused weight (q k v, gate up); the length is rounded up to the group size
+// times 64 bytes.
 #pragma once
 #include <cstdint>
 #include <span>

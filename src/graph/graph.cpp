@@ -399,7 +399,8 @@ class Builder {
     out.insert(out.end(), ties.begin(), ties.end());
   }
 
-  // Loss terms and gradient norm (4) and the router entropy of each layer; then counts of choices, drops and tokens.
+  // Loss terms and gradient norm (4) and the router entropy of each layer; then counts of choices, drops and
+  // tokens.
   void add_scalars(OpList& out) const {
     const std::int64_t others = layout_.world_size() - 1;
     if (others == 0) return;

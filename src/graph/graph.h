@@ -1,5 +1,6 @@
-// Graph: one optimiser step of one rank as operators, each with FLOPs, bytes moved, bytes kept and bytes sent. It describes
-// what the engine does, operation by operation: its FLOPs and its bytes per axis and call are those that the engine counts.
+// Graph: one optimiser step of one rank as operators, each with FLOPs, bytes moved, bytes kept and bytes
+// sent. It describes what the engine does, operation by operation: its FLOPs and its bytes per axis and call
+// are those that the engine counts.
 //
 //   const StepGraph g = build(job, layout, Rank(0));
 //   g.flops();                 // of a whole step
@@ -7,14 +8,15 @@
 //   g.stages[0].saved_bytes()  // one slot of the first stage
 //
 // What counts (as in the kernels and communicators of the engine):
-//   FLOPs: GEMMs, 2 m n k, and attention, 4 batch heads head_dim S (S + 1) / 2 forward and twice that backward (causal: the
-//   kept half). Everything else counts 0.
-//   Bytes sent: to other ranks; S bytes of the whole tensor, N ranks: reduce_scatter and all_gather (N-1)/N S, ring
-//   all_reduce the chunks it passes on (2 (N-1)/N S when N divides the elements), all_reduce_direct (N-1) S, all_gather_v
-//   (N-1) own rows, reduce_scatter_v the rows of others, all_to_all_v the rows for others, send S. A group of one rank sends
-//   nothing and is not listed.
+//   FLOPs: GEMMs, 2 m n k, and attention, 4 batch heads head_dim S (S + 1) / 2 forward and twice that
+//   backward (causal: the kept half). Everything else counts 0.
+//   Bytes sent: to other ranks. With S bytes of the whole tensor and N ranks: reduce_scatter and all_gather
+//   (N-1)/N S; ring all_reduce the chunks it passes on, 2 (N-1)/N S when N divides the elements;
+//   all_reduce_direct (N-1) S; all_gather_v (N-1) own rows; reduce_scatter_v the rows of others;
+//   all_to_all_v the rows for others; send S. A group of one rank sends nothing and is not listed.
 //   Bytes moved: every operand read or written once; what a perfect cache would leave.
-//   Bytes kept: forward, what a slot holds until W; backward-input, what I hands to W; each tensor rounded up to 64 bytes.
+//   Bytes kept: forward, what a slot holds until W; backward-input, what I hands to W; each tensor rounded up
+//   to 64 bytes.
 // Not here: the optimizer's arithmetic, packing, evaluation, checkpoints.
 //
 // Pure functions, thread safe. REQUIRES a validated job; a routing of the wrong shape is Error{config}.
@@ -34,7 +36,8 @@ namespace tessera::graph {
 enum class OpKind : std::uint8_t { gemm, attention, memory, collective };
 [[nodiscard]] std::string_view name(OpKind kind);
 
-// Groups of ranks that talk, by the labels of their communicators. tie: the two ends of a pipeline that share the embedding.
+// Groups of ranks that talk, by the labels of their communicators. tie: the two ends of a pipeline that share
+// the embedding.
 enum class Axis : std::uint8_t { tp, pp, dp, tp_dp, edp, ep, etp, tie, world };
 inline constexpr std::int32_t kNumAxes = 9;
 [[nodiscard]] std::string_view name(Axis axis);
@@ -61,8 +64,8 @@ struct Op {
   Axis axis = Axis::tp;
   Call call = Call::all_gather;
   Bytes bytes_sent;
-  // How often these numbers occur in a step: once a micro-batch, or once for the numbers of a routing that is a sum over
-  // micro-batches.
+  // How often these numbers occur in a step: once a micro-batch, or once for the numbers of a routing that is
+  // a sum over micro-batches.
   std::int64_t count = 1;
   std::int64_t calls = 0;  // of the collective in a step
   std::int32_t unit =
@@ -72,14 +75,16 @@ struct Op {
 };
 using OpList = std::vector<Op>;
 
-// Choices that experts got, after drops, as sums over `num_microbatches` micro-batches of each rank (1, or all of a step).
+// Choices that experts got, after drops, as sums over `num_microbatches` micro-batches of each rank (1, or
+// all of a step).
 struct RoutingCounts {
   std::int32_t num_microbatches = 1;
-  // [layer][world rank][expert]. Ranks that are not in the expert group (etp x ep) of the rank in question may be empty.
-  // No layers: perfectly balanced (balanced_routing).
+  // [layer][world rank][expert]. Ranks that are not in the expert group (etp x ep) of the rank in question
+  // may be empty. No layers: perfectly balanced (balanced_routing).
   std::vector<std::vector<std::vector<std::int64_t>>> kept;
 };
-// Choice k of token i of a micro-batch goes to expert (i K + k) mod E, for one micro-batch; over capacity the first stay.
+// Choice k of token i of a micro-batch goes to expert (i K + k) mod E, for one micro-batch; over capacity the
+// first stay.
 [[nodiscard]] std::vector<std::int64_t> balanced_routing(const spec::Job& job, const layout::Layout& layout,
                                                          Rank rank);
 

@@ -1,7 +1,8 @@
 // The operators of each layer of the engine for one micro-batch on one rank. Inside of this room.
 //
-// Legend: T tokens of the micro-batch, t = T / tp of this rank, H hidden, D heads * head_dim, I intermediate, V vocabulary, E
-// experts, K top-k; of this rank where the layer is cut. P = ep, Q = etp, n rows sent, R rows of the local experts.
+// Legend: T tokens of the micro-batch, t = T / tp of this rank, H hidden, D heads * head_dim, I intermediate,
+// V vocabulary, E experts, K top-k; of this rank where the layer is cut. P = ep, Q = etp, n rows sent, R rows
+// of the local experts.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -1,9 +1,10 @@
 // Layout: where things live. Two factorisations of one world (arXiv 2504.14960, "MoE parallel folding"):
 //   world = tp * cp * dp * pp  for attention and dense weights
 //   world = etp * ep * edp * pp for experts; the pp groups are the same in both.
-// The leftmost axis has stride 1 (Megatron's order tp-cp-dp-pp and etp-ep-edp-pp). A group is "the ranks that differ only in
-// these axes", ascending. Every parameter is a value that knows its global shape, the slice held here, which group its gradient is
-// summed over, who counts it in norms and writes it, and what it is tied to.
+// The leftmost axis has stride 1 (Megatron's order tp-cp-dp-pp and etp-ep-edp-pp). A group is "the ranks that
+// differ only in these axes", ascending. Every parameter is a value that knows its global shape, the slice
+// held here, which group its gradient is summed over, who counts it in norms and writes it, and what it is
+// tied to.
 #pragma once
 #include <array>
 #include <compare>
@@ -70,8 +71,8 @@ enum class ParamKind : std::uint8_t {
   head
 };
 
-// One parameter as one rank holds it. The name is the Hugging Face name of the whole tensor; a vector has num_dims 1 and
-// uses entry 0 of its arrays.
+// One parameter as one rank holds it. The name is the Hugging Face name of the whole tensor; a vector has
+// num_dims 1 and uses entry 0 of its arrays.
 struct ParamSpec {
   std::string name;
   ParamKind kind = ParamKind::norm;
@@ -84,10 +85,11 @@ struct ParamSpec {
   std::int32_t expert = -1;  // -1: not an expert's
   bool weight_decay = true;  // false for norms
   bool ones = false;         // initialised to 1 (norms), else normal(0, initializer_range)
-  // The second use of a tied embedding (the head's copy): same name as the embedding, its gradient is added to the
-  // embedding's over the first and the last stage; not counted in norms, not written to files.
+  // The second use of a tied embedding (the head's copy): same name as the embedding, its gradient is added
+  // to the embedding's over the first and the last stage; not counted in norms, not written to files.
   bool tied_copy = false;
-  // True on exactly one rank for each element of the world's model: that rank counts it in norms and writes it.
+  // True on exactly one rank for each element of the world's model: that rank counts it in norms and writes
+  // it.
   bool owner = false;
   [[nodiscard]] std::int64_t num_elements() const { return slice.size[0] * slice.size[1]; }
   friend bool operator==(const ParamSpec&, const ParamSpec&) = default;
@@ -120,13 +122,14 @@ enum class Placement : std::uint8_t { loop, vee };
 [[nodiscard]] Layout make_layout(const spec::ModelSpec& model, const spec::ParallelSpec& parallel,
                                  Placement placement);
 
-// The parameters that `rank` holds, stage by stage in stage order, inside a stage in this order, which keeps matrices that are
-// used together adjacent (q, k, v; gate, up):
+// The parameters that `rank` holds, stage by stage in stage order, inside a stage in this order, which keeps
+// matrices that are used together adjacent (q, k, v; gate, up):
 //   embedding | per layer: input_layernorm, q, k, v, o, post_attention_layernorm,
-//                          dense: gate, up, down;  MoE: router, per local expert: gate (w1), up (w3), down (w2)
+//                          dense: gate, up, down;
+//                          MoE: router, per local expert: gate (w1), up (w3), down (w2)
 //   | norm, head (or the tied copy).
-// Sharding: q, k, v, gate, up, embedding, head by rows over tp; o, down by columns over tp; experts by ep (contiguous blocks
-// of experts) and rows/columns over etp; the rest whole.
+// Sharding: q, k, v, gate, up, embedding, head by rows over tp; o, down by columns over tp; experts by ep
+// (contiguous blocks of experts) and rows/columns over etp; the rest whole.
 [[nodiscard]] std::vector<ParamSpec> parameters(const spec::ModelSpec& model, const Layout& layout,
                                                 Rank rank);
 

@@ -1,5 +1,5 @@
-// MemoryPlan: the bytes that each rank of a plan will take, by purpose. Plain data: the engine fills it from the dry run of its
-// set-up, the planner from formulas; the text form prints either.
+// MemoryPlan: the bytes that each rank of a plan will take, by purpose. Plain data: the engine fills it from
+// the dry run of its set-up, the planner from formulas; the text form prints either.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -38,8 +38,8 @@ struct MemoryPlan {
   friend bool operator==(const MemoryPlan&, const MemoryPlan&) = default;
 };
 
-// One line a rank, one column a purpose (those that are not zero everywhere), the largest rank marked. Ranks with equal lines
-// that follow each other share one: "2-3".
+// One line a rank, one column a purpose (those that are not zero everywhere), the largest rank marked. Ranks
+// with equal lines that follow each other share one: "2-3".
 [[nodiscard]] std::string describe(const MemoryPlan& memory);
 
 }  // namespace tessera::plan

@@ -3,11 +3,11 @@
 //   const Plan plan = make_plan(spec::read_job("job.yaml", {}));
 //   write_plan("runs/demo/plan.json", plan);
 //
-// File: one JSON object {"format": "tessera-plan", "version": 1, "job": {...}, "stages": [...], "schedule": [...]}. The job is
-// complete (model inline). Stages (layers and pipeline rank of each) follow from it and are there for readers. The schedule
-// stands as its text form, a line an entry, so an edited order of actions is a valid plan as long as it can be proven. Keys
-// that version 1 does not know are refused.
-// Pure functions but for the files; thread safe.
+// File: one JSON object {"format": "tessera-plan", "version": 1, "job": {...}, "stages": [...], "schedule":
+// [...]}. The job is complete (model inline). Stages (layers and pipeline rank of each) follow from it and
+// are there for readers. The schedule stands as its text form, a line an entry, so an edited order of actions
+// is a valid plan as long as it can be proven. Keys that version 1 does not know are refused. Pure functions
+// but for the files; thread safe.
 #pragma once
 #include <filesystem>
 #include <string>
@@ -39,14 +39,15 @@ struct Plan {
 [[nodiscard]] Plan make_plan(spec::Job job);
 
 [[nodiscard]] std::string to_json(const Plan& plan);
-// Throws Error{config} for a file that is no plan, is damaged or contradicts itself, Error{unsupported} for a newer version,
-// each with `where` in it and a mend line. from_json(to_json(plan)) == plan.
+// Throws Error{config} for a file that is no plan, is damaged or contradicts itself, Error{unsupported} for a
+// newer version, each with `where` in it and a mend line. from_json(to_json(plan)) == plan.
 [[nodiscard]] Plan from_json(std::string_view text, std::string_view where);
 
 void write_plan(const std::filesystem::path& path, const Plan& plan);
 [[nodiscard]] Plan read_plan(const std::filesystem::path& path);
 
-// A page for people: model, layout, one line a stage, the schedule and its bubble at equal times of F, I and W.
+// A page for people: model, layout, one line a stage, the schedule and its bubble at equal times of F, I and
+// W.
 [[nodiscard]] std::string describe(const Plan& plan);
 
 }  // namespace tessera::plan

@@ -12,7 +12,8 @@ namespace tessera::spec {
 
 namespace {
 
-// Accepted and not read: file keeping, tokenizer ids, generation, and switches of other engines that leave the maths as it is.
+// Accepted and not read: file keeping, tokenizer ids, generation, and switches of other engines that leave
+// the maths as it is.
 const std::vector<std::string>& keys_without_influence() {
   static const std::vector<std::string> kKeys = {"architectures",
                                                  "bos_token_id",
@@ -188,7 +189,8 @@ void read_attention(MapReader& r, ModelSpec& m) {
   r.required("num_attention_heads", m.num_attention_heads);
   m.num_key_value_heads = m.num_attention_heads;
   if (m.family == Family::mixtral) {
-    // Hugging Face reads an absent key as 8 here and as num_attention_heads in llama: too easy to get wrong unsaid.
+    // Hugging Face reads an absent key as 8 here and as num_attention_heads in llama: too easy to get wrong
+    // unsaid.
     const Value* v = r.take("num_key_value_heads");
     if (v == nullptr) {
       r.problem("num_key_value_heads", "num_key_value_heads is missing (Hugging Face would read 8)",

@@ -1,5 +1,5 @@
-// What the files of the spec room share: the config.json reader and writer on Value trees, and validation with a place
-// per key (the job reader knows lines, the public functions know only the file).
+// What the files of the spec room share: the config.json reader and writer on Value trees, and validation
+// with a place per key (the job reader knows lines, the public functions know only the file).
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -14,9 +14,9 @@
 
 namespace tessera::spec {
 
-// Adds cross-check faults. A check names every key it looks at; it is silent when one of them has a fault already, so that
-// one mistake is reported once; a fault of a single key silences what comes after it. The first key is where the fault
-// stands.
+// Adds cross-check faults. A check names every key it looks at; it is silent when one of them has a fault
+// already, so that one mistake is reported once; a fault of a single key silences what comes after it. The
+// first key is where the fault stands.
 class Checker {
  public:
   using Where = std::function<std::string(std::string_view key)>;
@@ -35,7 +35,8 @@ class Checker {
 // "{1, 2, 4}": the divisors of n >= 1 for mend lines; long lists are cut in the middle. Fast for every n.
 [[nodiscard]] std::string divisor_choices(std::int64_t n);
 
-// Reads the keys of a config.json from `reader`, which reports to `problems`; afterwards reader.faulty() holds the keys with a problem.
+// Reads the keys of a config.json from `reader`, which reports to `problems`; afterwards reader.faulty()
+// holds the keys with a problem.
 [[nodiscard]] ModelSpec read_model(MapReader& reader, Problems& problems);
 [[nodiscard]] Value model_value(const ModelSpec& m);
 

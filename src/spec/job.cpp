@@ -150,7 +150,7 @@ class JobReader {
   bool skip_ = false;  // the section itself is broken
 };
 
-// --- flags --------------------------------------------------------------------------------------------------
+// --- flags
 
 void set_origin(Value& v, const std::string& origin) {
   v.origin = origin;
@@ -190,7 +190,7 @@ void apply_override(Value& root, const std::string& flag, Problems& problems) {
   }
 }
 
-// --- the model ----------------------------------------------------------------------------------------------
+// --- the model
 
 std::set<std::string, std::less<>> without_prefix(const std::set<std::string, std::less<>>& keys,
                                                   std::string_view prefix) {

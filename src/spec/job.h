@@ -1,5 +1,6 @@
-// Job: one YAML file plus flags. It names the model, how to train it (Recipe), how to lay it out (ParallelSpec), the data,
-// the checkpoints and the output. Plain data, read once at the border, immutable after.
+// Job: one YAML file plus flags. It names the model, how to train it (Recipe), how to lay it out
+// (ParallelSpec), the data, the checkpoints and the output. Plain data, read once at the border, immutable
+// after.
 //
 //   model: {config: model.json}            parallel: {tp: 2, pp: 2, dp: 2, ep: 2, schedule: 1f1b}
 //   train: {steps: 200, sequence_length: 128, global_batch_size: 32, micro_batch_size: 4, lr: 1.0e-3}
@@ -20,7 +21,8 @@ namespace tessera::spec {
 enum class Precision : std::uint8_t { f32, f64 };
 enum class Recompute : std::uint8_t {
   none,
-  selective,  // norm outputs and SwiGLU products are made again in backward (Megatron's layernorm and moe_act/mlp_act)
+  // norm outputs and SwiGLU products are made again in backward (Megatron's layernorm and moe_act/mlp_act)
+  selective,
   full,  // each transformer layer keeps only its input and runs forward again in backward
 };
 enum class BalanceUnit : std::uint8_t { sequence, micro_batch, global_batch };
@@ -116,9 +118,10 @@ struct Job {
   friend bool operator==(const Job&, const Job&) = default;
 };
 
-// Reads a job file; `overrides` are flags in the form "train.steps=50" with the YAML paths of the file. The model may be
-// given inline (`model: {...config keys...}`) or by `model: {config: PATH}`. Throws Error{config} with every problem found:
-// unknown keys with the nearest known one, wrong types, bad values, missing keys, and those of validate().
+// Reads a job file; `overrides` are flags in the form "train.steps=50" with the YAML paths of the file. The
+// model may be given inline (`model: {...config keys...}`) or by `model: {config: PATH}`. Throws
+// Error{config} with every problem found: unknown keys with the nearest known one, wrong types, bad values,
+// missing keys, and those of validate().
 [[nodiscard]] Job read_job(const std::filesystem::path& path, std::span<const std::string> overrides);
 [[nodiscard]] Job parse_job(std::string_view yaml, const std::filesystem::path& folder,
                             std::string_view where, std::span<const std::string> overrides);
@@ -129,9 +132,10 @@ struct Job {
 // All known YAML paths ("train.steps", ...), for help and a test.
 [[nodiscard]] std::vector<std::string> job_keys();
 
-// Cross-checks of model, recipe and layout: tp divides heads, kv heads, hidden sizes, vocabulary and tokens of a micro-batch;
-// etp divides the expert width; ep divides the experts; tp*cp*dp = etp*ep*edp; dp * micro_batch_size divides the global
-// batch; stage_layers sum; pp*vpp <= layers; cp = 1 (the engine has no context parallelism); sequence within positions; ...
+// Cross-checks of model, recipe and layout: tp divides heads, kv heads, vocabulary, tokens of a micro-batch
+// and (dense) the intermediate size; etp divides the expert width; ep divides the experts; tp*cp*dp =
+// etp*ep*edp; dp * micro_batch_size divides the global batch; stage_layers sum; pp*vpp <= layers; cp = 1 (the
+// engine has no context parallelism); sequence within positions; keys of experts with a dense model; ...
 void validate(const Job& job, std::string_view where, Problems& problems);
 
 }  // namespace tessera::spec

@@ -53,8 +53,9 @@ std::int64_t num_active_parameters(const ModelSpec& m) {
 }
 
 double train_flops_per_token(const ModelSpec& m, std::int64_t seq, AttentionFlops convention) {
-  // Forward: 2 per weight of a matmul (the embedding lookup and norms are none; the head is one, tied or not), and per layer
-  // 2 keys q_dim for the scores plus as much for the sum over values. Backward is twice the forward.
+  // Forward: 2 per weight of a matmul (the embedding lookup and norms are none; the head is one, tied or
+  // not), and per layer 2 keys q_dim for the scores plus as much for the sum over values. Backward is twice
+  // the forward.
   const std::int64_t mlps = m.moe ? m.moe->num_experts_per_tok : 1;
   const auto weights =
       static_cast<double>(m.num_hidden_layers * layer_matrices(m, mlps) + m.vocab_size * m.hidden_size);

@@ -58,17 +58,20 @@ struct ModelSpec {
 
 [[nodiscard]] std::string_view name(Family family);
 
-// Parameters in all, and those one token uses (attention, norms, router, its top-k experts, embedding and head).
+// Parameters in all, and those one token uses (attention, norms, router, its top-k experts, embedding and
+// head).
 [[nodiscard]] std::int64_t num_parameters(const ModelSpec& m);
 [[nodiscard]] std::int64_t num_active_parameters(const ModelSpec& m);
 
-// Model FLOPs of forward + backward per token at sequence length `seq`: 6 per matmul weight used, plus attention.
-// causal: attention counts the kept half (seq + 1) / 2 keys per query; otherwise all seq keys (PaLM, nanoGPT).
+// Model FLOPs of forward + backward per token at sequence length `seq`: 6 per matmul weight used, plus
+// attention. causal: attention counts the kept half (seq + 1) / 2 keys per query; otherwise all seq keys
+// (PaLM, nanoGPT).
 enum class AttentionFlops : std::uint8_t { causal, full };
 [[nodiscard]] double train_flops_per_token(const ModelSpec& m, std::int64_t seq, AttentionFlops convention);
 
-// Reads config.json text. `where` names the file in messages. Adds every problem; keys that change the maths and are not
-// understood are refused by name with the nearest known key, keys without influence are listed in the source.
+// Reads config.json text. `where` names the file in messages. Adds every problem; keys that change the maths
+// and are not understood are refused by name with the nearest known key, keys without influence are listed in
+// the source.
 [[nodiscard]] ModelSpec parse_hf_config(std::string_view json, std::string_view where, Problems& problems);
 // Whole read of a file or of a folder's config.json; throws Error{config} with all problems.
 [[nodiscard]] ModelSpec read_hf_config(const std::filesystem::path& path);

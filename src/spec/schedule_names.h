@@ -1,5 +1,5 @@
-// The schedules a job may name and how many stages a pipeline rank has under each. The schedule room owns the schedules; a
-// test holds the two lists together.
+// The schedules a job may name and how many stages a pipeline rank has under each. The schedule room owns the
+// schedules; a test holds the two lists together.
 #pragma once
 #include <array>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Value: a tree of JSON or YAML data that remembers where each part stood, and MapReader, which takes typed fields out
-// of one map and reports every fault. Used inside the spec room by both readers and both writers.
+// Value: a tree of JSON or YAML data that remembers where each part stood, and MapReader, which takes typed
+// fields out of one map and reports every fault. Used inside the spec room by both readers and both writers.
 // Thread safe as far as plain data is; a MapReader belongs to one thread.
 //
 //   const Value root = parse_yaml(text, "job.yaml");
@@ -45,9 +45,9 @@ struct Value {
 [[nodiscard]] Value scalar(std::string_view v);
 [[nodiscard]] Value map_value();
 
-// Both throw Error{config} with file and line (JSON: byte) of a syntax fault, a key given twice, nesting beyond kMaxDepth;
-// YAML also for aliases, more than one document and keys that are not plain words. YAML scalars follow the core schema,
-// booleans are true and false only.
+// Both throw Error{config} with file and line (JSON: byte) of a syntax fault, a key given twice, nesting
+// beyond kMaxDepth; YAML also for aliases, more than one document and keys that are not plain words. YAML
+// scalars follow the core schema, booleans are true and false only.
 [[nodiscard]] Value parse_json(std::string_view text, std::string_view file);
 [[nodiscard]] Value parse_yaml(std::string_view text, std::string_view file);
 
@@ -59,7 +59,8 @@ struct Place {
   std::string file;
   std::string path;
   [[nodiscard]] std::string child(std::string_view key) const;  // "train.steps"
-  // "job.yaml:12: train.steps"; the flag when it came from one; without the line when unknown or value is nullptr.
+  // "job.yaml:12: train.steps"; the flag when it came from one; without the line when unknown or value is
+  // nullptr.
   [[nodiscard]] std::string where(std::string_view key, const Value* value) const;
 };
 

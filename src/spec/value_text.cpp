@@ -1,5 +1,6 @@
-// The readers and writers of Value: JSON by nlohmann's SAX interface, YAML by yaml-cpp's events. Events, because a
-// finished tree of either library has lost duplicated keys, and YAML aliases can make it exponentially large.
+// The readers and writers of Value: JSON by nlohmann's SAX interface, YAML by yaml-cpp's events. Events,
+// because a finished tree of either library has lost duplicated keys, and YAML aliases can make it
+// exponentially large.
 #include <fmt/format.h>
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>

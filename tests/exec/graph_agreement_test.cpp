@@ -1,5 +1,6 @@
-// The graph says what the engine does: FLOPs of a step, bytes and calls on every axis, and bytes of saved and deferred slots,
-// all equal to what the engine counts and takes, on every kind of layout, schedule, recomputation and routing.
+// The graph says what the engine does: FLOPs of a step, bytes and calls on every axis, and bytes of saved and
+// deferred slots, all equal to what the engine counts and takes, on every kind of layout, schedule,
+// recomputation and routing.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -13,12 +14,14 @@
 namespace tessera::testing {
 namespace {
 
+void unchanged(spec::Recipe& /*r*/) {}
+
 struct Case {
   std::string name;
   bool moe = false;
   bool tied = false;
   spec::ParallelSpec parallel;
-  void (*change)(spec::Recipe&) = [](spec::Recipe&) {};
+  void (*change)(spec::Recipe&) = unchanged;
   std::int64_t hidden = 16;  // odd: parameters that need padding in their buckets
 };
 
@@ -153,6 +156,47 @@ spec::ParallelSpec scheduled(spec::ParallelSpec p, const char* schedule) {
   return p;
 }
 
+void zero(spec::Recipe& r) {
+  r.zero_stage = 1;
+}
+void one_bucket(spec::Recipe& r) {
+  r.bucket_bytes = 1 << 30;
+}
+void small_buckets(spec::Recipe& r) {
+  r.bucket_bytes = 1;
+}
+void f32(spec::Recipe& r) {
+  r.precision = spec::Precision::f32;
+}
+void selective(spec::Recipe& r) {
+  r.recompute = spec::Recompute::selective;
+}
+void full(spec::Recipe& r) {
+  r.recompute = spec::Recompute::full;
+}
+void drops_by_weight(spec::Recipe& r) {
+  r.moe.capacity_factor = 1.0;
+  r.moe.drop_policy = spec::DropPolicy::probs;
+}
+void drops_by_position(spec::Recipe& r) {
+  r.moe.capacity_factor = 1.25;
+  r.moe.aux_loss_unit = spec::BalanceUnit::sequence;
+}
+void global_unit(spec::Recipe& r) {
+  r.moe.aux_loss_unit = spec::BalanceUnit::global_batch;
+}
+void no_aux(spec::Recipe& r) {
+  r.moe.aux_loss_coef = 0.0;
+}
+void everything(spec::Recipe& r) {
+  zero(r);
+  full(r);
+  r.moe.capacity_factor = 1.0;
+}
+void zero_f32(spec::Recipe& r) {
+  zero(r);
+  f32(r);
+}
 INSTANTIATE_TEST_SUITE_P(
     Layouts, GraphAgreement,
     ::testing::Values(
@@ -162,39 +206,32 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"tp_dp_pp", false, false, {.tp = 2, .dp = 2, .pp = 2}},
         Case{"tied_pp", false, true, {.tp = 2, .dp = 2, .pp = 2}},
         Case{"tied_one_stage", false, true, {.tp = 2, .dp = 2}},
-        Case{"tied_zero", false, true, {.tp = 2, .dp = 2, .pp = 2}, [](spec::Recipe& r) { r.zero_stage = 1; }},
-        Case{"tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), [](spec::Recipe& r) { r.zero_stage = 1; }},
-        Case{"zero", false, false, {.tp = 2, .dp = 4}, [](spec::Recipe& r) { r.zero_stage = 1; }},
-        Case{"one_bucket", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, [](spec::Recipe& r) { r.bucket_bytes = 1 << 30; }},
-        Case{"small_buckets", true, false, {.tp = 2, .dp = 4, .ep = 2}, [](spec::Recipe& r) { r.bucket_bytes = 1; }},
-        Case{"f32", true, false, {.tp = 2, .dp = 2, .ep = 2}, [](spec::Recipe& r) { r.precision = spec::Precision::f32; }},
-        Case{"selective", false, false, {.tp = 2, .pp = 2}, [](spec::Recipe& r) { r.recompute = spec::Recompute::selective; }},
-        Case{"full", false, false, {.tp = 2, .pp = 2}, [](spec::Recipe& r) { r.recompute = spec::Recompute::full; }},
+        Case{"tied_zero", false, true, {.tp = 2, .dp = 2, .pp = 2}, zero},
+        Case{"tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), zero},
+        Case{"zero", false, false, {.tp = 2, .dp = 4}, zero},
+        Case{"one_bucket", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, one_bucket},
+        Case{"small_buckets", true, false, {.tp = 2, .dp = 4, .ep = 2}, small_buckets},
+        Case{"f32", true, false, {.tp = 2, .dp = 2, .ep = 2}, f32},
+        Case{"selective", false, false, {.tp = 2, .pp = 2}, selective},
+        Case{"full", false, false, {.tp = 2, .pp = 2}, full},
         Case{"interleaved", true, false, scheduled({.tp = 2, .pp = 2, .ep = 2, .vpp = 2}, "interleaved")},
         Case{"zb_h1", true, false, scheduled({.dp = 2, .pp = 2, .ep = 2}, "zb-h1")},
-        Case{"zb_h1_full", true, false, scheduled({.dp = 2, .pp = 2, .ep = 2}, "zb-h1"), [](spec::Recipe& r) { r.recompute = spec::Recompute::full; }},
+        Case{"zb_h1_full", true, false, scheduled({.dp = 2, .pp = 2, .ep = 2}, "zb-h1"), full},
         Case{"gpipe", true, false, scheduled({.dp = 2, .pp = 2, .ep = 2}, "gpipe")},
         Case{"moe_ep", true, false, {.dp = 4, .ep = 4}},
         Case{"moe_ep_over_tp", true, false, {.tp = 2, .dp = 2, .ep = 4}},
         Case{"moe_etp", true, false, {.tp = 4, .etp = 4}},
         Case{"moe_ep_etp", true, false, {.tp = 2, .dp = 4, .ep = 2, .etp = 2}},
-        Case{"moe_ep_etp_selective", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, [](spec::Recipe& r) { r.recompute = spec::Recompute::selective; }},
-        Case{"moe_ep_etp_full", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, [](spec::Recipe& r) { r.recompute = spec::Recompute::full; }},
-        Case{"moe_drops", true, false, {.tp = 2, .dp = 2, .ep = 4},
-             [](spec::Recipe& r) { r.moe.capacity_factor = 1.0; r.moe.drop_policy = spec::DropPolicy::probs; }},
-        Case{"moe_drops_by_position", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2},
-             [](spec::Recipe& r) { r.moe.capacity_factor = 1.25; r.moe.aux_loss_unit = spec::BalanceUnit::sequence; }},
-        Case{"moe_global_unit", true, false, {.tp = 4, .ep = 2}, [](spec::Recipe& r) { r.moe.aux_loss_unit = spec::BalanceUnit::global_batch; }},
-        Case{"moe_no_aux", true, false, {.tp = 4, .ep = 2}, [](spec::Recipe& r) { r.moe.aux_loss_coef = 0.0; }},
-        Case{"odd_sizes", true, true, {.tp = 4, .pp = 2, .ep = 2}, [](spec::Recipe&) {}, 13},
-        Case{"odd_sizes_zero", false, false, {.tp = 4, .dp = 2},
-             [](spec::Recipe& r) {
-               r.zero_stage = 1;
-               r.precision = spec::Precision::f32;
-             },
-             7},
+        Case{"moe_ep_etp_selective", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, selective},
+        Case{"moe_ep_etp_full", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, full},
+        Case{"moe_drops", true, false, {.tp = 2, .dp = 2, .ep = 4}, drops_by_weight},
+        Case{"moe_drops_by_position", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, drops_by_position},
+        Case{"moe_global_unit", true, false, {.tp = 4, .ep = 2}, global_unit},
+        Case{"moe_no_aux", true, false, {.tp = 4, .ep = 2}, no_aux},
+        Case{"odd_sizes", true, true, {.tp = 4, .pp = 2, .ep = 2}, unchanged, 13},
+        Case{"odd_sizes_zero", false, false, {.tp = 4, .dp = 2}, zero_f32, 7},
         Case{"moe_everything", true, true, scheduled({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2}, "zb-h1"),
-             [](spec::Recipe& r) { r.zero_stage = 1; r.recompute = spec::Recompute::full; r.moe.capacity_factor = 1.0; }}),
+             everything}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

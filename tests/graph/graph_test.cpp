@@ -1,5 +1,6 @@
-// The graph against closed forms: FLOPs against 6 per weight plus attention, bytes per axis against the formulas of each
-// axis, conservation of rows and bytes over the world, buckets by hand. That it is what the engine does is tested with the engine.
+// The graph against closed forms: FLOPs against 6 per weight plus attention, bytes per axis against the
+// formulas of each axis, conservation of rows and bytes over the world, buckets by hand. That it is what the
+// engine does is tested with the engine.
 #include "graph/graph.h"
 
 #include <fmt/format.h>
@@ -97,7 +98,8 @@ TEST(Graph, TensorParallelBytesAreTheClosedForm) {
                               tp_bytes(TpBlock::head, shape, form);
     EXPECT_EQ(graph_of(j).bytes_sent(Axis::tp), 8 * micro_batch);
   }
-  // By hand: S = 32 * 32 * 4 = 4096 bytes, 3/4 S = 3072; 4 layers of 8, embedding 2, head 2: 36; and 3 * 3 * 32 * 4.
+  // By hand: S = 32 * 32 * 4 = 4096 bytes, 3/4 S = 3072; 4 layers of 8, embedding 2, head 2: 36; and 3 * 3 *
+  // 32 * 4.
   spec::Job j = job(false);
   j.parallel.tp = 4;
   EXPECT_EQ(graph_of(j).bytes_sent(Axis::tp), Bytes(8 * (36 * 3072 + 1152)));

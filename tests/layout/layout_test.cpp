@@ -1,5 +1,6 @@
-// Layout against its definition: groups by brute force for every layout up to 64 ranks; slices of all ranks must tile each
-// global tensor with one owner an element and as many replicas as its group has ranks; stage cuts and placements by hand.
+// Layout against its definition: groups by brute force for every layout up to 64 ranks; slices of all ranks
+// must tile each global tensor with one owner an element and as many replicas as its group has ranks; stage
+// cuts and placements by hand.
 #include "layout/layout.h"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
-// Plans: made from jobs, written and read back equal, foreign, damaged and newer files refused by name; the text pages.
+// Plans: made from jobs, written and read back equal, foreign, damaged and newer files refused by name; the
+// text pages.
 #include "plan/plan.h"
 
 #include <gtest/gtest.h>
@@ -12,8 +13,9 @@ namespace {
 
 spec::Job job(const std::vector<std::string>& flags = {}) {
   constexpr std::string_view kYaml = R"(
-model: {model_type: mixtral, num_hidden_layers: 5, hidden_size: 32, intermediate_size: 48, num_attention_heads: 8,
-        num_key_value_heads: 4, vocab_size: 96, num_local_experts: 8, num_experts_per_tok: 2}
+model: {model_type: mixtral, num_hidden_layers: 5, hidden_size: 32, intermediate_size: 48,
+        num_attention_heads: 8, num_key_value_heads: 4, vocab_size: 96, num_local_experts: 8,
+        num_experts_per_tok: 2}
 train: {steps: 10, sequence_length: 16, global_batch_size: 16, micro_batch_size: 2}
 parallel: {tp: 2, pp: 2, dp: 2, ep: 4}
 output: {folder: "runs/a \"b\""}

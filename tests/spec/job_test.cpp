@@ -1,4 +1,5 @@
-// The job file: fields, flags, every cross-check with its numbers and its mend line, round trips, and mutated files.
+// The job file: fields, flags, every cross-check with its numbers and its mend line, round trips, and mutated
+// files.
 #include <gtest/gtest.h>
 
 #include <set>
