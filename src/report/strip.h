@@ -19,7 +19,7 @@ namespace tessera::report {
 inline constexpr double kOverload = 1.875;  // times the mean: from here the bar is full
 
 // load: tokens (or shares of them) per expert, any scale. "" for no experts.
-[[nodiscard]] std::string heat_strip(std::span<const double> load, const Style& style = {},
+[[nodiscard]] std::string heat_strip(std::span<const double> load, const Style& style = Style(),
                                      std::int32_t max_width = 32);
 
 // Experts that share a glyph: 1 up to max_width experts.

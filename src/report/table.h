@@ -2,10 +2,11 @@
 // wider than the style. Where room lacks, columns of the highest `drop` go first (a last line says which);
 // then left-aligned columns are clipped.
 //
-//   Table table({{.header = "axis", .align = Align::left}, {.header = "per step"}, {.header = "what", .drop = 1}});
-//   table.add_row({"tp", "12.0 MiB", "activations"});
-//   table.add_footer({"all", "12.0 MiB", ""});
-//   table.render({.width = 80})
+//   Table t({{.header = "axis", .align = Align::left}, {.header = "bytes"},
+//            {.header = "what", .drop = 1}});
+//   t.add_row({"tp", "12.0 MiB", "activations"});
+//   t.add_footer({"all", "12.0 MiB", ""});
+//   t.render({.width = 80})
 #pragma once
 #include <cstdint>
 #include <string>
