@@ -50,7 +50,8 @@ void gather(Bucket& bucket) {
 
 double clip_coefficient(double norm, double max_norm) {
   if (max_norm <= 0.0) return 1.0;
-  return std::min(1.0, max_norm / (norm + 1e-6));
+  // A norm that is not a number gives a coefficient that is none: the step shows it instead of hiding it.
+  return norm + 1e-6 <= max_norm ? 1.0 : max_norm / (norm + 1e-6);
 }
 
 }  // namespace tessera::optim

@@ -47,7 +47,7 @@ void apply(Bucket& bucket, kernels::Kernels& kernels, const kernels::AdamWOption
 // ZeRO-1: every rank gets the updated shards of the others. A no-op otherwise.
 void gather(Bucket& bucket);
 
-// min(1, max_norm / (norm + 1e-6)), 1 when max_norm is 0 (Megatron-LM, PyTorch clip_grad_norm_).
+// min(1, max_norm / (norm + 1e-6)), 1 when max_norm is 0 (Megatron-LM, PyTorch clip_grad_norm_); NaN stays NaN.
 [[nodiscard]] double clip_coefficient(double norm, double max_norm);
 
 }  // namespace tessera::optim
