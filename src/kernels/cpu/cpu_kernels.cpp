@@ -34,9 +34,7 @@ class CpuKernels final : public Kernels {
     if (w.packed.empty()) return;
     with_scalar(w.value_NK, [&]<class T>(T) {
       const std::int64_t n = w.value_NK.dim(0), k = w.value_NK.dim(1);
-      const T* value = w.value_NK.as<T>();
-      loops<T>().pack_panels(forward_panels<T>(w), value, k, Order::columns, k, n);
-      loops<T>().pack_panels(dgrad_panels<T>(w), value, k, Order::rows, n, k);
+      loops<T>().pack_weight(forward_panels<T>(w), dgrad_panels<T>(w), w.value_NK.as<T>(), n, k);
     });
   }
 

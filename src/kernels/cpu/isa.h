@@ -24,7 +24,7 @@ struct Product {
   const T* b;
   std::int64_t ldb;
   Order b_order;    // rows: B(p, j) = b[p * ldb + j]; columns: B(p, j) = b[j * ldb + p]
-  const T* panels;  // B as written by pack_panels, or null
+  const T* panels;  // B as written by pack_weight, or null
   T* c;
   std::int64_t ldc;
   bool accumulate;
@@ -53,11 +53,11 @@ struct AdamWCall {
 
 template <class T>
 struct Loops {
-  std::int64_t
-      panel_width;  // columns of a panel of packed B; a packed [k, n] matrix has round_up(n) * k elements
+  std::int64_t panel_width;  // columns of a panel of packed B: round_up() below is to this multiple
 
   void (*product)(const Product<T>&);
-  void (*pack_panels)(T* panels, const T* b, std::int64_t ldb, Order order, std::int64_t k, std::int64_t n);
+  // The two packed copies of W [n, k]: B = W^T, of round_up(n) * k elements, and B = W, of round_up(k) * n.
+  void (*pack_weight)(T* transposed, T* straight, const T* w, std::int64_t n, std::int64_t k);
 
   void (*attention)(const AttentionCall<T>&);
   void (*attention_backward)(const AttentionCall<T>&);
