@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "schedule/simulate.h"
 
@@ -28,6 +29,10 @@ constexpr std::array<std::string_view, kNumComms> kLabels = {"tp", "pp",  "dp", 
                                                              "ep", "etp", "tie", "world"};
 
 constexpr double kNano = 1e-9;
+
+// When routing is worth a warning: this share of all choices on a quarter of the experts, this many steps in a row.
+constexpr double kCollapseShare = 0.8;
+constexpr std::int32_t kStepsToWarn = 10;
 
 }  // namespace
 
@@ -72,8 +77,8 @@ StepGatherer::StepGatherer(const plan::Plan& plan, std::int32_t cores, FlopsPerS
   mine_ = Tensor(buffer_.data(), DType::i64, {1, width_});
   all_ = Tensor(buffer_.data() + width_ * 8, DType::i64, {world, width_});
   const auto layers = static_cast<std::size_t>(plan.job.model.num_hidden_layers);
-  warned_collapse_.assign(layers, false);
-  warned_dead_.assign(layers, false);
+  collapsed_for_.assign(layers, 0);
+  dead_for_.assign(layers, 0);
 }
 
 const std::int64_t* StepGatherer::row(std::int32_t rank) const {
@@ -164,34 +169,38 @@ double StepGatherer::bubble() const {
   return sum / pipelines;
 }
 
-// In plain words, once per layer: an expert that gets nothing; a quarter of the experts taking most of the tokens.
+// In plain words, when it has lasted: an expert that gets nothing; a quarter of the experts taking most of the tokens.
 void StepGatherer::warn(StepMetrics& m) {
+  const auto top_k =
+      static_cast<std::size_t>(plan_.job.model.moe ? plan_.job.model.moe->num_experts_per_tok : 1);
   for (const RoutingFigures& f : m.routing) {
     const auto layer = static_cast<std::size_t>(f.layer);
     std::vector<std::int64_t> load = f.chosen;
     std::ranges::sort(load, std::greater<>());
-    std::int64_t all = 0;
-    for (const std::int64_t n : load) all += n;
+    const std::int64_t all = std::accumulate(load.begin(), load.end(), std::int64_t{0});
     // A token's k choices go to k experts, so fewer than k can never take most of them.
-    const std::size_t few =
-        std::max(static_cast<std::size_t>(plan_.job.model.moe->num_experts_per_tok), load.size() / 4);
-    std::int64_t top = 0;
-    for (std::size_t i = 0; i < few; ++i) top += load[i];
+    const std::size_t few = std::max(top_k, load.size() / 4);
+    const std::int64_t top =
+        std::accumulate(load.begin(), load.begin() + static_cast<std::ptrdiff_t>(few), std::int64_t{0});
     const double share = all > 0 ? static_cast<double>(top) / static_cast<double>(all) : 0.0;
-    if (share > 0.8 && few < load.size() && !warned_collapse_[layer]) {
-      warned_collapse_[layer] = true;
+    const bool collapsed = few < load.size() && share > kCollapseShare;
+    collapsed_for_[layer] = collapsed ? collapsed_for_[layer] + 1 : 0;
+    if (collapsed_for_[layer] == kStepsToWarn) {
       m.warnings.push_back(
-          fmt::format("routing collapses in layer {}: {} of {} experts take {:.0f}% of the choices; raise "
-                      "train.moe.aux_loss_coef or lower the learning rate",
-                      f.layer, few, load.size(), 100.0 * share));
+          fmt::format("routing has collapsed in layer {}: for {} steps {} of {} experts took {:.0f}% of the "
+                      "choices; raise "
+                      "moe.aux_loss_coef or lower train.lr",
+                      f.layer, kStepsToWarn, few, load.size(), 100.0 * share));
     }
-    if (f.dead > 0 && all >= 16 * static_cast<std::int64_t>(load.size()) && !warned_dead_[layer]) {
-      warned_dead_[layer] = true;
+    // With few choices in all, an expert without one is chance.
+    const bool dead = f.dead > 0 && all >= 16 * static_cast<std::int64_t>(load.size());
+    dead_for_[layer] = dead ? dead_for_[layer] + 1 : 0;
+    if (dead_for_[layer] == kStepsToWarn) {
       const auto expert = std::ranges::find(f.chosen, 0) - f.chosen.begin();
       m.warnings.push_back(
-          fmt::format("{} of {} experts of layer {} got no token in this step (expert {} first); raise "
-                      "train.moe.aux_loss_coef if it lasts",
-                      f.dead, load.size(), f.layer, expert));
+          fmt::format("layer {} has a dead expert: for {} steps {} of {} got no token (expert {} first); "
+                      "raise moe.aux_loss_coef",
+                      f.layer, kStepsToWarn, f.dead, load.size(), expert));
     }
   }
 }

@@ -72,7 +72,8 @@ class StepGatherer {
   std::int64_t max_actions_;
   tensor::Buffer buffer_;
   Tensor mine_, all_;
-  std::vector<bool> warned_collapse_, warned_dead_;  // per MoE layer
+  // Per MoE layer: steps in a row that it has looked so; a warning needs kStepsToWarn of them.
+  std::vector<std::int32_t> collapsed_for_, dead_for_;
 };
 
 [[nodiscard]] RoutingFigures routing_figures(const LayerRouting& routing);

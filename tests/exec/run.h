@@ -32,9 +32,11 @@ struct RunOptions {
   std::int64_t steps = 3;
   bool worker = false;  // bucket reductions on a CommWorker
   std::int64_t ignore_every = 0;
-  bool cpu_kernels = false;  // else the reference
+  bool cpu_kernels = false;                                // else the reference
+  const exec::BatchSource* data = nullptr;                 // instead of synthetic tokens
+  std::function<void(exec::RankEngine&)> start = nullptr;  // instead of initialise()
   // After the last step, on every rank's thread (ranks one after another).
-  std::function<void(exec::RankEngine&)> inspect;
+  std::function<void(exec::RankEngine&)> inspect = nullptr;
 };
 
 struct RunResult {

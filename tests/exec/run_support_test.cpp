@@ -59,7 +59,7 @@ void gather(exec::RankEngine& engine, bool gradients, GlobalTensors& out) {
 
 RunResult run_job(const spec::Job& job, const RunOptions& options) {
   const plan::Plan plan = plan::make_plan(job);
-  const SyntheticTokens data(job.model.vocab_size, job.train.sequence_length, options.ignore_every);
+  const SyntheticTokens synthetic(job.model.vocab_size, job.train.sequence_length, options.ignore_every);
   comm::ThreadWorld world({.size = plan.layout.world_size(), .timeout = Seconds(60)});
   RunResult result;
   std::mutex mutex;
@@ -71,13 +71,13 @@ RunResult run_job(const spec::Job& job, const RunOptions& options) {
     }
     exec::RankEngine engine(
         {.plan = &plan,
-         .data = &data,
+         .data = options.data != nullptr ? options.data : &synthetic,
          .rank = rank,
          .kernels = options.cpu_kernels ? kernels::make_cpu() : kernels::make_reference(),
          .communicators = [&](std::span<const Rank> members,
                               std::string_view label) { return world.communicator(rank, members, label); },
          .worker = worker.get()});
-    engine.initialise();
+    options.start ? options.start(engine) : engine.initialise();
     for (std::int64_t s = 0; s < options.steps; ++s) {
       const exec::StepResult& r = engine.train_step(s);
       if (rank.value == 0) result.steps.push_back(r);
