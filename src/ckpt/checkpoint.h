@@ -98,6 +98,7 @@ class CheckpointReader : public WeightSource {
   explicit CheckpointReader(const std::filesystem::path& step_folder);
   ~CheckpointReader() override;
   [[nodiscard]] const Meta& meta() const;
+  [[nodiscard]] const std::filesystem::path& folder() const;  // step-XXXXXXXX
   void read(const Piece& piece) const override;
   [[nodiscard]] std::vector<std::string> names() const override;
   [[nodiscard]] std::vector<std::int64_t> shape(const std::string& name) const override;

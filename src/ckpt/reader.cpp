@@ -38,6 +38,7 @@ SafetensorsFile open_checked(const std::filesystem::path& folder, const IndexedF
 }  // namespace
 
 struct CheckpointReader::State {
+  std::filesystem::path folder;
   Meta meta;
   std::vector<SafetensorsFile> files;
   WeightTable table;
@@ -68,6 +69,7 @@ CheckpointReader::CheckpointReader(const std::filesystem::path& step_folder)
     state_->table.add(tensor.name, std::move(weight));
   }
   state_->table.set_where(step_folder.string());
+  state_->folder = step_folder;
   state_->meta = std::move(index.meta);
 }
 
@@ -75,6 +77,9 @@ CheckpointReader::~CheckpointReader() = default;
 
 const Meta& CheckpointReader::meta() const {
   return state_->meta;
+}
+const std::filesystem::path& CheckpointReader::folder() const {
+  return state_->folder;
 }
 void CheckpointReader::read(const Piece& piece) const {
   state_->table.read(piece);
@@ -86,38 +91,24 @@ std::vector<std::int64_t> CheckpointReader::shape(const std::string& name) const
   return state_->table.shape(name);
 }
 
-namespace {
-
-struct Found {
-  std::filesystem::path path;
-  std::unique_ptr<CheckpointReader> reader;
-};
-
-std::optional<Found> find_latest(const std::filesystem::path& folder, std::vector<std::string>* skipped) {
+std::unique_ptr<CheckpointReader> open_latest_checkpoint(const std::filesystem::path& folder,
+                                                         std::vector<std::string>* skipped) {
   for (const StepFolder& step : step_folders(folder)) {
     try {
-      return Found{.path = step.path, .reader = std::make_unique<CheckpointReader>(step.path)};
+      return std::make_unique<CheckpointReader>(step.path);
     } catch (const Error& e) {
       const Problem& p = e.problems().front();
       if (skipped != nullptr) skipped->push_back(fmt::format("{}: {}", p.where, p.what));
     }
   }
-  return std::nullopt;
+  return nullptr;
 }
-
-}  // namespace
 
 std::optional<std::filesystem::path> latest_checkpoint(const std::filesystem::path& folder,
                                                        std::vector<std::string>* skipped) {
-  std::optional<Found> found = find_latest(folder, skipped);
-  if (!found) return std::nullopt;
-  return std::move(found->path);
-}
-
-std::unique_ptr<CheckpointReader> open_latest_checkpoint(const std::filesystem::path& folder,
-                                                         std::vector<std::string>* skipped) {
-  std::optional<Found> found = find_latest(folder, skipped);
-  return found ? std::move(found->reader) : nullptr;
+  const std::unique_ptr<CheckpointReader> reader = open_latest_checkpoint(folder, skipped);
+  if (reader == nullptr) return std::nullopt;
+  return reader->folder();
 }
 
 }  // namespace tessera::ckpt
