@@ -3,8 +3,8 @@
 // An all-reduce of S bytes on N ranks makes each rank take in (N - 1) / N S to add and (N - 1) / N S to
 // gather. The yardstick is measured in the same run: every rank at once copies 2 (N - 1) / N S bytes between
 // two private arrays of S bytes. `times_copies` is the all-reduce's time over that time (goal: 2 or less).
-// As in training, each rank has written its whole tensor before the all-reduce (not timed), so the peers' lines
-// come from another core. Rounds alternate, so a noisy neighbour slows both; medians over the rounds.
+// As in training, each rank has written its whole tensor before the all-reduce (not timed), so the peers'
+// lines come from another core. Rounds alternate, so a noisy neighbour slows both; medians over the rounds.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -106,8 +106,8 @@ BENCHMARK(AllReduceBesideCopies)
     ->Iterations(1)
     ->Unit(benchmark::kMillisecond);
 
-// Two ranks, 1 MiB that the owner has just written: what one message, one all_gather and one all_to_all_v take
-// beside a plain copy of the bytes that each moves.
+// Two ranks, 1 MiB that the owner has just written: what one message, one all_gather and one all_to_all_v
+// take beside a plain copy of the bytes that each moves.
 void MovesBesideCopies(benchmark::State& state) {
   constexpr std::int64_t kBytes = 1 << 20;
   constexpr std::int64_t kElements = kBytes / 4;

@@ -1,8 +1,10 @@
-// Whole training steps (forward, backward, gradient norm, AdamW, packing), each rank single-threaded, as a share of the f32 FMA peak
-// measured in the same run. MFU counts model FLOPs with causal attention at half the square; CPU seconds of the rank's thread, so other
-// work on the machine does not lower it. dp2 compares the wall clock of two ranks on two cores with one rank on half the work.
+// Whole training steps (forward, backward, gradient norm, AdamW, packing), each rank single-threaded, as a
+// share of the f32 FMA peak measured in the same run. MFU counts model FLOPs with causal attention at half
+// the square; CPU seconds of the rank's thread, so other work on the machine does not lower it. dp2 compares
+// the wall clock of two ranks on two cores with one rank on half the work.
 //
-//   124M: hidden 768, 12 layers, 12 heads, SwiGLU 2048 (as many weights as GPT-2's two matrices of 3072), vocabulary 50257, tied.
+//   124M: hidden 768, 12 layers, 12 heads, SwiGLU 2048 (as many weights as GPT-2's two matrices of 3072),
+//   vocabulary 50257, tied.
 //   MoE: 8 experts top-2, hidden 512, FFN 1024, 4 layers, 8 heads, vocabulary 8192, 2,048 tokens, untied.
 #include <benchmark/benchmark.h>
 

@@ -1,5 +1,5 @@
-// Causal attention, forward and backward, against the FMA peak. FLOPs are those of the kept half of the square, the
-// backward pass counted as twice the forward pass (what it computes again is not counted).
+// Causal attention, forward and backward, against the FMA peak. FLOPs are those of the kept half of the
+// square, the backward pass counted as twice the forward pass (what it computes again is not counted).
 #include "kernels/harness.h"
 
 namespace tessera::kernels::bench {

@@ -1,6 +1,7 @@
-// Every kernel is printed as a ratio to its own limit: `of_peak` = FLOPs per second / FMA peak of this core, `of_triad`
-// = bytes per second / triad bandwidth. The limit is measured before and after the loop in the same run, on the
-// thread's CPU clock like the loop itself, so that the ratio holds on a shared machine.
+// Every kernel is printed as a ratio to its own limit: `of_peak` = FLOPs per second / FMA peak of this core,
+// `of_triad`
+// = bytes per second / triad bandwidth. The limit is measured before and after the loop in the same run, on
+// the thread's CPU clock like the loop itself, so that the ratio holds on a shared machine.
 #pragma once
 #include <benchmark/benchmark.h>
 

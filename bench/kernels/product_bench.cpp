@@ -1,5 +1,6 @@
-// Linear layers: forward, input gradient and weight gradient on the shapes of the 124M-parameter model, the small MoE
-// and its experts, with OpenBLAS (one thread) beside them when it is installed. Arguments: rows T, features K -> N.
+// Linear layers: forward, input gradient and weight gradient on the shapes of the 124M-parameter model, the
+// small MoE and its experts, with OpenBLAS (one thread) beside them when it is installed. Arguments: rows T,
+// features K -> N.
 #include "kernels/harness.h"
 #ifdef TESSERA_BENCH_OPENBLAS
 #include <cblas.h>

@@ -1,5 +1,5 @@
-// Row, loss and optimiser kernels against the triad bandwidth, counting the bytes that must move: each input read once,
-// each output written once. Arrays that fit a cache may pass 1.
+// Row, loss and optimiser kernels against the triad bandwidth, counting the bytes that must move: each input
+// read once, each output written once. Arrays that fit a cache may pass 1.
 #include "kernels/harness.h"
 
 namespace tessera::kernels::bench {

@@ -1,5 +1,5 @@
-// The commands behind the `tessera` program: each takes parsed flags and returns an exit code (0 good, 1 failed, 2 wrong use). Errors
-// are thrown and printed by main. Only this room prints.
+// The commands behind the `tessera` program: each takes parsed flags and returns an exit code (0 good, 1
+// failed, 2 wrong use). Errors are thrown and printed by main. Only this room prints.
 #pragma once
 #include <cstdint>
 #include <string>

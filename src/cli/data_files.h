@@ -1,4 +1,5 @@
-// From what a job names as data to what the trainer takes: text is tokenised once into the output folder, token files are opened.
+// From what a job names as data to what the trainer takes: text is tokenised once into the output folder,
+// token files are opened.
 #pragma once
 #include <memory>
 #include <optional>
@@ -18,8 +19,8 @@ struct PreparedData {
   std::string description;       // one line for people
 };
 
-// Tokenises (and trains a tokenizer) when the files are missing or older than the text. Throws Error when a token lies outside the
-// model's vocabulary.
+// Tokenises (and trains a tokenizer) when the files are missing or older than the text. Throws Error when a
+// token lies outside the model's vocabulary.
 [[nodiscard]] PreparedData prepare_data(const spec::Job& job);
 
 }  // namespace tessera::cli

@@ -18,7 +18,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A Hugging Face folder has a config.json, a checkpoint an index.json; a folder of checkpoints gives its newest.
+// A Hugging Face folder has a config.json, a checkpoint an index.json; a folder of checkpoints gives its
+// newest.
 bool is_hf_folder(const fs::path& p) {
   return fs::exists(p / "config.json");
 }

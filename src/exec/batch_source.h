@@ -8,7 +8,8 @@ namespace tessera::exec {
 class BatchSource {
  public:
   virtual ~BatchSource() = default;
-  // Inputs and targets of sequence `index` of the order [seq each]; target t is the token after input t, below 0 = ignored.
+  // Inputs and targets of sequence `index` of the order [seq each]; target t is the token after input t,
+  // below 0 = ignored.
   // Thread safe; does not allocate.
   virtual void fill(std::int64_t index, std::span<std::int32_t> ids,
                     std::span<std::int32_t> targets) const = 0;

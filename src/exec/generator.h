@@ -1,5 +1,5 @@
-// Text out of a checkpoint: one rank, the whole model, the full context forward for every new token (no key-value cache). Good for
-// samples of small models; MoE runs dropless.
+// Text out of a checkpoint: one rank, the whole model, the full context forward for every new token (no
+// key-value cache). Good for samples of small models; MoE runs dropless.
 #pragma once
 #include <cstdint>
 #include <memory>

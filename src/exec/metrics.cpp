@@ -30,7 +30,8 @@ constexpr std::array<std::string_view, kNumComms> kLabels = {"tp", "pp",  "dp", 
 
 constexpr double kNano = 1e-9;
 
-// When routing is worth a warning: this share of all choices on a quarter of the experts, this many steps in a row.
+// When routing is worth a warning: this share of all choices on a quarter of the experts, this many steps in
+// a row.
 constexpr double kCollapseShare = 0.8;
 constexpr std::int32_t kStepsToWarn = 10;
 
@@ -169,7 +170,8 @@ double StepGatherer::bubble() const {
   return sum / pipelines;
 }
 
-// In plain words, when it has lasted: an expert that gets nothing; a quarter of the experts taking most of the tokens.
+// In plain words, when it has lasted: an expert that gets nothing; a quarter of the experts taking most of
+// the tokens.
 void StepGatherer::warn(StepMetrics& m) {
   const auto top_k =
       static_cast<std::size_t>(plan_.job.model.moe ? plan_.job.model.moe->num_experts_per_tok : 1);

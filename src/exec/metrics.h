@@ -1,4 +1,5 @@
-// What one training step looked like: numbers for metrics.jsonl, the progress line and the summary. docs/formats/metrics.md.
+// What one training step looked like: numbers for metrics.jsonl, the progress line and the summary.
+// docs/formats/metrics.md.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -11,7 +12,8 @@
 
 namespace tessera::exec {
 
-// With more ranks than cores a rank's wall clock runs while others compute; then the bubble is replayed from the CPU time of each action.
+// With more ranks than cores a rank's wall clock runs while others compute; then the bubble is replayed from
+// the CPU time of each action.
 enum class BubbleClock : std::uint8_t { wall, cpu };
 
 struct AxisUse {  // one axis, all ranks together
@@ -51,8 +53,8 @@ struct StepMetrics {
 class StepGatherer {
  public:
   StepGatherer(const plan::Plan& plan, std::int32_t cores, FlopsPerSecond peak_per_core);
-  // Collective over engine.comms().world. wall: of this rank's step. Returns the metrics (the same on every rank but for
-  // warnings, which are new ones only).
+  // Collective over engine.comms().world. wall: of this rank's step. Returns the metrics (the same on every
+  // rank but for warnings, which are new ones only).
   [[nodiscard]] StepMetrics gather(RankEngine& engine, std::int64_t step, Seconds wall);
 
  private:

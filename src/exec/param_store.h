@@ -1,6 +1,7 @@
 // ParamStore: the parameters of one rank in flat memory. Parameters of one stage and gradient group lie in
-// buckets, last layer first (the order in which backward completes them); q, k, v and gate, up are adjacent, so
-// that a layer sees them as one weight. Values, gradients, optimizer state and packed copies come from one arena.
+// buckets, last layer first (the order in which backward completes them); q, k, v and gate, up are adjacent,
+// so that a layer sees them as one weight. Values, gradients, optimizer state and packed copies come from one
+// arena.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -38,7 +39,8 @@ struct StoreOptions {
   bool tied = false;     // the model ties embedding and head: each of the two gets a bucket of its own
 };
 
-// Position of a parameter in forward order: -1 embedding, l transformer layer, kHeadPosition final norm and head.
+// Position of a parameter in forward order: -1 embedding, l transformer layer, kHeadPosition final norm and
+// head.
 inline constexpr std::int32_t kEmbeddingPosition = -1;
 inline constexpr std::int32_t kHeadPosition = 1 << 30;
 [[nodiscard]] std::int32_t position_of(const layout::ParamSpec& spec);
@@ -70,7 +72,8 @@ class ParamStore {
   void initialise(std::uint64_t seed, double range);  // normal(0, range) or ones, by (name, global element)
   void zero_grads(kernels::Kernels& kernels);
   void pack(kernels::Kernels& kernels);  // after every change of values
-  // Adds the gradients of a tied embedding's two uses; both ranks of the tie must call it. After reduce, before the norm.
+  // Adds the gradients of a tied embedding's two uses; both ranks of the tie must call it. After reduce,
+  // before the norm.
   void sum_tied(kernels::Kernels& kernels, Communicator& tie);
 
  private:

@@ -111,8 +111,8 @@ void RankEngine::run_forward(StageState& s, MicrobatchId mb) {
   if (s.stage->cut().has_head) local_ce_ += s.stage->loss(live);
 }
 
-// The gradient of the stage's output is in its slot when the head or a receive put it there; a neighbour on this rank left
-// it in its own.
+// The gradient of the stage's output is in its slot when the head or a receive put it there; a neighbour on
+// this rank left it in its own.
 void RankEngine::pull_gradient(StageState& s, MicrobatchId mb) {
   if (s.next_here == nullptr && !s.stage->cut().has_head) return;
   claim_gradient(s, mb);

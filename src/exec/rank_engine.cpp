@@ -426,14 +426,13 @@ plan::MemoryPlan plan_memory(const plan::Plan& plan) {
   comm::ThreadWorld world({.size = plan.layout.world_size()});
   plan::MemoryPlan memory;
   for (std::int32_t r = 0; r < world.size(); ++r) {
-    const RankEngine engine({.plan = &plan,
-                             .rank = Rank(r),
-                             .kernels = kernels::make_cpu(),
-                             .communicators =
-                                 [&](std::span<const Rank> members, std::string_view label) {
-                                   return world.communicator(Rank(r), members, label);
-                                 },
-                             .dry_run = true});
+    const RankEngine engine(
+        {.plan = &plan,
+         .rank = Rank(r),
+         .kernels = kernels::make_cpu(),
+         .communicators = [&](std::span<const Rank> members,
+                              std::string_view label) { return world.communicator(Rank(r), members, label); },
+         .dry_run = true});
     memory.ranks.push_back(engine.planned_memory());
   }
   return memory;

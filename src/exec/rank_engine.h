@@ -1,9 +1,10 @@
-// RankEngine: one rank of a plan. It builds the rank's stages, walks the rank's list of actions and updates the weights. It
-// knows no schedule by name: slots, messages and the order of everything come from the plan.
+// RankEngine: one rank of a plan. It builds the rank's stages, walks the rank's list of actions and updates
+// the weights. It knows no schedule by name: slots, messages and the order of everything come from the plan.
 //
-// A step: gradients to zero; the actions (a bucket's reduction starts as soon as its last weight gradient is done); tied sums; one world
-// sum of loss, norm and routing statistics; AdamW; ZeRO-1 gather; weights packed again. Only the world sum and the collectives of
-// the layers wait for other ranks. Not thread safe: one thread per engine.
+// A step: gradients to zero; the actions (a bucket's reduction starts as soon as its last weight gradient is
+// done); tied sums; one world sum of loss, norm and routing statistics; AdamW; ZeRO-1 gather; weights packed
+// again. Only the world sum and the collectives of the layers wait for other ranks. Not thread safe: one
+// thread per engine.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -63,14 +64,16 @@ class RankEngine {
   explicit RankEngine(Options options);
   ~RankEngine();
 
-  // Planned by a dry run of the set-up over a counting arena; measured: what the real arenas held at their peaks.
+  // Planned by a dry run of the set-up over a counting arena; measured: what the real arenas held at their
+  // peaks.
   [[nodiscard]] const plan::RankMemory& planned_memory() const { return planned_; }
   [[nodiscard]] plan::RankMemory measured_memory() const;
 
   void initialise();       // weights from the recipe's seed
   void weights_changed();  // after values were written from outside (a checkpoint)
   const StepResult& train_step(std::int64_t step);
-  // Mean loss over sequences [first, first + count) of `data`, forward only; count must be a multiple of dp * micro_batch_size.
+  // Mean loss over sequences [first, first + count) of `data`, forward only; count must be a multiple of dp *
+  // micro_batch_size.
   // Collective. The same on every rank.
   [[nodiscard]] double evaluate(const BatchSource& data, std::int64_t first, std::int64_t count);
 
@@ -86,7 +89,8 @@ class RankEngine {
   [[nodiscard]] Flops step_flops() const { return step_flops_; }
   // Main thread blocked on bucket reductions that were still running when backward ended.
   [[nodiscard]] std::int64_t exposed_reduce_ns() const { return exposed_reduce_ns_; }
-  // Share of the last step's choices per expert [MoE layers, E] (f64), where the balancing loss uses it; else empty.
+  // Share of the last step's choices per expert [MoE layers, E] (f64), where the balancing loss uses it; else
+  // empty.
   [[nodiscard]] Tensor routing_frequencies() const { return frequencies_; }
   void use_routing_frequencies();  // after they were written from outside
   void set_observer(Observer* observer) { observer_ = observer; }

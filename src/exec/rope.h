@@ -1,6 +1,7 @@
-// Rotary position tables (arXiv 2104.09864): angle of pair j at position s is s * f_j, f_j = theta^(-2j / head_dim), scaled as the
-// model says. Linear: f / factor. Llama 3: n = original_max_position_embeddings * f / 2 pi turns; n < low_freq_factor: f / factor;
-// n > high_freq_factor: f; between, t = (n - low) / (high - low) blends (1 - t) f / factor + t f. Computed in f64, then rounded.
+// Rotary position tables (arXiv 2104.09864): angle of pair j at position s is s * f_j, f_j = theta^(-2j /
+// head_dim), scaled as the model says. Linear: f / factor. Llama 3: n = original_max_position_embeddings * f
+// / 2 pi turns; n < low_freq_factor: f / factor; n > high_freq_factor: f; between, t = (n - low) / (high -
+// low) blends (1 - t) f / factor + t f. Computed in f64, then rounded.
 #pragma once
 #include <cstdint>
 #include <vector>

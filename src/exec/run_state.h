@@ -1,5 +1,5 @@
-// What a run must keep to go on exactly: weights, AdamW moments, and the routing frequencies of the last step where the balancing
-// loss looks back at them. In global coordinates, so any layout can read it.
+// What a run must keep to go on exactly: weights, AdamW moments, and the routing frequencies of the last step
+// where the balancing loss looks back at them. In global coordinates, so any layout can read it.
 #pragma once
 #include <vector>
 
@@ -10,7 +10,8 @@ namespace tessera::exec {
 
 enum class StateParts : std::uint8_t { weights, weights_and_optimizer };
 
-// The pieces this rank writes so that the world writes each element once. They view the engine's memory: valid until it changes.
+// The pieces this rank writes so that the world writes each element once. They view the engine's memory:
+// valid until it changes.
 [[nodiscard]] std::vector<ckpt::Piece> owned_pieces(RankEngine& engine);
 
 // Fills the weights (and moments) of this rank from any source, then packs. Errors name the tensor.

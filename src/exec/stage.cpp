@@ -291,7 +291,8 @@ void Stage::unit_backward_input(nn::Context& ctx, std::size_t u, StageSlot slot,
   Unit& unit = units_[u];
   const nn::Slots slots = slots_of(unit, slot);
   if (unit.recomputed) {
-    // The unit's output is written again with the same bits; its boundary is still the input of the next unit.
+    // The unit's output is written again with the same bits; its boundary is still the input of the next
+    // unit.
     run_forward(ctx, unit, slots, mb, boundary(slot.live, u), boundary(slot.live, u + 1),
                 nn::Pass::recompute);
   }

@@ -1,9 +1,10 @@
-// Stage: the layers of one pipeline stage on one rank, with their slots. It knows nothing of schedules and messages: the rank
-// engine names the slots. Units are what recomputation and bucket readiness count: the embedding, a transformer layer (attention and
-// feed-forward), the head.
+// Stage: the layers of one pipeline stage on one rank, with their slots. It knows nothing of schedules and
+// messages: the rank engine names the slots. Units are what recomputation and bucket readiness count: the
+// embedding, a transformer layer (attention and feed-forward), the head.
 //
-// Slots: `live` holds what a micro-batch keeps from F to the end of W; `deferred` what I hands to W (with full recomputation also the
-// recomputed values); `gradient` is the buffer that I transforms in place from d loss / d output to d loss / d input.
+// Slots: `live` holds what a micro-batch keeps from F to the end of W; `deferred` what I hands to W (with
+// full recomputation also the recomputed values); `gradient` is the buffer that I transforms in place from d
+// loss / d output to d loss / d input.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -1,5 +1,5 @@
-// Writes what one rank does into trace recorders: actions and phases of its own thread, collectives of both of its threads. Off
-// outside of the traced steps.
+// Writes what one rank does into trace recorders: actions and phases of its own thread, collectives of both
+// of its threads. Off outside of the traced steps.
 #pragma once
 #include <cstdint>
 #include <vector>

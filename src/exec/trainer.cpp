@@ -77,7 +77,8 @@ Run::Run(const plan::Plan& p, const TrainInputs& in, const TrainHooks& h)
   summary.ranks.resize(static_cast<std::size_t>(p.layout.world_size()));
 }
 
-// Sums what the summary shows; the first step of a run pays for cold caches and is left out when there are others.
+// Sums what the summary shows; the first step of a run pays for cold caches and is left out when there are
+// others.
 class Totals {
  public:
   void add(const StepMetrics& m, std::int64_t routing_from) {

@@ -1,4 +1,5 @@
-// The training loop: every rank a thread, checkpoints in the background, metrics and trace into the output folder.
+// The training loop: every rank a thread, checkpoints in the background, metrics and trace into the output
+// folder.
 #pragma once
 #include <cstdint>
 #include <filesystem>

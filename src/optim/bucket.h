@@ -1,9 +1,10 @@
 // Bucket: a flat run of parameters whose gradients are summed over one group and updated together.
 //
-// One step of a bucket: reduce (as soon as its last weight gradient is done), then over all buckets the gradient norm, then
-// apply (AdamW) and, with ZeRO-1, gather. Without ZeRO every rank of the group updates the whole bucket; with ZeRO-1 rank
-// r of N owns elements [r n / N, (r + 1) n / N): reduce-scatter, update of the own shard, all-gather. Both sum in the same
-// ring order over the same chunks, so the bits agree. Bytes per rank, S = bytes of the bucket: 2 (N-1)/N S in both.
+// One step of a bucket: reduce (as soon as its last weight gradient is done), then over all buckets the
+// gradient norm, then apply (AdamW) and, with ZeRO-1, gather. Without ZeRO every rank of the group updates
+// the whole bucket; with ZeRO-1 rank r of N owns elements [r n / N, (r + 1) n / N): reduce-scatter, update of
+// the own shard, all-gather. Both sum in the same ring order over the same chunks, so the bits agree. Bytes
+// per rank, S = bytes of the bucket: 2 (N-1)/N S in both.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -47,7 +48,8 @@ void apply(Bucket& bucket, kernels::Kernels& kernels, const kernels::AdamWOption
 // ZeRO-1: every rank gets the updated shards of the others. A no-op otherwise.
 void gather(Bucket& bucket);
 
-// min(1, max_norm / (norm + 1e-6)), 1 when max_norm is 0 (Megatron-LM, PyTorch clip_grad_norm_); NaN stays NaN.
+// min(1, max_norm / (norm + 1e-6)), 1 when max_norm is 0 (Megatron-LM, PyTorch clip_grad_norm_); NaN stays
+// NaN.
 [[nodiscard]] double clip_coefficient(double norm, double max_norm);
 
 }  // namespace tessera::optim

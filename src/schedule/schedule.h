@@ -116,8 +116,8 @@ inline constexpr std::int64_t kMaxCells = std::int64_t{1} << 24;
 // zb_h1: 1F1B order with B split; rank r postpones r W's (Qi et al. 2024, arXiv 2401.10241). Idles
 // (pp-1)(F+I-W) when W <= F <= I and m >= pp, and never longer than 1F1B.
 //
-// zb_v: V placement, at most 2 * pp live chunk activations per rank, order chosen by the costs (Qi et al. 2024,
-// arXiv 2405.15362). Idles (pp-1)F/2 when F = I = W and m >= 2 pp.
+// zb_v: V placement, at most 2 * pp live chunk activations per rank, order chosen by the costs (Qi et al.
+// 2024, arXiv 2405.15362). Idles (pp-1)F/2 when F = I = W and m >= 2 pp.
 [[nodiscard]] Schedule generate(const GenerateOptions& options);
 
 // Adds a receive directly before each consumer and a send directly after each producer whose neighbour stage

@@ -80,7 +80,8 @@ Tensor rows_of(std::vector<T>& v, std::int64_t columns) {
   return Tensor(v.data(), tensor::dtype_of<T>(), {static_cast<std::int64_t>(v.size()) / columns, columns});
 }
 
-// Numbers whose sum depends on the order of additions: signs and sizes differ, 20 bits of mantissa are in use.
+// Numbers whose sum depends on the order of additions: signs and sizes differ, 20 bits of mantissa are in
+// use.
 template <class T>
 std::vector<T> random_vector(std::int64_t n, std::int32_t rank) {
   std::vector<T> v(static_cast<std::size_t>(n));

@@ -1,5 +1,5 @@
-// What must not change a single bit: the schedule, a second run, the worker that reduces beside compute, ZeRO-1, recomputation; and
-// parity (1e-10) of the options that the matrix of parity_test.cpp leaves out.
+// What must not change a single bit: the schedule, a second run, the worker that reduces beside compute,
+// ZeRO-1, recomputation; and parity (1e-10) of the options that the matrix of parity_test.cpp leaves out.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -68,7 +68,8 @@ TEST(Bits, RecomputationChangesNothing) {
   }
 }
 
-// Gradients before clipping are the same bits under ZeRO-1; the norm sums in another order, so weights agree to rounding.
+// Gradients before clipping are the same bits under ZeRO-1; the norm sums in another order, so weights agree
+// to rounding.
 TEST(Bits, ZeroOneSumsTheSameGradients) {
   spec::Job job = wide_job();
   job.train.optimizer.clip_grad = 0.0;

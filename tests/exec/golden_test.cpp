@@ -1,6 +1,6 @@
-// The engine computes what Hugging Face transformers computes: tiny checkpoints of the llama (GQA, llama3 rotary scaling) and
-// mixtral families with the logits, loss, routing and gradients that transformers gives in f64 (tests/golden/hf). One rank, and
-// layouts over tp, pp and ep.
+// The engine computes what Hugging Face transformers computes: tiny checkpoints of the llama (GQA, llama3
+// rotary scaling) and mixtral families with the logits, loss, routing and gradients that transformers gives
+// in f64 (tests/golden/hf). One rank, and layouts over tp, pp and ep.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 

@@ -1,8 +1,9 @@
-// Any layout equals one rank: loss, gradient norm, every gradient, updated weights and router counts after three optimiser steps
-// in f64, within 1e-10 of each tensor's largest value.
+// Any layout equals one rank: loss, gradient norm, every gradient, updated weights and router counts after
+// three optimiser steps in f64, within 1e-10 of each tensor's largest value.
 //
-// The matrix: {dense, mixtral-like, with drops, tied} x every layout of 2, 4 and 8 ranks over tp, pp, dp, ep, etp x every schedule that
-// fits x ZeRO off/on. The ordinary run takes an even sample of it (at least 500 combinations); TESSERA_PARITY=all takes everything.
+// The matrix: {dense, mixtral-like, with drops, tied} x every layout of 2, 4 and 8 ranks over tp, pp, dp, ep,
+// etp x every schedule that fits x ZeRO off/on. The ordinary run takes an even sample of it (at least 500
+// combinations); TESSERA_PARITY=all takes everything.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 

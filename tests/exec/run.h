@@ -1,5 +1,5 @@
-// Runs a job on thread ranks over synthetic tokens and gathers what tests compare: losses, gradients, weights, router counts, all in
-// global coordinates and f64, so that two layouts can be laid side by side.
+// Runs a job on thread ranks over synthetic tokens and gathers what tests compare: losses, gradients,
+// weights, router counts, all in global coordinates and f64, so that two layouts can be laid side by side.
 #pragma once
 #include <cstdint>
 #include <functional>

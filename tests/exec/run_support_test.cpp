@@ -35,7 +35,8 @@ std::int64_t SyntheticTokens::num_targets(std::int64_t first, std::int64_t count
 
 namespace {
 
-// Adds what this rank must contribute: the owned range of every parameter that no other rank of its group contributes.
+// Adds what this rank must contribute: the owned range of every parameter that no other rank of its group
+// contributes.
 void gather(exec::RankEngine& engine, bool gradients, GlobalTensors& out) {
   for (const exec::StoredParam& p : engine.store().params()) {
     const optim::Bucket& bucket = engine.store().buckets()[p.bucket];

@@ -1,5 +1,6 @@
-// The training loop as a user meets it: a resumed run is the uninterrupted one to the bit, on another layout within the parity
-// bound; what it writes can be read; a run that is killed at any moment goes on from its last checkpoint.
+// The training loop as a user meets it: a resumed run is the uninterrupted one to the bit, on another layout
+// within the parity bound; what it writes can be read; a run that is killed at any moment goes on from its
+// last checkpoint.
 #include "exec/trainer.h"
 
 #include <fcntl.h>
@@ -167,7 +168,8 @@ TEST_F(Trainer, GeneratorContinuesFromAnyLayoutsCheckpointDeterministically) {
   EXPECT_EQ(greedy.at(0), std::ranges::max_element(logits) - logits.begin());
 }
 
-// A child trains; the parent kills it at random moments until it is done. Its losses must be those of a run never killed.
+// A child trains; the parent kills it at random moments until it is done. Its losses must be those of a run
+// never killed.
 TEST_F(Trainer, KilledAtRandomMomentsItGoesOnToTheSameLosses) {
   spec::Job job = job_in(root_ / "killed", 40);
   job.checkpoint.every = 1;

@@ -1,4 +1,5 @@
-// The example of docs/howto/add-a-layer.md: a layer written, then proven by the rig that every layer goes through.
+// The example of docs/howto/add-a-layer.md: a layer written, then proven by the rig that every layer goes
+// through.
 #include <gtest/gtest.h>
 
 #include "nn/problems.h"

@@ -1,5 +1,5 @@
-// Buckets on thread ranks: sums and shards give the bits of one rank that has all of it, AdamW and clipping follow their
-// formulas, the norm counts each element once, and the bytes are the closed form.
+// Buckets on thread ranks: sums and shards give the bits of one rank that has all of it, AdamW and clipping
+// follow their formulas, the norm counts each element once, and the bytes are the closed form.
 #include "optim/bucket.h"
 
 #include <gtest/gtest.h>

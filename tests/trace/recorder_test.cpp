@@ -1,5 +1,5 @@
-// The recorder: no allocation while recording, drops are counted, names and streams survive collection, and the
-// order of recorders does not matter. Allocations are counted by replacing operator new in this program.
+// The recorder: no allocation while recording, drops are counted, names and streams survive collection, and
+// the order of recorders does not matter. Allocations are counted by replacing operator new in this program.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

@@ -2,8 +2,8 @@
 //   reducing, step s = 0 .. N-2: chunk c = r - 2 - s: mine[c] = predecessor[c] + mine[c], so chunk c starts
 //     at rank c + 1 and is complete at rank c;
 //   gathering, step s = 0 .. N-2: chunk c = r - 1 - s: mine[c] = predecessor[c], already complete there.
-// The last reducing step also writes the finished sum into the successor's buffer, so the first gathering step
-// moves nothing: with two ranks the whole all-reduce is one pass over both buffers.
+// The last reducing step also writes the finished sum into the successor's buffer, so the first gathering
+// step moves nothing: with two ranks the whole all-reduce is one pass over both buffers.
 // Chunks are cut into segments: segment g is gathered one segment behind the reduction, when the sums are
 // still in the cache and the predecessor has had time to finish them.
 // A rank overwrites mine[c] while gathering after its successor has read the partial sum there: what it
