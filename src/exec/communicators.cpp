@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <vector>
 
 namespace tessera::exec {
 
@@ -19,7 +20,7 @@ Communicator& Communicators::grad_group(layout::GradGroup group) const {
   return *dp;
 }
 
-std::vector<Communicator*> Communicators::all() const {
+std::array<Communicator*, kNumCommunicators> Communicators::all() const {
   return {tp.get(), pp.get(), dp.get(), tp_dp.get(), edp.get(), ep.get(), etp.get(), tie.get(), world.get()};
 }
 

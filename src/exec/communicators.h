@@ -1,10 +1,10 @@
 // The communicators of one rank, one per axis of the layout. Labels are the axes of traces and metrics.
 #pragma once
+#include <array>
 #include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
-#include <vector>
 
 #include "comm/communicator.h"
 #include "layout/layout.h"
@@ -16,6 +16,8 @@ using comm::Communicator;
 // Makes this rank's end of a communicator over `members` (ThreadWorld, MPI, ... behind it).
 using CommFactory =
     std::function<std::unique_ptr<Communicator>(std::span<const Rank> members, std::string_view label)>;
+
+inline constexpr std::size_t kNumCommunicators = 9;
 
 struct Communicators {
   std::unique_ptr<Communicator> tp;     // sequence parallelism and tensor parallelism of dense layers
@@ -30,7 +32,7 @@ struct Communicators {
 
   [[nodiscard]] Communicator& grad_group(layout::GradGroup group) const;
   // All of them, in a fixed order.
-  [[nodiscard]] std::vector<Communicator*> all() const;
+  [[nodiscard]] std::array<Communicator*, kNumCommunicators> all() const;
 };
 
 [[nodiscard]] Communicators make_communicators(const layout::Layout& layout, Rank rank, bool tied,

@@ -16,7 +16,7 @@ namespace {
 
 // Columns of a rank's row: then bytes and nanoseconds per communicator, then start, end, cpu per action.
 enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kFixedColumns };
-constexpr std::int64_t kNumComms = 9;  // Communicators::all()
+constexpr std::int64_t kNumComms = kNumCommunicators;  // in the order of Communicators::all()
 
 // Which line of the table a communicator counts under. Gradients of all kinds are data parallelism.
 constexpr std::array<std::string_view, 7> kAxes = {"tp", "pp", "dp", "ep", "etp", "world", "all"};

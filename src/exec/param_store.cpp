@@ -159,14 +159,6 @@ nn::Param ParamStore::view(std::size_t first, std::size_t count, Packing packing
   return param;
 }
 
-std::vector<std::int32_t> ParamStore::completed_by(StageId stage, std::int32_t position) const {
-  std::vector<std::int32_t> out;
-  for (const Ready& r : ready_) {
-    if (r.stage == stage && r.position == position) out.push_back(r.bucket);
-  }
-  return out;
-}
-
 namespace {
 template <class T>
 void fill_normal(const StoredParam& p, std::uint64_t seed, double range) {

@@ -66,8 +66,14 @@ class ParamStore {
   // concatenated), with its packed copy if asked for.
   [[nodiscard]] nn::Param view(std::size_t first, std::size_t count, Packing packing);
 
-  // The buckets that are complete when the last weight gradient at `position` of `stage` is done.
-  [[nodiscard]] std::vector<std::int32_t> completed_by(StageId stage, std::int32_t position) const;
+  // Calls visit(bucket) for each bucket that is complete when the last weight gradient at `position` of `stage`
+  // is done.
+  template <class Visit>
+  void visit_completed(StageId stage, std::int32_t position, Visit visit) {
+    for (const Ready& r : ready_) {
+      if (r.stage == stage && r.position == position) visit(buckets_[static_cast<std::size_t>(r.bucket)]);
+    }
+  }
 
   void initialise(std::uint64_t seed, double range);  // normal(0, range) or ones, by (name, global element)
   void zero_grads(kernels::Kernels& kernels);

@@ -132,10 +132,9 @@ void RankEngine::run_backward_weight(StageState& s, MicrobatchId mb) {
   const StageSlot slot{.live = live_slot(s, mb),
                        .deferred = s.deferred_of[static_cast<std::size_t>(mb.value)],
                        .gradient = gradient_slot(s, mb)};
-  const bool last = ++s.num_weight_done == options_.plan->num_microbatches();
-  s.stage->backward_weight(*ctx_, slot, microbatch(mb), [&](std::int32_t position) {
-    if (last) reduce_completed(s, position);
-  });
+  ++s.num_weight_done;
+  s.stage->backward_weight(*ctx_, slot, microbatch(mb),
+                           [this, &s](std::int32_t position) { reduce_completed(s, position); });
   free_deferred(s, mb);
 }
 
@@ -143,10 +142,9 @@ void RankEngine::run_backward(StageState& s, MicrobatchId mb) {
   pull_gradient(s, mb);
   const StageSlot slot{
       .live = live_slot(s, mb), .deferred = take_deferred(s, mb), .gradient = gradient_slot(s, mb)};
-  const bool last = ++s.num_weight_done == options_.plan->num_microbatches();
-  s.stage->backward(*ctx_, slot, microbatch(mb), [&](std::int32_t position) {
-    if (last) reduce_completed(s, position);
-  });
+  ++s.num_weight_done;
+  s.stage->backward(*ctx_, slot, microbatch(mb),
+                    [this, &s](std::int32_t position) { reduce_completed(s, position); });
   free_deferred(s, mb);
 }
 

@@ -306,15 +306,15 @@ void RankEngine::timed_phase(const char* name, std::int64_t start_ns, std::int64
 }
 
 void RankEngine::reduce_completed(StageState& s, std::int32_t position) {
-  for (const std::int32_t index : store_->completed_by(s.stage->id(), position)) {
-    optim::Bucket& bucket = store_->buckets()[static_cast<std::size_t>(index)];
-    if (bucket.group->size() == 1) continue;
+  if (s.num_weight_done != options_.plan->num_microbatches()) return;
+  store_->visit_completed(s.stage->id(), position, [&](optim::Bucket& bucket) {
+    if (bucket.group->size() == 1) return;
     if (options_.worker == nullptr) {
       optim::reduce(bucket);
     } else {
-      options_.worker->post([&bucket] { optim::reduce(bucket); });
+      options_.worker->post([b = &bucket] { optim::reduce(*b); });
     }
-  }
+  });
 }
 
 void RankEngine::finish_reductions() {

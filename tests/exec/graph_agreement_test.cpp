@@ -37,16 +37,6 @@ struct Observed {
   graph::RoutingCounts routing;
 };
 
-// Bytes of all slots, rotary tables included where the engine counts them there.
-template <class Memory>
-Bytes slot_bytes(const Memory& memory, Bytes tables) {
-  if constexpr (requires { memory.activations; }) {
-    return memory.activations - tables;
-  } else {
-    return memory[plan::MemoryKind::saved] + memory[plan::MemoryKind::deferred];
-  }
-}
-
 std::int64_t aligned(std::int64_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
@@ -54,10 +44,11 @@ std::int64_t element_bytes(const spec::Job& job) {
   return job.train.precision == spec::Precision::f64 ? 8 : 4;
 }
 
-Counted counted(exec::RankEngine& engine, const spec::Job& job) {
-  const Bytes tables(2 * aligned(job.train.sequence_length * job.model.head_dim / 2 * element_bytes(job)));
-  Counted c{
-      .calls = {}, .flops = engine.step_flops(), .activations = slot_bytes(engine.planned_memory(), tables)};
+Counted counted(exec::RankEngine& engine) {
+  const plan::RankMemory& memory = engine.planned_memory();
+  Counted c{.calls = {},
+            .flops = engine.step_flops(),
+            .activations = memory[plan::MemoryKind::saved] + memory[plan::MemoryKind::deferred]};
   for (comm::Communicator* comm : engine.comms().all()) {
     if (comm->size() == 1) continue;
     for (std::int32_t i = 0; i < comm::kNumCalls; ++i) {
@@ -81,7 +72,7 @@ Observed observe(const spec::Job& job) {
   }
   (void)run_job(job, {.steps = 2, .inspect = [&](exec::RankEngine& engine) {
                         const std::int32_t rank = engine.rank().value;
-                        o.ranks[rank] = counted(engine, job);
+                        o.ranks[rank] = counted(engine);
                         for (exec::Stage& stage : engine.stages()) {
                           std::int32_t layer = stage.cut().first_layer;
                           for (const moe::MoeLayer* moe : stage.moe_layers()) {
