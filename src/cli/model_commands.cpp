@@ -55,8 +55,10 @@ Loaded load(const fs::path& path) {
   Problems problems;
   l.model = spec::parse_hf_config(reader->meta().hf_config, path.string(), problems);
   problems.throw_if_any();
-  const spec::Job job = spec::parse_job(reader->meta().job_yaml, path, path.string(), {});
-  l.context = job.train.sequence_length;
+  // A checkpoint that convert made knows no job.
+  const std::string& job = reader->meta().job_yaml;
+  l.context = job.empty() ? std::min<std::int64_t>(l.model.max_position_embeddings, 1024)
+                          : spec::parse_job(job, path, path.string(), {}).train.sequence_length;
   l.source = std::move(reader);
   return l;
 }
