@@ -40,10 +40,10 @@ int schedule(const ScheduleFlags& flags, const Terminal& terminal) {
     return 0;
   }
   std::printf("%s\n", schedule::draw_grid(s, costs, {.max_columns = terminal.style.width - 10}).c_str());
+  const std::string held = vpp == 1 ? "all" : fmt::format("1/{}", vpp);
   std::printf(
-      "%s: makespan %.4g, bubble %.1f%%, at most %d live activations on a rank (of 1/%d of its layers "
-      "each)\n",
-      std::string(schedule::name(kind)).c_str(), makespan, 100.0 * sim.bubble_fraction, most, vpp);
+      "%s: makespan %.4g, bubble %.1f%%, at most %d live activations on a rank, each of %s of its layers\n",
+      std::string(schedule::name(kind)).c_str(), makespan, 100.0 * sim.bubble_fraction, most, held.c_str());
   return 0;
 }
 
