@@ -1,5 +1,6 @@
-// What this core can do at most: the denominators of MFU and of bandwidth ratios, measured on the calling thread with
-// its CPU clock, so that other work on the machine does not lower them. The best of several short runs counts.
+// What this core can do at most: the denominators of MFU and of bandwidth ratios, measured on the calling
+// thread with its CPU clock, so that other work on the machine does not lower them. The best of several
+// short runs counts.
 //
 //   const Peaks p = measure_peaks();                        // about 0.1 s
 //   mfu = (model_flops / step_time).value / p.fma_f32.value;

@@ -1,5 +1,5 @@
-// The fast backend on the loops of one instruction set (isa.h). make_cpu() takes the best one; tests and benchmarks
-// take each in turn.
+// The fast backend on the loops of one instruction set (isa.h). make_cpu() takes the best one; tests and
+// benchmarks take each in turn.
 #pragma once
 #include <memory>
 

@@ -1,7 +1,7 @@
 // The table of inner loops of one instruction set. Three translation units fill it from the same source
-// (simd.inc, gemm.inc, attention.inc, rows.inc), each with its own vector width and compiler flags, each in its
-// own namespace; the backend picks a table at run time. Only plain data crosses this border: an inline function
-// shared with those units could be emitted with instructions that the processor does not have.
+// (simd.inc, gemm.inc, attention.inc, rows.inc), each with its own vector width and compiler flags, each in
+// its own namespace; the backend picks a table at run time. Only plain data crosses this border: an inline
+// function shared with those units could be emitted with instructions that the processor does not have.
 //
 // Pointers need no alignment beyond the element's. Nothing allocates; `workspace` has kWorkspaceBytes.
 #pragma once
