@@ -66,8 +66,8 @@ class ParamStore {
   // concatenated), with its packed copy if asked for.
   [[nodiscard]] nn::Param view(std::size_t first, std::size_t count, Packing packing);
 
-  // Calls visit(bucket) for each bucket that is complete when the last weight gradient at `position` of `stage`
-  // is done.
+  // Calls visit(bucket) for each bucket that is complete when the last weight gradient at `position` of
+  // `stage` is done.
   template <class Visit>
   void visit_completed(StageId stage, std::int32_t position, Visit visit) {
     for (const Ready& r : ready_) {

@@ -32,8 +32,8 @@ struct StageSlot {
   std::int32_t live, deferred, gradient;
 };
 
-// Called after the weight gradients of a unit, with its ParamStore position. Capture at most two pointers: then
-// it holds them without allocating.
+// Called after the weight gradients of a unit, with its ParamStore position. Capture at most two pointers:
+// then it holds them without allocating.
 using UnitDone = std::function<void(std::int32_t position)>;
 
 class Stage {

@@ -71,10 +71,12 @@ TEST_F(Chrome, LooksAsDocumented) {
 "traceEvents":[
 {"ph":"M","pid":0,"name":"process_name","args":{"name":"rank 0"}},
 {"ph":"M","pid":0,"tid":1,"name":"thread_name","args":{"name":"compute"}},
-{"ph":"X","pid":0,"tid":1,"name":"attention","cat":"forward","ts":1.500,"dur":20.000,"args":{"step":4,"stage":0,"microbatch":3,"flops":1000,"cpu_us":19.000}},
+{"ph":"X","pid":0,"tid":1,"name":"attention","cat":"forward","ts":1.500,"dur":20.000,)"
+            R"("args":{"step":4,"stage":0,"microbatch":3,"flops":1000,"cpu_us":19.000}},
 {"ph":"M","pid":1,"name":"process_name","args":{"name":"rank 1"}},
 {"ph":"M","pid":1,"tid":2,"name":"thread_name","args":{"name":"dp"}},
-{"ph":"X","pid":1,"tid":2,"name":"all_reduce","cat":"communication","ts":0.000,"dur":0.001,"args":{"axis":"dp","bytes":4096,"runner":"helper"}}
+{"ph":"X","pid":1,"tid":2,"name":"all_reduce","cat":"communication","ts":0.000,"dur":0.001,)"
+            R"("args":{"axis":"dp","bytes":4096,"runner":"helper"}}
 ]}
 )");
 }
