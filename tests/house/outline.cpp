@@ -164,18 +164,24 @@ class Reader {
 
 }  // namespace
 
-std::string code_only(std::string_view source) {
+namespace {
+enum class Blanked : std::uint8_t { all, raw_strings };
+
+std::string blanked(std::string_view source, Blanked what) {
+  const auto hide = [what](std::string& text, std::size_t begin, std::size_t end) {
+    if (what == Blanked::all) blank(text, begin, end);
+  };
   std::string text(source);
   for (std::size_t i = 0; i < text.size();) {
     const std::string_view rest = std::string_view(text).substr(i);
     if (rest.starts_with("//")) {
       const std::size_t end = std::min(text.find('\n', i), text.size());
-      blank(text, i, end);
+      hide(text, i, end);
       i = end;
     } else if (rest.starts_with("/*")) {
       const std::size_t found = text.find("*/", i + 2);
       const std::size_t end = found == std::string::npos ? text.size() : found + 2;
-      blank(text, i, end);
+      hide(text, i, end);
       i = end;
     } else if (rest.starts_with("R\"") && (i == 0 || !is_word(text[i - 1]))) {
       const std::size_t end = end_of_raw(text, i + 1);
@@ -183,13 +189,22 @@ std::string code_only(std::string_view source) {
       i = end;
     } else if (text[i] == '"' || (text[i] == '\'' && (i == 0 || !is_word(text[i - 1])))) {
       const std::size_t end = end_of_literal(text, i);
-      blank(text, i + 1, end - 1);  // the quotes stay: an empty string is still an expression
+      hide(text, i + 1, end - 1);  // the quotes stay: an empty string is still an expression
       i = end;
     } else {
       ++i;
     }
   }
   return text;
+}
+}  // namespace
+
+std::string code_only(std::string_view source) {
+  return blanked(source, Blanked::all);
+}
+
+std::string without_raw_strings(std::string_view source) {
+  return blanked(source, Blanked::raw_strings);
 }
 
 Outline outline_of(std::string_view text) {

@@ -292,8 +292,10 @@ std::vector<Finding> check_globals(const SourceFile& file) {
 std::vector<Finding> check_size(const SourceFile& file) {
   std::vector<Finding> findings;
   std::int64_t number = 0;
-  for (const std::string& line : split(file.text, '\n')) {
+  // A raw string shows a file as it is, which may have long lines.
+  for (const std::string& text : split(without_raw_strings(file.text), '\n')) {
     ++number;
+    const std::string_view line = std::string_view(text).substr(0, text.find_last_not_of(' ') + 1);
     // Continuation bytes of UTF-8 take no column.
     const auto columns = std::ranges::count_if(line, [](char c) { return (c & 0xC0) != 0x80; });
     if (columns > kMaxColumns) {

@@ -34,6 +34,8 @@ struct Finding {
 
 // The same text with comments, strings and character literals blanked out (line breaks stay).
 [[nodiscard]] std::string code_only(std::string_view text);
+// The same text with only raw strings blanked out.
+[[nodiscard]] std::string without_raw_strings(std::string_view text);
 
 // A function definition at namespace or class scope: its signature and the lines from there to its closing
 // brace.

@@ -142,6 +142,13 @@ TEST(Size, ALineOfOneHundredAndElevenColumnsIsTooLong) {
   EXPECT_THAT(lines_of(check_size({"a.cpp", "\n" + std::string(111, 'x') + "\n"})), ElementsAre(2));
 }
 
+TEST(Size, RawStringsMayHaveLongLinesButNotWhatStandsAroundThem) {
+  const std::string longer(111, 'x');
+  EXPECT_TRUE(check_size({"a.cpp", "f(R\"(\n" + longer + "\n)\");\n"}).empty());
+  EXPECT_THAT(lines_of(check_size({"a.cpp", "f(R\"(\n\n)\");  // " + longer + "\n"})), ElementsAre(3));
+  EXPECT_THAT(lines_of(check_size({"a.cpp", "f(\"" + longer + "\");\n"})), ElementsAre(1));
+}
+
 TEST(Size, AFileOfMoreThanSixHundredLinesIsTooLong) {
   EXPECT_TRUE(check_size({"a.cpp", std::string(600, '\n')}).empty());
   EXPECT_EQ(check_size({"a.cpp", std::string(601, '\n')}).size(), 1U);
