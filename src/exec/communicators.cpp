@@ -44,6 +44,7 @@ Communicators make_communicators(const layout::Layout& layout, Rank rank, bool t
     return members.size() == 1 ? comm::make_self(label) : factory(members, label);
   };
   std::vector<Rank> everyone;
+  everyone.reserve(static_cast<std::size_t>(layout.world_size()));
   for (std::int32_t r = 0; r < layout.world_size(); ++r) everyone.emplace_back(r);
   const layout::RankGrid& d = layout.dense;
   const layout::RankGrid& e = layout.expert;

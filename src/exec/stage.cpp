@@ -56,8 +56,9 @@ nn::Param next(ParamStore& store, std::size_t& at, ParamKind kind, std::size_t c
 
 }  // namespace
 
-Stage::Stage(Options options, ParamStore& store, const Communicators& comms, Tensor cos_SP, Tensor sin_SP)
-    : options_(std::move(options)) {
+Stage::Stage(const Options& options, ParamStore& store, const Communicators& comms, Tensor cos_SP,
+             Tensor sin_SP)
+    : options_(options) {
   std::size_t at = 0;
   while (store.params().at(at).spec.stage != options_.id) ++at;
   if (options_.cut.has_embedding) add_embedding(store, at);
@@ -94,13 +95,13 @@ void Stage::add_transformer_layer(std::int32_t layer, ParamStore& store, const C
                              .head_dim = m.head_dim,
                              .norm_eps = m.rms_norm_eps,
                              .recompute = to_nn(options_.recipe.recompute)},
-      std::move(attention), cos, sin));
+      attention, cos, sin));
   nn::Param norm = next(store, at, ParamKind::norm, 1, Packing::none);
   if (m.moe) {
-    unit.layers.push_back(make_moe(layer, std::move(norm), store, comms, at));
+    unit.layers.push_back(make_moe(layer, norm, store, comms, at));
   } else {
     nn::Mlp::Params mlp;
-    mlp.norm_H = std::move(norm);
+    mlp.norm_H = norm;
     mlp.gate_up = next(store, at, ParamKind::gate, 2, Packing::packed);
     mlp.down = next(store, at, ParamKind::down, 1, Packing::packed);
     unit.layers.push_back(
@@ -108,7 +109,7 @@ void Stage::add_transformer_layer(std::int32_t layer, ParamStore& store, const C
                                                    .intermediate = div_exact(m.intermediate_size, dims.tp),
                                                    .norm_eps = m.rms_norm_eps,
                                                    .recompute = to_nn(options_.recipe.recompute)},
-                                  std::move(mlp)));
+                                  mlp));
   }
   units_.push_back(std::move(unit));
 }
@@ -118,14 +119,14 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, nn::Param norm, P
   const spec::ModelSpec& m = options_.model;
   const spec::MoeRecipe& r = options_.recipe.moe;
   moe::Params params;
-  params.norm_H = std::move(norm);
+  params.norm_H = norm;
   params.router_EH = next(store, at, ParamKind::router, 1, Packing::packed);
   while (at < store.params().size() && store.params()[at].spec.kind == ParamKind::expert_gate &&
          store.params()[at].spec.layer == layer) {
     moe::ExpertParams expert;
     expert.gate_up = next(store, at, ParamKind::expert_gate, 2, Packing::packed);
     expert.down = next(store, at, ParamKind::expert_down, 1, Packing::packed);
-    params.experts.push_back(std::move(expert));
+    params.experts.push_back(expert);
   }
   auto made = std::make_unique<moe::MoeLayer>(
       moe::Options{.dims = options_.dims,
@@ -143,7 +144,7 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, nn::Param norm, P
                    .capacity_factor = r.capacity_factor,
                    .drop_policy = to_moe(r.drop_policy),
                    .units_in_group = options_.units_in_group},
-      std::move(params), *comms.ep, *comms.etp);
+      params, *comms.ep, *comms.etp);
   moe_layers_.push_back(made.get());
   return made;
 }
@@ -158,7 +159,7 @@ void Stage::add_head(ParamStore& store, std::size_t& at) {
                                                            .vocab = slice.size[0],
                                                            .vocab_begin = slice.begin[0],
                                                            .norm_eps = options_.model.rms_norm_eps},
-                                         std::move(params));
+                                         params);
   head_ = head.get();
   Unit unit{.position = kHeadPosition, .recomputed = false, .layers = {}, .mid = {}};
   unit.layers.push_back(std::move(head));

@@ -49,7 +49,7 @@ class Stage {
     std::int64_t units_in_group = 1;  // see moe::Options
   };
   // cos, sin: rotary tables; they and comms outlive the stage.
-  Stage(Options options, ParamStore& store, const Communicators& comms, Tensor cos_SP, Tensor sin_SP);
+  Stage(const Options& options, ParamStore& store, const Communicators& comms, Tensor cos_SP, Tensor sin_SP);
 
   // Set-up, in this order: the slots of live micro-batches and gradients, then those from I to W.
   void reserve_live(const SlotCounts& counts, Arena& arena);

@@ -43,10 +43,18 @@ trace::Axis axis_of(std::string_view label) {
 Tracer::Tracer(Rank rank, trace::Runner runner, std::int64_t capacity)
     : recorder_({.rank = rank, .capacity = capacity, .runner = runner}),
       compute_(recorder_.stream(runner == trace::Runner::rank ? "compute" : "reductions")) {
+  streams_.reserve(trace::kNumAxes);
   for (std::int32_t a = 0; a < trace::kNumAxes; ++a) {
     const std::string axis(trace::name(static_cast<trace::Axis>(a)));
-    streams_.push_back(runner == trace::Runner::rank ? recorder_.stream(axis)
-                                                     : recorder_.stream(axis + " (beside compute)"));
+    streams_.push_back(recorder_.stream(runner == trace::Runner::rank ? axis : axis + " (beside compute)"));
+  }
+  action_names_.reserve(schedule::kNumActionKinds);
+  for (std::int32_t k = 0; k < schedule::kNumActionKinds; ++k) {
+    action_names_.push_back(recorder_.name(schedule::name(static_cast<ActionKind>(k))));
+  }
+  call_names_.reserve(comm::kNumCalls);
+  for (std::int32_t c = 0; c < comm::kNumCalls; ++c) {
+    call_names_.push_back(recorder_.name(comm::name(static_cast<comm::Call>(c))));
   }
 }
 
@@ -57,8 +65,7 @@ void Tracer::start(std::int64_t step) {
 
 void Tracer::action(const schedule::Action& action, const ActionTime& time) {
   if (!on_ || !schedule::is_compute(action.kind)) return;  // messages are told by on_call
-  const char* text = schedule::name(action.kind).data();
-  recorder_.record({.name = recorder_.literal(text),
+  recorder_.record({.name = action_names_[static_cast<std::size_t>(action.kind)],
                     .category = category_of(action.kind),
                     .stream = compute_,
                     .start_ns = time.start_ns,
@@ -83,7 +90,7 @@ void Tracer::on_call(const comm::Communicator& comm, comm::Call call, Bytes sent
                      std::int64_t end_ns) {
   if (!on_ || comm.size() == 1) return;
   const trace::Axis axis = axis_of(comm.label());
-  recorder_.record({.name = recorder_.literal(comm::name(call).data()),
+  recorder_.record({.name = call_names_[static_cast<std::size_t>(call)],
                     .category = Category::communication,
                     .axis = axis,
                     .stream = streams_[static_cast<std::size_t>(axis)],

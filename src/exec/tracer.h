@@ -26,7 +26,9 @@ class Tracer : public Observer, public comm::CallListener {
  private:
   trace::Recorder recorder_;
   trace::StreamId compute_;
-  std::vector<trace::StreamId> streams_;  // by trace axis
+  std::vector<trace::StreamId> streams_;     // by trace axis
+  std::vector<trace::NameId> action_names_;  // by schedule::ActionKind
+  std::vector<trace::NameId> call_names_;    // by comm::Call
   bool on_ = false;
 };
 

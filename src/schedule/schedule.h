@@ -32,6 +32,7 @@ enum class ActionKind : std::uint8_t {
   recv_backward,    // RECV_B: gradient of the output of `stage` from the rank of stage + 1. Blocks
   reduce_grad,      // REDUCE_GRAD: all weight gradients of `stage` are complete. Micro-batch 0, unwritten
 };
+inline constexpr std::int32_t kNumActionKinds = 9;
 [[nodiscard]] std::string_view name(ActionKind kind);  // "F", "SEND_F", ...
 [[nodiscard]] bool is_compute(ActionKind kind);        // F, I, W, B
 
