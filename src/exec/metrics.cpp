@@ -6,7 +6,6 @@
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "schedule/simulate.h"
 
@@ -30,42 +29,10 @@ constexpr std::array<std::string_view, kNumComms> kLabels = {"tp", "pp",  "dp", 
 
 constexpr double kNano = 1e-9;
 
-// When routing is worth a warning: this share of all choices on a quarter of the experts, this many steps in
-// a row.
-constexpr double kCollapseShare = 0.8;
-constexpr std::int32_t kStepsToWarn = 10;
-
 }  // namespace
 
-RoutingFigures routing_figures(const LayerRouting& routing) {
-  RoutingFigures f;
-  f.layer = routing.layer;
-  f.chosen = routing.chosen;
-  f.entropy = routing.entropy;
-  double sum = 0.0;
-  double squares = 0.0;
-  double most = 0.0;
-  for (const std::int64_t n : routing.chosen) {
-    const auto x = static_cast<double>(n);
-    sum += x;
-    squares += x * x;
-    most = std::max(most, x);
-    if (n == 0) ++f.dead;
-  }
-  const auto experts = static_cast<double>(std::max<std::size_t>(1, routing.chosen.size()));
-  const double mean = sum / experts;
-  if (mean > 0.0) {
-    f.max_over_mean = most / mean;
-    f.cv = std::sqrt(std::max(0.0, squares / experts - mean * mean)) / mean;
-    std::int64_t dropped = 0;
-    for (const std::int64_t n : routing.dropped) dropped += n;
-    f.drop_rate = static_cast<double>(dropped) / sum;
-  }
-  return f;
-}
-
 StepGatherer::StepGatherer(const plan::Plan& plan, std::int32_t cores, FlopsPerSecond peak_per_core)
-    : plan_(plan), cores_(cores) {
+    : plan_(plan), watch_(plan.job.model.moe ? plan.job.model.moe->num_experts_per_tok : 1) {
   const std::int32_t world = plan.layout.world_size();
   peak_ = peak_per_core * static_cast<double>(std::min(cores, world));
   clock_ = world > cores ? BubbleClock::cpu : BubbleClock::wall;
@@ -77,9 +44,6 @@ StepGatherer::StepGatherer(const plan::Plan& plan, std::int32_t cores, FlopsPerS
   buffer_ = tensor::Buffer(Bytes((1 + world) * width_ * 8));
   mine_ = Tensor(buffer_.data(), DType::i64, {1, width_});
   all_ = Tensor(buffer_.data() + width_ * 8, DType::i64, {world, width_});
-  const auto layers = static_cast<std::size_t>(plan.job.model.num_hidden_layers);
-  collapsed_for_.assign(layers, 0);
-  dead_for_.assign(layers, 0);
 }
 
 const std::int64_t* StepGatherer::row(std::int32_t rank) const {
@@ -170,43 +134,6 @@ double StepGatherer::bubble() const {
   return sum / pipelines;
 }
 
-// In plain words, when it has lasted: an expert that gets nothing; a quarter of the experts taking most of
-// the tokens.
-void StepGatherer::warn(StepMetrics& m) {
-  const auto top_k =
-      static_cast<std::size_t>(plan_.job.model.moe ? plan_.job.model.moe->num_experts_per_tok : 1);
-  for (const RoutingFigures& f : m.routing) {
-    const auto layer = static_cast<std::size_t>(f.layer);
-    std::vector<std::int64_t> load = f.chosen;
-    std::ranges::sort(load, std::greater<>());
-    const std::int64_t all = std::accumulate(load.begin(), load.end(), std::int64_t{0});
-    // A token's k choices go to k experts, so fewer than k can never take most of them.
-    const std::size_t few = std::max(top_k, load.size() / 4);
-    const std::int64_t top =
-        std::accumulate(load.begin(), load.begin() + static_cast<std::ptrdiff_t>(few), std::int64_t{0});
-    const double share = all > 0 ? static_cast<double>(top) / static_cast<double>(all) : 0.0;
-    const bool collapsed = few < load.size() && share > kCollapseShare;
-    collapsed_for_[layer] = collapsed ? collapsed_for_[layer] + 1 : 0;
-    if (collapsed_for_[layer] == kStepsToWarn) {
-      m.warnings.push_back(
-          fmt::format("routing has collapsed in layer {}: for {} steps {} of {} experts took {:.0f}% of the "
-                      "choices; raise "
-                      "moe.aux_loss_coef or lower train.lr",
-                      f.layer, kStepsToWarn, few, load.size(), 100.0 * share));
-    }
-    // With few choices in all, an expert without one is chance.
-    const bool dead = f.dead > 0 && all >= 16 * static_cast<std::int64_t>(load.size());
-    dead_for_[layer] = dead ? dead_for_[layer] + 1 : 0;
-    if (dead_for_[layer] == kStepsToWarn) {
-      const auto expert = std::ranges::find(f.chosen, 0) - f.chosen.begin();
-      m.warnings.push_back(
-          fmt::format("layer {} has a dead expert: for {} steps {} of {} got no token (expert {} first); "
-                      "raise moe.aux_loss_coef",
-                      f.layer, kStepsToWarn, f.dead, load.size(), expert));
-    }
-  }
-}
-
 StepMetrics StepGatherer::gather(RankEngine& engine, std::int64_t step, Seconds wall) {
   put_row(engine, wall);
   engine.comms().world->all_gather(all_, mine_);
@@ -233,7 +160,7 @@ StepMetrics StepGatherer::gather(RankEngine& engine, std::int64_t step, Seconds 
   fill_axes(m);
   m.result = engine.last_result();
   for (const LayerRouting& r : m.result.routing) m.routing.push_back(routing_figures(r));
-  warn(m);
+  m.warnings = watch_.look(m.routing);
   return m;
 }
 

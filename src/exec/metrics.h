@@ -8,6 +8,7 @@
 
 #include "base/quantity.h"
 #include "exec/rank_engine.h"
+#include "exec/routing_watch.h"
 #include "plan/plan.h"
 
 namespace tessera::exec {
@@ -21,16 +22,6 @@ struct AxisUse {  // one axis, all ranks together
   Bytes bytes;      // sent to other ranks
   Seconds total;    // inside calls, waiting included, summed over ranks
   Seconds exposed;  // the part that the rank's own thread stood still for
-};
-
-struct RoutingFigures {  // of one MoE layer
-  std::int32_t layer = 0;
-  std::vector<std::int64_t> chosen;  // [E]
-  double max_over_mean = 0.0;
-  double cv = 0.0;        // standard deviation over mean of the load
-  double entropy = 0.0;   // mean entropy of the router's softmax, nats
-  std::int32_t dead = 0;  // experts without a token in this step
-  double drop_rate = 0.0;
 };
 
 struct StepMetrics {
@@ -64,21 +55,16 @@ class StepGatherer {
   [[nodiscard]] double bubble() const;
   [[nodiscard]] double bubble_by_wall(const std::vector<Rank>& pipeline) const;
   [[nodiscard]] double bubble_by_cpu(const std::vector<Rank>& pipeline) const;
-  void warn(StepMetrics& m);
 
   const plan::Plan& plan_;
-  std::int32_t cores_;
+  RoutingWatch watch_;
   FlopsPerSecond peak_;  // of all cores in use
   BubbleClock clock_;
   std::int64_t width_;
   std::int64_t max_actions_;
   tensor::Buffer buffer_;
   Tensor mine_, all_;
-  // Per MoE layer: steps in a row that it has looked so; a warning needs kStepsToWarn of them.
-  std::vector<std::int32_t> collapsed_for_, dead_for_;
 };
-
-[[nodiscard]] RoutingFigures routing_figures(const LayerRouting& routing);
 
 // One line of metrics.jsonl, without the newline.
 [[nodiscard]] std::string to_json(const StepMetrics& m);
