@@ -17,7 +17,7 @@ struct Terminal {  // of standard output; read once in main
 struct TrainFlags {
   std::string job;
   std::vector<std::string> overrides;  // "train.steps=50"
-  std::string start_from;              // Hugging Face folder
+  std::string start_from;              // Hugging Face folder or checkpoint
   bool dry_run = false;                // plan and memory, no training
   bool print_config = false;
   bool json = false;
@@ -36,6 +36,13 @@ struct GenerateFlags {
   bool json = false;
 };
 int generate(const GenerateFlags& flags);
+
+struct EvaluateFlags {
+  std::string checkpoint, text, tokenizer;
+  std::int64_t context = 0;  // as above
+  bool json = false;
+};
+int evaluate(const EvaluateFlags& flags);
 
 struct ConvertFlags {
   std::string from, to;

@@ -4,7 +4,9 @@
 
 #include <filesystem>
 
+#include "base/file.h"
 #include "base/text.h"
+#include "cli/weights.h"
 #include "data/statistics.h"
 #include "data/tokenise.h"
 
@@ -14,37 +16,61 @@ namespace fs = std::filesystem;
 
 namespace {
 
-bool older(const fs::path& file, const fs::path& than) {
-  return !fs::exists(file) || fs::last_write_time(file) < fs::last_write_time(than);
+// A file and its state, for the note of what a made file was made from.
+std::string identity(const char* what, const fs::path& file) {
+  return fmt::format("{} {}, {} bytes, changed {}\n", what, file.string(), fs::file_size(file),
+                     fs::last_write_time(file).time_since_epoch().count());
+}
+
+// Runs `make` unless `made` is there and was made from `source`, which stands in a note beside it.
+template <class Make>
+void make_once(const fs::path& made, const std::string& source, const Make& make) {
+  const fs::path note = fs::path(made).concat(".from");
+  if (fs::exists(made) && fs::exists(note) && read_text(note) == source) return;
+  fs::remove(note);
+  make();
+  write_atomically(note, source);
+}
+
+void check_there(const char* key, const fs::path& file, const char* what) {
+  if (fs::is_regular_file(file)) return;
+  throw Error(ErrorKind::config, fmt::format("there is no such {}", what),
+              fmt::format("{}: {}", key, file.string()),
+              "give the path of a file (relative to the current folder)");
 }
 
 // Trains the tokenizer where the job names none, and tokenises the text, unless both are there already.
 std::shared_ptr<const data::TokenSource> tokenise(const spec::Job& job, PreparedData& out) {
   const fs::path text = job.data.text;
-  if (!fs::exists(text)) {
-    throw Error(ErrorKind::config, "the text file does not exist", "data.text: " + text.string(),
-                "give the path of a UTF-8 text file (relative to the current folder)");
-  }
   const fs::path folder = job.output.folder.empty() ? text.parent_path() : fs::path(job.output.folder);
-  fs::create_directories(folder);
   out.tokenizer_path = job.data.tokenizer;
   if (out.tokenizer_path.empty()) {
     const std::int64_t vocab = job.data.vocab_size > 0 ? job.data.vocab_size : job.model.vocab_size;
     out.tokenizer_path = (folder / "tokenizer.model").string();
-    if (older(out.tokenizer_path, text)) {
+    make_once(out.tokenizer_path, fmt::format("{}vocab_size {}\n", identity("text", text), vocab), [&] {
       data::train_tokenizer(text, out.tokenizer_path, {.vocab_size = static_cast<std::int32_t>(vocab)});
-    }
+    });
   }
-  out.tokenizer = data::Tokenizer::load(out.tokenizer_path);
+  out.tokenizer = load_tokenizer(out.tokenizer_path, "data.tokenizer", job.model.vocab_size);
   const fs::path prefix = folder / "tokens";
   const fs::path index = fs::path(prefix).concat(".idx");
-  if (older(index, text) || older(index, out.tokenizer_path)) {
-    (void)data::tokenise_text_file(text, *out.tokenizer, prefix, {});
-  }
+  make_once(index, identity("text", text) + identity("tokenizer", out.tokenizer_path),
+            [&] { (void)data::tokenise_text_file(text, *out.tokenizer, prefix, {}); });
   return data::open_token_file(index);
 }
 
 }  // namespace
+
+void check_data(const spec::Job& job) {
+  const spec::DataSpec& d = job.data;
+  if (d.train.empty() && d.text.empty()) {
+    throw Error(ErrorKind::config, "the job names no data to train on", "data",
+                "give data.text (UTF-8 text) or data.train (a token file)");
+  }
+  if (!d.text.empty()) check_there("data.text", d.text, "text file");
+  if (!d.train.empty()) check_there("data.train", d.train, "token file");
+  if (!d.tokenizer.empty()) (void)load_tokenizer(d.tokenizer, "data.tokenizer", job.model.vocab_size);
+}
 
 PreparedData prepare_data(const spec::Job& job) {
   PreparedData out;
@@ -54,7 +80,7 @@ PreparedData prepare_data(const spec::Job& job) {
   } else {
     all = data::open_token_file(job.data.train);
     if (!job.data.tokenizer.empty()) {
-      out.tokenizer = data::Tokenizer::load(job.data.tokenizer);
+      out.tokenizer = load_tokenizer(job.data.tokenizer, "data.tokenizer", job.model.vocab_size);
       out.tokenizer_path = job.data.tokenizer;
     }
   }

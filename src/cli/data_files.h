@@ -19,7 +19,12 @@ struct PreparedData {
   std::string description;       // one line for people
 };
 
-// Tokenises (and trains a tokenizer) when the files are missing or older than the text. Throws Error when a
+// Throws Error{config} when the job names no data, or a file that is not there or does not fit the model.
+// Writes nothing.
+void check_data(const spec::Job& job);
+
+// Tokenises (and trains a tokenizer) into the output folder, which exists; what is there already from the
+// same text, tokenizer and vocabulary size is used again (a note FILE.from beside it tells). Throws Error when a
 // token lies outside the model's vocabulary.
 [[nodiscard]] PreparedData prepare_data(const spec::Job& job);
 

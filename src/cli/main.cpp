@@ -6,8 +6,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
+#include <limits>
+#include <new>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "cli/commands.h"
 
 namespace {
@@ -16,6 +22,7 @@ using tessera::cli::Terminal;
 
 constexpr int kFailed = 1;
 constexpr int kWrongUse = 2;
+constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
 
 Terminal read_terminal() {
   Terminal t;
@@ -47,6 +54,7 @@ CLI::App* add(CLI::App& app, const char* name, const char* what, const char* exa
 struct AllFlags {
   tessera::cli::TrainFlags train;
   tessera::cli::GenerateFlags generate;
+  tessera::cli::EvaluateFlags evaluate;
   tessera::cli::ConvertFlags convert;
   tessera::cli::TokenizeFlags tokenize;
   tessera::cli::ScheduleFlags schedule;
@@ -57,8 +65,11 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
   CLI::App* c = add(app, "train", "Run the plan of a job: thread ranks on this machine",
                     "tessera train examples/demo/job.yaml --set train.steps=50", f);
   c->add_option("job", f.job, "Job file (YAML)")->required();
-  c->add_option("--set", f.overrides, "Override a key of the job, KEY=VALUE; may be repeated");
-  c->add_option("--start-from", f.start_from, "Take the first weights from a Hugging Face folder");
+  c->add_option("--set", f.overrides, "Override a key of the job; may be repeated")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);  // one value each: the job may come behind it
+  c->add_option("--start-from", f.start_from,
+                "Take the first weights from a Hugging Face folder or a checkpoint");
   c->add_flag("--dry-run", f.dry_run, "Check the job, print plan and memory per rank, stop");
   c->add_flag("--print-config", f.print_config, "Print the whole job as it will run, stop");
   c->callback([&] { code = tessera::cli::train(f, terminal); });
@@ -74,13 +85,34 @@ void add_generate(CLI::App& app, AllFlags& all, int& code) {
       ->required();
   c->add_option("--tokenizer", f.tokenizer, "sentencepiece .model")->required();
   c->add_option("--prompt", f.prompt, "Text to continue")->required();
-  c->add_option("--max-new-tokens", f.max_new_tokens, "Tokens to add")->capture_default_str();
-  c->add_option("--context", f.context, "Tokens the model looks back on (0: as trained)")
+  c->add_option("--max-new-tokens", f.max_new_tokens, "Tokens to add")
+      ->check(CLI::Range(std::int64_t{0}, kMost))
       ->capture_default_str();
-  c->add_option("--temperature", f.temperature, "0 takes the likeliest token")->capture_default_str();
-  c->add_option("--top-k", f.top_k, "Candidates per token (0: all)")->capture_default_str();
+  c->add_option("--context", f.context, "Tokens the model looks back on (0: as trained)")
+      ->check(CLI::Range(std::int64_t{0}, kMost))
+      ->capture_default_str();
+  c->add_option("--temperature", f.temperature, "0 takes the likeliest token")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  c->add_option("--top-k", f.top_k, "Candidates per token (0: all)")
+      ->check(CLI::Range(std::int64_t{0}, kMost))
+      ->capture_default_str();
   c->add_option("--seed", f.seed, "Of the random choice")->capture_default_str();
   c->callback([&] { code = tessera::cli::generate(f); });
+}
+
+void add_eval(CLI::App& app, AllFlags& all, int& code) {
+  auto& f = all.evaluate;
+  CLI::App* c = add(app, "eval", "Score a text with a trained model: loss, perplexity, bits per byte",
+                    "tessera eval runs/demo/checkpoints text.txt --tokenizer runs/demo/tokenizer.model", f);
+  c->add_option("checkpoint", f.checkpoint, "Checkpoint folder (its newest step) or Hugging Face folder")
+      ->required();
+  c->add_option("text", f.text, "UTF-8 text; a form feed ends a document")->required();
+  c->add_option("--tokenizer", f.tokenizer, "sentencepiece .model")->required();
+  c->add_option("--context", f.context, "Tokens of a piece (0: as trained)")
+      ->check(CLI::Range(std::int64_t{0}, kMost))
+      ->capture_default_str();
+  c->callback([&] { code = tessera::cli::evaluate(f); });
 }
 
 void add_data(CLI::App& app, AllFlags& all, int& code) {
@@ -97,7 +129,8 @@ void add_data(CLI::App& app, AllFlags& all, int& code) {
   tokenize->add_option("text", t.text, "UTF-8 text; a form feed ends a document")->required();
   tokenize->add_option("--tokenizer", t.tokenizer, "sentencepiece .model: read, or written with --vocab-size")
       ->required();
-  tokenize->add_option("--vocab-size", t.vocab_size, "Train a tokenizer of this size first");
+  tokenize->add_option("--vocab-size", t.vocab_size, "Train a tokenizer of this size first")
+      ->check(CLI::Range(std::int64_t{1}, kMost));
   tokenize->add_option("--output", t.output, "Prefix of the .bin and .idx written")->required();
   tokenize->callback([&] { code = tessera::cli::tokenize(t); });
 }
@@ -107,9 +140,15 @@ void add_schedule(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
   CLI::App* c = add(app, "schedule", "Draw a pipeline schedule, check it and print its bubble",
                     "tessera schedule --kind zb-h1 --pp 4 --microbatches 8", f);
   c->add_option("--kind", f.kind, "naive, gpipe, 1f1b, interleaved, zb-h1 or zb-v")->capture_default_str();
-  c->add_option("--pp", f.pp, "Pipeline ranks")->capture_default_str();
-  c->add_option("--vpp", f.vpp, "Stages per rank (0: what the schedule needs)")->capture_default_str();
-  c->add_option("--microbatches", f.microbatches, "Micro-batches per step")->capture_default_str();
+  c->add_option("--pp", f.pp, "Pipeline ranks")
+      ->check(CLI::Range(std::int64_t{1}, kMost))
+      ->capture_default_str();
+  c->add_option("--vpp", f.vpp, "Stages per rank (0: what the schedule needs)")
+      ->check(CLI::Range(std::int64_t{0}, kMost))
+      ->capture_default_str();
+  c->add_option("--microbatches", f.microbatches, "Micro-batches per step")
+      ->check(CLI::Range(std::int64_t{1}, kMost))
+      ->capture_default_str();
   c->add_option("--forward", f.forward, "Time of F per rank")->capture_default_str();
   c->add_option("--backward-input", f.backward_input, "Time of I per rank")->capture_default_str();
   c->add_option("--backward-weight", f.backward_weight, "Time of W per rank")->capture_default_str();
@@ -118,8 +157,48 @@ void add_schedule(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
   c->callback([&] { code = tessera::cli::schedule(f, terminal); });
 }
 
+std::vector<std::string> names_of(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* c : app.get_subcommands({})) names.push_back(c->get_name());
+  return names;
+}
+
+std::vector<std::string> flags_of(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* o : app.get_options()) {
+    for (const std::string& name : o->get_lnames()) names.push_back("--" + name);
+  }
+  return names;
+}
+
+// What the parser says, with the nearest known word and where to read more.
+tessera::Error wrong_use(const CLI::App& app, const CLI::ParseError& e,
+                         const std::vector<std::string>& args) {
+  using tessera::ErrorKind;
+  const std::vector<std::string> commands = names_of(app);
+  if (args.empty()) {
+    return {ErrorKind::config, "no command is given", "tessera",
+            "use one of " + tessera::join(commands, ", ") + "; tessera --help tells what they do"};
+  }
+  const auto parsed = app.get_subcommands();
+  if (parsed.empty()) {
+    const std::string near = tessera::nearest(args[0], commands);
+    return {ErrorKind::config, "there is no command or flag \"" + args[0] + "\"", "tessera " + args[0],
+            near.empty() ? "use one of " + tessera::join(commands, ", ") : "did you mean " + near + "?"};
+  }
+  const CLI::App& command = *parsed.front();
+  const std::string help = "tessera " + command.get_name() + " --help lists the arguments";
+  for (const std::string& arg : command.remaining()) {
+    const std::string near = tessera::nearest(arg, flags_of(command));
+    const bool flag = arg.starts_with("-");
+    return {ErrorKind::config, (flag ? "unknown flag \"" : "one argument too many: \"") + arg + "\"",
+            "tessera " + command.get_name(), near.empty() ? help : "did you mean " + near + "? " + help};
+  }
+  return {ErrorKind::config, e.what(), "tessera " + command.get_name(), help};
+}
+
 int run(int argc, char** argv) {
-  CLI::App app{"Tessera plans, simulates, trains and explains language models in 4D parallelism"};
+  CLI::App app{"Tessera trains dense and mixture-of-experts language models in 4D parallelism", "tessera"};
   app.require_subcommand(1);
   app.set_version_flag("--version", TESSERA_VERSION);
   app.footer("Exit codes: 0 good, 1 failed, 2 wrong use.");
@@ -128,12 +207,14 @@ int run(int argc, char** argv) {
   int code = 0;
   add_train(app, all, terminal, code);
   add_generate(app, all, code);
+  add_eval(app, all, code);
   add_data(app, all, code);
   add_schedule(app, all, terminal, code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : kWrongUse;
+    if (e.get_exit_code() == 0) return app.exit(e);  // help and version
+    throw wrong_use(app, e, std::vector<std::string>(argv + 1, argv + argc));
   }
   return code;
 }
@@ -145,6 +226,13 @@ int main(int argc, char** argv) {
     return run(argc, argv);
   } catch (const tessera::Error& e) {
     return print_error(e);
+  } catch (const std::filesystem::filesystem_error& e) {
+    return print_error({tessera::ErrorKind::io, e.code().message(), e.path1().string(),
+                        "check the path, its permissions and the free space"});
+  } catch (const std::bad_alloc&) {
+    return print_error(
+        {tessera::ErrorKind::io, "out of memory", "tessera",
+         "use a smaller model, micro-batch or context; train --dry-run shows the memory per rank"});
   } catch (const std::exception& e) {
     std::fprintf(stderr, "tessera: internal\n%s\n  mend: please report it with the command and the input\n",
                  e.what());

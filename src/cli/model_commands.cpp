@@ -1,16 +1,27 @@
-// generate, convert, tokenize: commands around a trained model.
+// generate, eval, convert, tokenize: commands around a trained model.
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numbers>
 
+#include "base/file.h"
 #include "base/text.h"
-#include "ckpt/checkpoint.h"
 #include "cli/commands.h"
+#include "cli/weights.h"
+#include "comm/communicator.h"
+#include "data/token_source.h"
 #include "data/tokenise.h"
 #include "data/tokenizer.h"
 #include "exec/generator.h"
+#include "exec/rank_engine.h"
+#include "exec/run_state.h"
+#include "exec/token_batches.h"
+#include "kernels/kernels.h"
+#include "plan/plan.h"
 
 namespace tessera::cli {
 
@@ -18,67 +29,32 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A Hugging Face folder has a config.json, a checkpoint an index.json; a folder of checkpoints gives its
-// newest.
-bool is_hf_folder(const fs::path& p) {
-  return fs::exists(p / "config.json");
-}
-
-fs::path checkpoint_in(const fs::path& p) {
-  if (!fs::is_directory(p)) {
-    throw Error(ErrorKind::config, "there is no such folder", p.string(),
-                "give a checkpoint folder or a Hugging Face folder");
+std::int64_t context_of(std::int64_t asked, const Weights& w) {
+  if (asked > w.model.max_position_embeddings) {
+    throw Error(ErrorKind::config,
+                fmt::format("a context of {} tokens is longer than the model's {} positions", asked,
+                            w.model.max_position_embeddings),
+                "--context", fmt::format("use up to {}, or 0", w.model.max_position_embeddings));
   }
-  if (fs::exists(p / "index.json")) return p;
-  if (const auto newest = ckpt::latest_checkpoint(p)) return *newest;
-  throw Error(
-      ErrorKind::config, "the folder holds no complete checkpoint and no config.json", p.string(),
-      "give a checkpoint folder (step-...), the folder of a run's checkpoints, or a Hugging Face folder");
-}
-
-struct Loaded {
-  spec::ModelSpec model;
-  std::unique_ptr<ckpt::WeightSource> source;
-  std::int64_t context = 0;
-};
-
-Loaded load(const fs::path& path) {
-  Loaded l;
-  if (is_hf_folder(path)) {
-    l.model = spec::read_hf_config(path);
-    l.source = ckpt::open_hf_folder(path);
-    ckpt::check_hf_folder(*l.source, l.model);
-    l.context = std::min<std::int64_t>(l.model.max_position_embeddings, 1024);
-    return l;
-  }
-  auto reader = std::make_unique<ckpt::CheckpointReader>(checkpoint_in(path));
-  Problems problems;
-  l.model = spec::parse_hf_config(reader->meta().hf_config, path.string(), problems);
-  problems.throw_if_any();
-  // A checkpoint that convert made knows no job.
-  const std::string& job = reader->meta().job_yaml;
-  l.context = job.empty() ? std::min<std::int64_t>(l.model.max_position_embeddings, 1024)
-                          : spec::parse_job(job, path, path.string(), {}).train.sequence_length;
-  l.source = std::move(reader);
-  return l;
+  return asked > 0 ? asked : w.context;
 }
 
 }  // namespace
 
 int generate(const GenerateFlags& flags) {
-  const data::Tokenizer tokenizer = data::Tokenizer::load(flags.tokenizer);
-  const Loaded loaded = load(flags.checkpoint);
-  if (tokenizer.vocab_size() > loaded.model.vocab_size) {
+  if (!(flags.temperature >= 0.0)) {
     throw Error(ErrorKind::config,
-                fmt::format("the tokenizer has {} ids but the model only {}", tokenizer.vocab_size(),
-                            loaded.model.vocab_size),
-                flags.tokenizer, "give the tokenizer the model was trained with");
+                fmt::format("temperature {} is not a number of 0 or more", flags.temperature),
+                "--temperature", "use 0 for the likeliest token, about 0.8 for variety");
   }
+  const Weights loaded = open_weights(flags.checkpoint);
+  const data::Tokenizer tokenizer = load_tokenizer(flags.tokenizer, "--tokenizer", loaded.model.vocab_size);
+  const std::int64_t context = context_of(flags.context, loaded);
   const std::vector<std::int32_t> prompt = tokenizer.encode(flags.prompt);
   if (prompt.empty()) {
     throw Error(ErrorKind::config, "the prompt holds no token", "--prompt", "give some text to continue");
   }
-  exec::Generator generator(loaded.model, *loaded.source, flags.context > 0 ? flags.context : loaded.context);
+  exec::Generator generator(loaded.model, *loaded.source, context);
   const auto tokens = generator.generate(prompt,
                                          {.max_new_tokens = flags.max_new_tokens,
                                           .temperature = flags.temperature,
@@ -95,6 +71,75 @@ int generate(const GenerateFlags& flags) {
   return 0;
 }
 
+namespace {
+
+// The ids of a text as training saw them: documents end with a form feed, each gets the end token.
+std::vector<std::int32_t> ids_of(const std::string& text, const data::Tokenizer& tokenizer) {
+  std::vector<std::int32_t> ids;
+  for (const std::string& document : split(text, '\f')) {
+    if (document.empty()) continue;
+    const std::vector<std::int32_t> part = tokenizer.encode(document);
+    ids.insert(ids.end(), part.begin(), part.end());
+    if (const auto eos = tokenizer.eos_id()) ids.push_back(*eos);
+  }
+  return ids;
+}
+
+// Mean loss of one rank that holds the whole model.
+double mean_loss(const Weights& w, const exec::TokenBatches& batches, std::int64_t context) {
+  spec::Job job;
+  job.model = w.model;
+  job.train.steps = 1;
+  job.train.sequence_length = context;
+  job.train.global_batch_size = 1;
+  job.train.micro_batch_size = 1;
+  const plan::Plan plan = plan::make_plan(job);
+  exec::RankEngine engine({.plan = &plan,
+                           .data = &batches,
+                           .rank = Rank(0),
+                           .kernels = kernels::make_cpu(),
+                           .communicators = [](std::span<const Rank>, std::string_view label) {
+                             return comm::make_self(label);
+                           }});
+  exec::load_state(engine, *w.source, exec::StateParts::weights);
+  return engine.evaluate(batches, 0, batches.num_sequences());
+}
+
+}  // namespace
+
+int evaluate(const EvaluateFlags& flags) {
+  const Weights w = open_weights(flags.checkpoint);
+  const data::Tokenizer tokenizer = load_tokenizer(flags.tokenizer, "--tokenizer", w.model.vocab_size);
+  const std::int64_t context = context_of(flags.context, w);
+  if (!fs::is_regular_file(flags.text)) {
+    throw Error(ErrorKind::config, "there is no such text file", flags.text,
+                "give the path of a UTF-8 text file");
+  }
+  const std::string text = read_text(flags.text);
+  const auto tokens = std::make_shared<data::MemoryTokens>(ids_of(text, tokenizer), flags.text);
+  const exec::TokenBatches batches(tokens, context, 1);
+  const double nats = mean_loss(w, batches, context);
+  const auto all = static_cast<double>(tokens->num_tokens());
+  const double bits_per_byte = nats / std::numbers::ln2 * all / static_cast<double>(text.size());
+  const std::int64_t scored = batches.num_sequences() * context;
+  if (flags.json) {
+    const nlohmann::ordered_json j = {{"nats_per_token", nats},
+                                      {"perplexity", std::exp(nats)},
+                                      {"bits_per_byte", bits_per_byte},
+                                      {"tokens", scored},
+                                      {"context", context}};
+    std::printf("%s\n", j.dump().c_str());
+  } else {
+    std::printf(
+        "loss            %.4f  nats per token\n"
+        "perplexity      %.2f\n"
+        "bits per byte   %.4f  of the text, whatever the tokenizer\n"
+        "scored          %lld tokens in pieces of %lld; each piece begins without a past\n",
+        nats, std::exp(nats), bits_per_byte, static_cast<long long>(scored), static_cast<long long>(context));
+  }
+  return 0;
+}
+
 int convert(const ConvertFlags& flags) {
   const fs::path from = flags.from;
   const fs::path to = flags.to;
@@ -106,7 +151,7 @@ int convert(const ConvertFlags& flags) {
   if (hf) {
     ckpt::import_hf_folder(from, to);
   } else {
-    const Loaded loaded = load(from);
+    const Weights loaded = open_weights(from);
     ckpt::write_hf_folder(to, loaded.model, *loaded.source);
   }
   const char* what = hf ? "Tessera checkpoint" : "Hugging Face folder";
@@ -120,11 +165,16 @@ int convert(const ConvertFlags& flags) {
 }
 
 int tokenize(const TokenizeFlags& flags) {
+  if (!fs::is_regular_file(flags.text)) {
+    throw Error(ErrorKind::config, "there is no such text file", flags.text,
+                "give the path of a UTF-8 text file");
+  }
   if (flags.vocab_size > 0) {
     data::train_tokenizer(flags.text, flags.tokenizer,
                           {.vocab_size = static_cast<std::int32_t>(flags.vocab_size)});
   }
-  const data::Tokenizer tokenizer = data::Tokenizer::load(flags.tokenizer);
+  const data::Tokenizer tokenizer =
+      load_tokenizer(flags.tokenizer, "--tokenizer", std::numeric_limits<std::int32_t>::max());
   const data::TextStatistics s = data::tokenise_text_file(flags.text, tokenizer, flags.output, {});
   if (flags.json) {
     const nlohmann::ordered_json j = {{"bytes", s.num_bytes},

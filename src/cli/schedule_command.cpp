@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "report/schedule_view.h"
 #include "schedule/check.h"
 #include "schedule/schedule.h"
 #include "schedule/simulate.h"
@@ -39,11 +40,12 @@ int schedule(const ScheduleFlags& flags, const Terminal& terminal) {
     std::printf("%s", schedule::to_text(s).c_str());
     return 0;
   }
-  std::printf("%s\n", schedule::draw_grid(s, costs, {.max_columns = terminal.style.width - 10}).c_str());
+  std::printf("%s\n", report::schedule_view(s, costs, terminal.style).c_str());
   const std::string held = vpp == 1 ? "all" : fmt::format("1/{}", vpp);
-  std::printf(
-      "%s: makespan %.4g, bubble %.1f%%, at most %d live activations on a rank, each of %s of its layers\n",
-      std::string(schedule::name(kind)).c_str(), makespan, 100.0 * sim.bubble_fraction, most, held.c_str());
+  const std::string of = vpp > 1 ? fmt::format(", each of 1/{} of its layers", vpp) : "";
+  std::printf("%s: makespan %.4g, bubble %.1f%%\nat most %d live activations on a rank%s\n",
+              std::string(schedule::name(kind)).c_str(), makespan, 100.0 * sim.bubble_fraction, most,
+              of.c_str());
   return 0;
 }
 

@@ -1,20 +1,23 @@
 #include <fmt/format.h>
 #include <sched.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <system_error>
 
 #include "base/file.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/data_files.h"
+#include "cli/progress_printer.h"
+#include "cli/weights.h"
 #include "exec/generator.h"
 #include "exec/trainer.h"
 #include "kernels/peak.h"
 #include "plan/plan.h"
-#include "report/progress.h"
 #include "report/run_summary.h"
-#include "report/strip.h"
 #include "schedule/simulate.h"
 
 namespace tessera::cli {
@@ -28,66 +31,6 @@ std::int32_t available_cores() {
   CPU_ZERO(&set);
   return ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
-
-// The progress line: rewritten in place for a person, every tenth of the run for a file.
-class Progress {
- public:
-  Progress(const spec::Job& job, const TrainFlags& flags, const Terminal& terminal)
-      : job_(job), json_(flags.json), terminal_(terminal) {}
-
-  void step(const exec::StepMetrics& m, std::int64_t first_step) {
-    if (json_) {
-      std::printf("%s\n", exec::to_json(m).c_str());
-      std::fflush(stdout);
-      return;
-    }
-    for (const std::string& w : m.warnings) {
-      std::printf("%swarning (step %lld): %s\n", terminal_.interactive ? "\r\033[K" : "",
-                  static_cast<long long>(m.step + 1), w.c_str());
-      warnings.push_back(w);
-    }
-    seconds_ += m.time.value;
-    const std::int64_t done = m.step + 1;
-    const std::int64_t ran = done - first_step;
-    const std::int64_t stride = std::max<std::int64_t>(1, job_.train.steps / 20);
-    if (!terminal_.interactive && done % stride != 0 && done != job_.train.steps && ran != 1) return;
-    report::ProgressState p;
-    p.step = done;
-    p.steps = job_.train.steps;
-    p.loss = m.result.ce_loss;
-    p.tokens_per_s = m.tokens_per_second;
-    p.seconds_left =
-        Seconds(seconds_ / static_cast<double>(ran) * static_cast<double>(job_.train.steps - done));
-    p.strip = strip(m);
-    p.mfu = m.mfu;
-    p.grad_norm = m.result.grad_norm;
-    p.lr = m.result.lr;
-    const std::string line = report::progress_line(p, terminal_.style);
-    if (terminal_.interactive) {
-      std::printf("\r\033[K%s", line.c_str());
-      if (done == job_.train.steps) std::printf("\n");
-    } else {
-      std::printf("%s\n", line.c_str());
-    }
-    std::fflush(stdout);
-  }
-  std::vector<std::string> warnings;
-
- private:
-  // Load of the experts, all layers together.
-  [[nodiscard]] std::string strip(const exec::StepMetrics& m) const {
-    if (m.routing.empty()) return {};
-    std::vector<double> load(m.routing[0].chosen.size(), 0.0);
-    for (const exec::RoutingFigures& r : m.routing) {
-      for (std::size_t e = 0; e < load.size(); ++e) load[e] += static_cast<double>(r.chosen[e]);
-    }
-    return report::heat_strip(load, terminal_.style, 16);
-  }
-  const spec::Job& job_;
-  bool json_;
-  const Terminal& terminal_;
-  double seconds_ = 0.0;
-};
 
 std::vector<report::FileRow> files_of(const exec::RunSummary& s, const PreparedData& data,
                                       const fs::path& output) {
@@ -146,6 +89,8 @@ report::RunView view_of(const exec::RunSummary& s, const plan::Plan& plan, const
   view.unigram_entropy = data.unigram_entropy;
   if (s.validation_loss >= 0.0) view.validation_loss = s.validation_loss;
   view.validation_sequences = s.validation_sequences;
+  view.files = files_of(s, data, job.output.folder);
+  if (s.losses.empty()) return view;  // nothing ran: no speed, no memory worth a line
   fill_speed(view, s, peaks, job);
   for (const exec::AxisUse& a : s.mean.axes) {
     view.axes.push_back(
@@ -164,7 +109,6 @@ report::RunView view_of(const exec::RunSummary& s, const plan::Plan& plan, const
   for (const exec::RankUse& r : s.ranks) {
     view.memory.push_back({.rank = r.rank.value, .planned = r.planned, .measured = r.measured});
   }
-  view.files = files_of(s, data, job.output.folder);
   return view;
 }
 
@@ -185,9 +129,9 @@ void print_plan(const plan::Plan& plan, const PreparedData& data, const kernels:
                 std::int32_t cores) {
   std::printf("%s", plan::describe(plan).c_str());
   std::printf("data: %s\n", data.description.c_str());
-  std::printf("machine: %d cores, %.1f GFLOP/s f32 FMA peak per core (%s), %d thread ranks\n\n", cores,
+  std::printf("machine: %d cores, %.1f GFLOP/s f32 FMA peak per core (%s), %d thread rank%s\n\n", cores,
               peaks.fma_f32.value * 1e-9, std::string(kernels::instruction_set()).c_str(),
-              plan.layout.world_size());
+              plan.layout.world_size(), plan.layout.world_size() == 1 ? "" : "s");
   std::fflush(stdout);
 }
 
@@ -195,65 +139,174 @@ void print_json_summary(const exec::RunSummary& s, const report::RunView& view) 
   nlohmann::ordered_json j;
   j["summary"]["first_step"] = s.first_step;
   j["summary"]["steps"] = s.losses.size();
-  j["summary"]["final_loss"] = report::final_loss(view).value_or(0.0);
+  if (const auto loss = report::final_loss(view)) j["summary"]["final_loss"] = *loss;
   j["summary"]["unigram_entropy"] = view.unigram_entropy.value_or(0.0);
   if (view.validation_loss) j["summary"]["validation_loss"] = *view.validation_loss;
-  j["summary"]["tokens_per_s"] = view.speed.tokens_per_s;
-  j["summary"]["mfu"] = view.speed.mfu.value_or(0.0);
+  if (!s.losses.empty()) {
+    j["summary"]["tokens_per_s"] = view.speed.tokens_per_s;
+    j["summary"]["mfu"] = view.speed.mfu.value_or(0.0);
+    j["summary"]["peak_flops"] = view.speed.peak.value_or(FlopsPerSecond(0)).value;
+  }
+  j["summary"]["warnings"] = view.warnings;
   j["summary"]["seconds"] = s.seconds.value;
   for (const report::FileRow& f : view.files) j["summary"]["files"].push_back(f.path);
   std::printf("%s\n", j.dump().c_str());
 }
 
+// The model of the weights against the job's: another shape is an error, another constant a warning.
+void check_model(const ckpt::WeightSource& source, const spec::ModelSpec& model, const spec::ModelSpec& job,
+                 const std::string& where, const std::string& mend) {
+  const std::vector<std::string> keys = differences(model, job);
+  try {
+    ckpt::check_hf_folder(source, job);
+  } catch (const Error& e) {
+    const std::string what = keys.empty() ? e.problems().front().what : join(keys, "; ");
+    throw Error(ErrorKind::config, "the weights are of another model than the job's: " + what, where, mend);
+  }
+  for (const std::string& key : keys) warn(fmt::format("{}: {} as in the job", where, key));
+}
+
+std::shared_ptr<const ckpt::CheckpointReader> open_resume(const spec::Job& job,
+                                                          std::vector<std::string>& skipped) {
+  const fs::path folder = job.checkpoint.folder;
+  if (folder.empty() || !fs::is_directory(folder)) return nullptr;
+  std::shared_ptr<const ckpt::CheckpointReader> newest = ckpt::open_latest_checkpoint(folder, &skipped);
+  if (!newest && skipped.empty()) return nullptr;
+  if (!job.checkpoint.resume) {
+    throw Error(ErrorKind::config,
+                "checkpoint.resume is false, but the folder holds checkpoints of another run",
+                "checkpoint.folder: " + folder.string(), "give a new folder, or remove this one first");
+  }
+  if (!newest) {
+    warn_skipped(skipped);
+    throw Error(ErrorKind::io, fmt::format("all {} checkpoints of the folder are damaged", skipped.size()),
+                "checkpoint.folder: " + folder.string(),
+                "restore one from a copy, or remove the folder to begin again");
+  }
+  Problems problems;
+  const std::string where = newest->folder().string();
+  const spec::ModelSpec model = spec::parse_hf_config(newest->meta().hf_config, where, problems);
+  problems.throw_if_any();
+  check_model(*newest, model, job.model, where,
+              "train the model of the checkpoint, or give another checkpoint.folder");
+  return newest;
+}
+
+std::shared_ptr<const ckpt::WeightSource> open_start(const TrainFlags& flags, const spec::Job& job) {
+  if (flags.start_from.empty()) return nullptr;
+  const Weights w = open_weights(flags.start_from);
+  check_model(*w.source, w.model, job.model, "--start-from " + flags.start_from,
+              "give the job the model of these weights, for example model: {config: FOLDER}");
+  return w.source;
+}
+
+void make_folder(const char* key, const fs::path& folder) {
+  if (folder.empty()) return;
+  std::error_code code;
+  fs::create_directories(folder, code);
+  if (!code && ::access(folder.c_str(), W_OK | X_OK) != 0) code = {errno, std::generic_category()};
+  if (!code) return;
+  throw Error(ErrorKind::io, "cannot write into the folder: " + code.message(),
+              fmt::format("{}: {}", key, folder.string()), "give another folder, or mend its permissions");
+}
+
+// What a run begins with. Nothing is written before all of it is known to be good, but for the tokens.
+struct Prepared {
+  std::shared_ptr<const ckpt::CheckpointReader> resume;
+  std::shared_ptr<const ckpt::WeightSource> start;
+  std::vector<std::string> notes;  // warnings to repeat at the end
+  PreparedData data;
+};
+
+Prepared prepare(const spec::Job& job, const TrainFlags& flags) {
+  Prepared p;
+  check_data(job);
+  std::vector<std::string> skipped;
+  p.resume = open_resume(job, skipped);
+  for (const std::string& s : skipped) p.notes.push_back("skipped a damaged checkpoint: " + s);
+  if (p.resume && !flags.start_from.empty()) {
+    p.notes.push_back("--start-from is not used: the run goes on from " + p.resume->folder().string());
+  } else {
+    p.start = open_start(flags, job);
+  }
+  for (const std::string& note : p.notes) warn(note);
+  make_folder("output.folder", job.output.folder);
+  make_folder("checkpoint.folder", job.checkpoint.folder);
+  p.data = prepare_data(job);
+  return p;
+}
+
+void print_start(const spec::Job& job, const Prepared& p) {
+  const std::int64_t done = p.resume ? p.resume->meta().step : 0;
+  if (p.start) std::printf("first weights from the folder of --start-from\n");
+  if (p.resume) {
+    std::printf("resumed after step %lld from %s\n", static_cast<long long>(done),
+                p.resume->folder().c_str());
+  }
+  if (done >= job.train.steps) {
+    std::printf("nothing to train: the checkpoint has done %lld steps and train.steps is %lld\n",
+                static_cast<long long>(done), static_cast<long long>(job.train.steps));
+  }
+  std::fflush(stdout);
+}
+
+int print_dry_run(const plan::Plan& plan, bool json) {
+  const std::string text =
+      json ? plan::to_json(plan) : plan::describe(plan) + "\n" + plan::describe(exec::plan_memory(plan));
+  std::printf("%s%s", text.c_str(), text.ends_with('\n') ? "" : "\n");
+  return 0;
+}
+
+int print_config(const spec::Job& job, bool json) {
+  const std::string text = json ? spec::to_json(job) : spec::to_yaml(job);
+  std::printf("%s%s", text.c_str(), text.ends_with('\n') ? "" : "\n");
+  return 0;
+}
+
 }  // namespace
 
 int train(const TrainFlags& flags, const Terminal& terminal) {
+  if (!fs::is_regular_file(flags.job)) {
+    throw Error(ErrorKind::config, "there is no such job file", flags.job,
+                "give the path of a job in YAML; examples/demo/job.yaml is one");
+  }
   const spec::Job job = spec::read_job(flags.job, flags.overrides);
-  if (flags.print_config) {
-    std::printf("%s", spec::to_yaml(job).c_str());
-    return 0;
-  }
+  if (flags.print_config) return print_config(job, flags.json);
   const plan::Plan plan = plan::make_plan(job);
-  if (flags.dry_run) {
-    std::printf("%s\n%s", plan::describe(plan).c_str(), plan::describe(exec::plan_memory(plan)).c_str());
-    return 0;
-  }
-  const PreparedData data = prepare_data(job);
+  if (flags.dry_run) return print_dry_run(plan, flags.json);
+  const Prepared p = prepare(job, flags);
   const kernels::Peaks peaks = kernels::measure_peaks();
   const std::int32_t cores = available_cores();
-  if (!flags.json) print_plan(plan, data, peaks, cores);
-  const fs::path output = job.output.folder;
-  if (!output.empty()) {
-    fs::create_directories(output);
-    plan::write_plan(output / "plan.json", plan);
+  if (!flags.json) {
+    print_plan(plan, p.data, peaks, cores);
+    print_start(job, p);
   }
-  Progress progress(job, flags, terminal);
-  std::int64_t first_step = 0;
-  const bool f64 = job.train.precision == spec::Precision::f64;
-  const exec::RunSummary summary =
-      exec::train(plan,
-                  {.train = data.train,
-                   .validation = data.validation,
-                   .cores = cores,
-                   .peak_per_core = f64 ? peaks.fma_f64 : peaks.fma_f32,
-                   .output = output,
-                   .start_from = flags.start_from},
-                  {.on_start =
-                       [&](std::int64_t step) {
-                         first_step = step;
-                         if (step > 0 && !flags.json) {
-                           std::printf("resumed after step %lld from %s\n", static_cast<long long>(step),
-                                       job.checkpoint.folder.c_str());
-                         }
-                       },
-                   .on_step = [&](const exec::StepMetrics& m) { progress.step(m, first_step); }});
-  report::RunView view = view_of(summary, plan, data, peaks, cores);
-  view.warnings = progress.warnings;
+  const fs::path output = job.output.folder;
+  if (!output.empty()) plan::write_plan(output / "plan.json", plan);
+  exec::RunSummary summary;
+  std::vector<std::string> warnings = p.notes;
+  {
+    ProgressPrinter progress(job, flags, terminal);
+    const bool f64 = job.train.precision == spec::Precision::f64;
+    summary = exec::train(plan,
+                          {.train = p.data.train,
+                           .validation = p.data.validation,
+                           .cores = cores,
+                           .peak_per_core = f64 ? peaks.fma_f64 : peaks.fma_f32,
+                           .output = output,
+                           .resume = p.resume,
+                           .start_weights = p.start},
+                          {.on_start = [&](std::int64_t step) { progress.start(step); },
+                           .on_step = [&](const exec::StepMetrics& m) { progress.step(m); }});
+    warnings.insert(warnings.end(), progress.warnings().begin(), progress.warnings().end());
+  }
+  report::RunView view = view_of(summary, plan, p.data, peaks, cores);
+  view.warnings = warnings;
   if (flags.json) {
     print_json_summary(summary, view);
     return 0;
   }
-  add_sample(view, job, data, summary.checkpoint);
+  add_sample(view, job, p.data, summary.checkpoint);
   std::printf("\n%s", report::render(view, terminal.style).c_str());
   return 0;
 }

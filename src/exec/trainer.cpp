@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <fstream>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "base/clock.h"
+#include "base/file.h"
+#include "base/text.h"
 #include "ckpt/checkpoint.h"
 #include "comm/thread_world.h"
 #include "exec/run_state.h"
@@ -30,8 +33,7 @@ struct Run {
   TokenBatches batches;
   std::optional<TokenBatches> validation;
   std::optional<ckpt::CheckpointWriter> writer;
-  std::optional<std::filesystem::path> resume_from;
-  std::unique_ptr<ckpt::WeightSource> start_source;
+  std::shared_ptr<const ckpt::CheckpointReader> resume;  // shared by the ranks: its checksums are read once
   std::ofstream metrics;
   RunSummary summary;
   std::vector<std::unique_ptr<Tracer>> tracers;  // [2 * rank]: own thread, helper
@@ -42,6 +44,17 @@ struct Run {
 
 [[noreturn]] void cannot_write(const std::filesystem::path& path) {
   throw Error(ErrorKind::io, "cannot write", path.string(), "check the folder's permissions and free space");
+}
+
+// Drops the lines of steps that the resumed run does again, and one that a kill cut short.
+void keep_lines_before(const std::filesystem::path& path, std::int64_t step) {
+  if (!std::filesystem::exists(path)) return;
+  std::string kept;
+  for (const std::string& line : split(read_text(path), '\n')) {
+    const auto j = nlohmann::json::parse(line, nullptr, false);
+    if (j.is_object() && j.value("step", step) < step) kept.append(line).append("\n");
+  }
+  write_atomically(path, kept);
 }
 
 Run::Run(const plan::Plan& p, const TrainInputs& in, const TrainHooks& h)
@@ -56,15 +69,16 @@ Run::Run(const plan::Plan& p, const TrainInputs& in, const TrainHooks& h)
   const spec::CheckpointSpec& c = p.job.checkpoint;
   if (!c.folder.empty()) {
     std::filesystem::create_directories(c.folder);
-    if (c.resume) resume_from = ckpt::latest_checkpoint(c.folder);
+    resume = in.resume;
+    if (!resume && c.resume) resume = ckpt::open_latest_checkpoint(c.folder);
     writer.emplace(ckpt::CheckpointWriter::Options{
         .folder = c.folder, .keep = c.keep, .world_size = p.layout.world_size()});
   }
-  if (!resume_from && !in.start_from.empty()) start_source = ckpt::open_hf_folder(in.start_from);
   if (!in.output.empty()) {
     std::filesystem::create_directories(in.output);
     summary.metrics = in.output / "metrics.jsonl";
-    metrics.open(summary.metrics, resume_from ? std::ios::app : std::ios::trunc);
+    if (resume) keep_lines_before(summary.metrics, resume->meta().step);
+    metrics.open(summary.metrics, resume ? std::ios::app : std::ios::trunc);
     if (!metrics) cannot_write(summary.metrics);
   }
   for (std::int32_t r = 0; r < p.layout.world_size(); ++r) {
@@ -159,13 +173,12 @@ void watch(RankEngine& engine, Tracer& own, Tracer& helper, bool on) {
 }
 
 std::int64_t start_state(Run& run, RankEngine& engine) {
-  if (run.resume_from) {
-    const ckpt::CheckpointReader reader(*run.resume_from);
-    load_state(engine, reader, StateParts::weights_and_optimizer);
-    return reader.meta().step;
+  if (run.resume) {
+    load_state(engine, *run.resume, StateParts::weights_and_optimizer);
+    return run.resume->meta().step;
   }
   engine.initialise();
-  if (run.start_source) load_state(engine, *run.start_source, StateParts::weights);
+  if (run.inputs.start_weights) load_state(engine, *run.inputs.start_weights, StateParts::weights);
   return 0;
 }
 
@@ -247,6 +260,7 @@ void train_rank(Run& run, Rank rank) {
 
 void write_trace(Run& run) {
   if (run.inputs.output.empty() || run.plan.job.output.trace_steps == 0) return;
+  if (run.summary.losses.empty()) return;  // nothing ran: the trace of the run before stays
   std::vector<const trace::Recorder*> recorders;
   for (const auto& t : run.tracers) recorders.push_back(&t->recorder());
   run.summary.trace = run.inputs.output / "trace.json";

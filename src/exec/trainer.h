@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "ckpt/checkpoint.h"
 #include "data/token_source.h"
 #include "exec/metrics.h"
 #include "plan/plan.h"
@@ -20,8 +21,11 @@ struct TrainInputs {
   std::int32_t cores = 1;
   FlopsPerSecond peak_per_core;  // measured FMA peak in the run's precision
   std::filesystem::path output;  // metrics.jsonl, trace.json; empty: none
-  std::filesystem::path
-      start_from;  // Hugging Face folder or checkpoint to take weights from; empty: from the seed
+  // Both are shared between the caller, who checked them, and all ranks.
+  // The checkpoint to go on from; null: the newest of the job's folder, where the job resumes.
+  std::shared_ptr<const ckpt::CheckpointReader> resume;
+  // The first weights when nothing is resumed; null: from the seed.
+  std::shared_ptr<const ckpt::WeightSource> start_weights;
 };
 
 struct TrainHooks {                                       // called on rank 0's thread

@@ -1,14 +1,21 @@
-// Runs the built program as a user does, in a folder of its own.
+// Runs the built program as a user does: in a folder of its own, without a home folder or a terminal, both
+// outputs and the exit code apart, stopped when it hangs.
 #pragma once
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
-#include <cstdio>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <string>
+#include <thread>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/random.h"
 
 namespace tessera::cli {
 
@@ -16,8 +23,82 @@ namespace fs = std::filesystem;
 
 struct Outcome {
   int code = -1;       // exit code; -1 when a signal ended it
+  int signal = 0;      // that signal
   std::string output;  // standard output
   std::string errors;  // standard error
+};
+
+inline std::string text_of(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// The words of a command line; '...' keeps blanks.
+inline std::vector<std::string> words_of(const std::string& line) {
+  std::vector<std::string> words;
+  bool open = false, quoted = false;
+  for (const char c : line) {
+    if (c == '\'') {
+      quoted = !quoted;
+      if (quoted && !open) words.emplace_back();
+      open = true;
+    } else if (c == ' ' && !quoted) {
+      open = false;
+    } else {
+      if (!open) words.emplace_back();
+      open = true;
+      words.back() += c;
+    }
+  }
+  return words;
+}
+
+// A running program; its outputs go to files of its folder.
+class Running {
+ public:
+  Running(const fs::path& folder, const std::string& arguments) : folder_(folder) {
+    std::vector<std::string> words = words_of(arguments);
+    words.insert(words.begin(), "tessera");
+    std::vector<char*> argv;
+    for (std::string& w : words) argv.push_back(w.data());
+    argv.push_back(nullptr);
+    const std::string out = folder / ".out", err = folder / ".err";
+    char* no_environment[] = {nullptr};
+    process_ = ::fork();
+    if (process_ == 0) {
+      if (::chdir(folder.c_str()) != 0) ::_exit(120);
+      redirect("/dev/null", O_RDONLY, STDIN_FILENO);
+      redirect(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, STDOUT_FILENO);
+      redirect(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, STDERR_FILENO);
+      ::execve(TESSERA_PROGRAM, argv.data(), no_environment);
+      ::_exit(121);
+    }
+  }
+  void kill(int signal) const { ::kill(process_, signal); }
+  Outcome wait() const {
+    constexpr double kTimeout = 120.0;
+    const std::int64_t start = wall_ns();
+    int status = 0;
+    while (::waitpid(process_, &status, WNOHANG) == 0) {
+      if (static_cast<double>(wall_ns() - start) * 1e-9 > kTimeout) {
+        ADD_FAILURE() << "the program hangs";
+        kill(SIGKILL);
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    Outcome outcome{.output = text_of(folder_ / ".out"), .errors = text_of(folder_ / ".err")};
+    if (WIFEXITED(status)) outcome.code = WEXITSTATUS(status);
+    if (WIFSIGNALED(status)) outcome.signal = WTERMSIG(status);
+    return outcome;
+  }
+
+ private:
+  static void redirect(const char* path, int flags, int onto) {
+    const int file = ::open(path, flags, 0644);
+    if (file < 0 || ::dup2(file, onto) < 0) ::_exit(122);
+  }
+  fs::path folder_;
+  pid_t process_ = -1;
 };
 
 class Program : public ::testing::Test {
@@ -30,30 +111,87 @@ class Program : public ::testing::Test {
   void TearDown() override { fs::remove_all(folder_); }
 
   // Arguments as one would type them.
-  [[nodiscard]] Outcome run(const std::string& arguments) const {
-    const std::string command = "cd '" + folder_.string() + "' && '" TESSERA_BINARY_DIR "/tessera' " +
-                                arguments + " 2>errors.txt </dev/null";
-    Outcome outcome;
-    FILE* pipe = ::popen(command.c_str(), "r");
-    if (pipe == nullptr) return outcome;
-    std::array<char, 4096> buffer{};
-    for (std::size_t n = 0; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
-      outcome.output.append(buffer.data(), n);
-    }
-    const int status = ::pclose(pipe);
-    if (WIFEXITED(status)) outcome.code = WEXITSTATUS(status);
-    outcome.errors = text_of("errors.txt");
-    return outcome;
-  }
+  [[nodiscard]] Outcome run(const std::string& arguments) const { return Running(folder_, arguments).wait(); }
   void write(const std::string& name, const std::string& content) const {
     std::ofstream(folder_ / name, std::ios::binary) << content;
   }
-  [[nodiscard]] std::string text_of(const std::string& name) const {
-    std::ifstream in(folder_ / name, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-  }
+  [[nodiscard]] std::string read(const std::string& name) const { return text_of(folder_ / name); }
+  [[nodiscard]] bool exists(const std::string& name) const { return fs::exists(folder_ / name); }
 
   fs::path folder_;
+};
+
+// Sentences of a few dozen words, different on every line; a form feed parts two documents.
+inline std::string some_text() {
+  const std::vector<std::string> words = {"the",   "river", "stone", "walks",   "under", "a",     "bright",
+                                          "moon",  "and",   "sings", "slowly",  "to",    "every", "sleeping",
+                                          "house", "where", "old",   "friends", "wait",  "for",   "rain"};
+  std::ostringstream text;
+  for (std::uint64_t line = 0; line < 400; ++line) {
+    for (std::uint64_t w = 0; w < 12; ++w) {
+      text << words[uniform_below(words.size(), 1, line, w)] << (w == 11 ? ".\n" : " ");
+    }
+    if (line == 199) text << '\f';
+  }
+  return text.str();
+}
+
+inline constexpr const char* kJob = R"(
+model:
+  model_type: mixtral
+  num_hidden_layers: 2
+  hidden_size: 32
+  intermediate_size: 32
+  num_attention_heads: 4
+  num_key_value_heads: 2
+  vocab_size: 320
+  max_position_embeddings: 64
+  num_local_experts: 4
+  num_experts_per_tok: 2
+train: {steps: 6, sequence_length: 32, global_batch_size: 8, micro_batch_size: 2, lr: 3.0e-3}
+parallel: {tp: 2, pp: 2, dp: 2, ep: 2, schedule: 1f1b}
+data: {text: text.txt, vocab_size: 320, validation_fraction: 0.1}
+checkpoint: {folder: run/checkpoints, every: 3}
+output: {folder: run, sample_prompt: "the river", sample_tokens: 5, trace_steps: 1}
+)";
+
+// A folder with a job and a text.
+class TinyJob : public Program {
+ protected:
+  void SetUp() override {
+    Program::SetUp();
+    write("job.yaml", kJob);
+    write("text.txt", some_text());
+  }
+};
+
+// The same, trained: all tests of a suite share one run and work on copies of it.
+class TinyRun : public Program {
+ protected:
+  static void SetUpTestSuite() {
+    std::string name = (fs::temp_directory_path() / "tessera-cli-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    trained() = name;
+    std::ofstream(trained() / "job.yaml") << kJob;
+    std::ofstream(trained() / "text.txt") << some_text();
+    outcome() = Running(trained(), "train job.yaml").wait();
+    ASSERT_EQ(outcome().code, 0) << outcome().errors;
+  }
+  static void TearDownTestSuite() { fs::remove_all(trained()); }
+  void SetUp() override {
+    Program::SetUp();
+    // Times too: files are made again when the text looks changed.
+    const std::string copy = "cp -a '" + trained().string() + "/.' '" + folder_.string() + "/'";
+    ASSERT_EQ(std::system(copy.c_str()), 0);
+  }
+  static fs::path& trained() {
+    static fs::path path;
+    return path;
+  }
+  static Outcome& outcome() {
+    static Outcome outcome;
+    return outcome;
+  }
 };
 
 }  // namespace tessera::cli

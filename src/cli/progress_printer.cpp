@@ -1,0 +1,90 @@
+#include "cli/progress_printer.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "report/progress.h"
+#include "report/strip.h"
+
+namespace tessera::cli {
+
+namespace {
+
+constexpr std::int64_t kLinesInAFile = 20;
+
+// Ctrl-C over an open progress line: leave the shell's prompt a line of its own, then end as if nobody had
+// listened.
+void end_line_and_die(int signal) {
+  const ssize_t ignored = ::write(STDOUT_FILENO, "\n", 1);
+  (void)ignored;
+  ::signal(signal, SIG_DFL);
+  ::raise(signal);
+}
+
+}  // namespace
+
+ProgressPrinter::ProgressPrinter(const spec::Job& job, const TrainFlags& flags, const Terminal& terminal)
+    : job_(job), terminal_(terminal), json_(flags.json) {
+  if (terminal.interactive && !json_) ::signal(SIGINT, end_line_and_die);
+}
+
+ProgressPrinter::~ProgressPrinter() {
+  if (open_) std::printf("\n");
+  std::fflush(stdout);
+  if (terminal_.interactive && !json_) ::signal(SIGINT, SIG_DFL);
+}
+
+void ProgressPrinter::show(const std::string& line, bool last) {
+  if (terminal_.interactive) {
+    std::printf("\r\033[K%s%s", line.c_str(), last ? "\n" : "");
+    open_ = !last;
+  } else {
+    std::printf("%s\n", line.c_str());
+  }
+  std::fflush(stdout);
+}
+
+void ProgressPrinter::step(const exec::StepMetrics& m) {
+  const std::int64_t done = m.step + 1;
+  const std::int64_t ran = done - first_step_;
+  const std::int64_t steps = job_.train.steps;
+  seconds_ += m.time.value;
+  for (const std::string& w : m.warnings) {
+    warnings_.push_back(fmt::format("step {}: {}", done, w));
+    if (!json_) show("warning, step " + std::to_string(done) + ": " + w, true);
+  }
+  if (json_) {
+    std::printf("%s\n", exec::to_json(m).c_str());
+    std::fflush(stdout);
+    return;
+  }
+  const std::int64_t stride = std::max<std::int64_t>(1, steps / kLinesInAFile);
+  if (!terminal_.interactive && done % stride != 0 && done != steps && ran != 1) return;
+  report::ProgressState p;
+  p.step = done;
+  p.steps = steps;
+  p.loss = m.result.ce_loss;
+  p.tokens_per_s = m.tokens_per_second;
+  p.seconds_left = Seconds(seconds_ / static_cast<double>(ran) * static_cast<double>(steps - done));
+  p.strip = strip(m);
+  p.mfu = m.mfu;
+  p.grad_norm = m.result.grad_norm;
+  p.lr = m.result.lr;
+  show(report::progress_line(p, terminal_.style), done == steps);
+}
+
+// Load of the experts, all layers together.
+std::string ProgressPrinter::strip(const exec::StepMetrics& m) const {
+  if (m.routing.empty()) return {};
+  std::vector<double> load(m.routing[0].chosen.size(), 0.0);
+  for (const exec::RoutingFigures& r : m.routing) {
+    for (std::size_t e = 0; e < load.size(); ++e) load[e] += static_cast<double>(r.chosen[e]);
+  }
+  return report::heat_strip(load, terminal_.style, 16);
+}
+
+}  // namespace tessera::cli
