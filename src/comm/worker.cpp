@@ -17,15 +17,24 @@ CommWorker::CommWorker(Options options)
 }
 
 CommWorker::~CommWorker() {
-  bool open = false;
+  drain();
   {
     const std::lock_guard lock(mutex_);
     closing_ = true;
-    open = done_ < posted_;
   }
   changed_.notify_all();
-  if (open && options_.on_unwind && std::uncaught_exceptions() > exceptions_at_start_) options_.on_unwind();
   thread_.join();
+}
+
+void CommWorker::drain() noexcept {
+  std::unique_lock lock(mutex_);
+  if (done_ == posted_) return;
+  if (options_.on_unwind && std::uncaught_exceptions() > exceptions_at_start_) {
+    lock.unlock();
+    options_.on_unwind();
+    lock.lock();
+  }
+  changed_.wait(lock, [&] { return done_ == posted_; });
 }
 
 CommWorker::Slot& CommWorker::slot_of(std::int64_t number) {

@@ -75,7 +75,10 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   times_.resize(actions().size());
 }
 
-RankEngine::~RankEngine() = default;
+RankEngine::~RankEngine() {
+  // The helper thread may still be inside a reduction, where an exception ends the step.
+  if (options_.worker != nullptr) options_.worker->drain();
+}
 
 nn::Dims RankEngine::dims() const {
   const spec::Job& job = options_.plan->job;

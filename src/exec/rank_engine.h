@@ -144,8 +144,8 @@ class RankEngine {
   Options options_;
   plan::RankMemory planned_;
   Bytes planned_arena_, planned_scratch_;
+  Arena arena_, scratch_;  // before the communicators, which take back unread messages before memory goes
   Communicators comms_;
-  Arena arena_, scratch_;
   std::unique_ptr<ParamStore> store_;
   std::vector<Stage> stages_;
   std::vector<StageState> states_;
