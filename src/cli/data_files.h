@@ -23,9 +23,9 @@ struct PreparedData {
 // Writes nothing.
 void check_data(const spec::Job& job);
 
-// Tokenises (and trains a tokenizer) into the output folder, which exists; what is there already from the same
-// text, tokenizer and vocabulary size is used again (a note FILE.from beside it tells). Throws Error when a
-// token lies outside the model's vocabulary.
+// Tokenises (and trains a tokenizer) into the output folder, which exists; what is there already from the
+// same text, tokenizer and vocabulary size is used again (a note FILE.from beside it tells). Throws Error
+// when a token lies outside the model's vocabulary.
 [[nodiscard]] PreparedData prepare_data(const spec::Job& job);
 
 }  // namespace tessera::cli

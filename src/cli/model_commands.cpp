@@ -74,11 +74,20 @@ int generate(const GenerateFlags& flags) {
 namespace {
 
 // The ids of a text as training saw them: documents end with a form feed, each gets the end token.
-std::vector<std::int32_t> ids_of(const std::string& text, const data::Tokenizer& tokenizer) {
+std::vector<std::int32_t> ids_of(const std::string& path, const std::string& text,
+                                 const data::Tokenizer& tokenizer) {
   std::vector<std::int32_t> ids;
+  std::int64_t number = 0;
   for (const std::string& document : split(text, '\f')) {
+    ++number;
     if (document.empty()) continue;
-    const std::vector<std::int32_t> part = tokenizer.encode(document);
+    std::vector<std::int32_t> part;
+    try {
+      part = tokenizer.encode(document);
+    } catch (const Error& e) {  // it knows the text, not where that came from
+      const Problem& p = e.problems().front();
+      throw Error(e.kind(), p.what, fmt::format("{}, document {}: {}", path, number, p.where), p.mend);
+    }
     ids.insert(ids.end(), part.begin(), part.end());
     if (const auto eos = tokenizer.eos_id()) ids.push_back(*eos);
   }
@@ -116,7 +125,7 @@ int evaluate(const EvaluateFlags& flags) {
                 "give the path of a UTF-8 text file");
   }
   const std::string text = read_text(flags.text);
-  const auto tokens = std::make_shared<data::MemoryTokens>(ids_of(text, tokenizer), flags.text);
+  const auto tokens = std::make_shared<data::MemoryTokens>(ids_of(flags.text, text, tokenizer), flags.text);
   const exec::TokenBatches batches(tokens, context, 1);
   const double nats = mean_loss(w, batches, context);
   const auto all = static_cast<double>(tokens->num_tokens());

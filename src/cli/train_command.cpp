@@ -147,6 +147,7 @@ void print_json_summary(const exec::RunSummary& s, const report::RunView& view) 
     j["summary"]["mfu"] = view.speed.mfu.value_or(0.0);
     j["summary"]["peak_flops"] = view.speed.peak.value_or(FlopsPerSecond(0)).value;
   }
+  if (s.diverged_at >= 0) j["summary"]["diverged_at"] = s.diverged_at;
   j["summary"]["warnings"] = view.warnings;
   j["summary"]["seconds"] = s.seconds.value;
   for (const report::FileRow& f : view.files) j["summary"]["files"].push_back(f.path);
@@ -229,6 +230,13 @@ Prepared prepare(const spec::Job& job, const TrainFlags& flags) {
   } else {
     p.start = open_start(flags, job);
   }
+  if (!job.output.sample_prompt.empty() && job.checkpoint.folder.empty()) {
+    p.notes.emplace_back(
+        "output.sample_prompt is not used: the sample is made from a checkpoint, and "
+        "checkpoint.folder is not given");
+  } else if (!job.output.sample_prompt.empty() && job.data.text.empty() && job.data.tokenizer.empty()) {
+    p.notes.emplace_back("output.sample_prompt is not used: it needs data.tokenizer");
+  }
   for (const std::string& note : p.notes) warn(note);
   make_folder("output.folder", job.output.folder);
   make_folder("checkpoint.folder", job.checkpoint.folder);
@@ -248,6 +256,21 @@ void print_start(const spec::Job& job, const Prepared& p) {
                 static_cast<long long>(done), static_cast<long long>(job.train.steps));
   }
   std::fflush(stdout);
+}
+
+int print_diverged(const exec::RunSummary& s, const spec::Job& job) {
+  std::fflush(stdout);
+  const std::string rest = s.checkpoint.empty()
+                               ? "no checkpoint was written before"
+                               : "started again, the run goes on from " + s.checkpoint.string();
+  std::fprintf(
+      stderr,
+      "tessera: training\nthe loss or the gradient norm of step %lld is not finite: the run stopped\n"
+      "  where: step %lld, lr %.3g\n"
+      "  mend: lower train.lr (%.3g) or raise train.lr_warmup_steps (%lld); %s\n",
+      static_cast<long long>(s.diverged_at + 1), static_cast<long long>(s.diverged_at + 1), s.mean.result.lr,
+      job.train.optimizer.lr, static_cast<long long>(job.train.optimizer.lr_warmup_steps), rest.c_str());
+  return 1;
 }
 
 int print_dry_run(const plan::Plan& plan, bool json) {
@@ -304,11 +327,11 @@ int train(const TrainFlags& flags, const Terminal& terminal) {
   view.warnings = warnings;
   if (flags.json) {
     print_json_summary(summary, view);
-    return 0;
+  } else {
+    if (summary.diverged_at < 0) add_sample(view, job, p.data, summary.checkpoint);
+    std::printf("\n%s", report::render(view, terminal.style).c_str());
   }
-  add_sample(view, job, p.data, summary.checkpoint);
-  std::printf("\n%s", report::render(view, terminal.style).c_str());
-  return 0;
+  return summary.diverged_at < 0 ? 0 : print_diverged(summary, job);
 }
 
 }  // namespace tessera::cli

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <fstream>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -37,6 +39,7 @@ struct Run {
   std::ofstream metrics;
   RunSummary summary;
   std::vector<std::unique_ptr<Tracer>> tracers;  // [2 * rank]: own thread, helper
+  std::atomic<bool> diverged = false;            // set by every rank after the same step
   std::mutex mutex;
 
   Run(const plan::Plan& p, const TrainInputs& in, const TrainHooks& h);
@@ -204,6 +207,17 @@ void validate(Run& run, RankEngine& engine) {
   run.summary.validation_sequences = count;
 }
 
+// On rank 0.
+void report_step(Run& run, const StepMetrics& m) {
+  run.summary.losses.push_back(m.result.ce_loss);
+  if (run.metrics.is_open()) {
+    run.metrics << to_json(m) << '\n';
+    run.metrics.flush();
+    if (!run.metrics) cannot_write(run.summary.metrics);
+  }
+  if (run.hooks.on_step) run.hooks.on_step(m);
+}
+
 void train_rank(Run& run, Rank rank) {
   const spec::Job& job = run.plan.job;
   const auto index = static_cast<std::size_t>(rank.value);
@@ -239,20 +253,21 @@ void train_rank(Run& run, Rank rank) {
     watch(engine, own, helper, false);
     const StepMetrics m = gatherer.gather(engine, step, wall);
     const bool last = step + 1 == job.train.steps;
-    if (run.writer && (last || (job.checkpoint.every > 0 && (step + 1) % job.checkpoint.every == 0))) {
+    // Equal on every rank, so all leave the loop together; the spoiled weights never reach a checkpoint.
+    const bool diverged = !std::isfinite(m.result.loss()) || !std::isfinite(m.result.grad_norm);
+    if (diverged) run.diverged = true;
+    if (!diverged && run.writer &&
+        (last || (job.checkpoint.every > 0 && (step + 1) % job.checkpoint.every == 0))) {
       save(run, engine, step + 1);
     }
-    if (!leader) continue;
-    run.summary.losses.push_back(m.result.ce_loss);
-    totals.add(m, routing_from);
-    if (run.metrics.is_open()) {
-      run.metrics << to_json(m) << '\n';
-      run.metrics.flush();
-      if (!run.metrics) cannot_write(run.summary.metrics);
+    if (leader) {
+      if (diverged) run.summary.diverged_at = step;
+      totals.add(m, routing_from);
+      report_step(run, m);
     }
-    if (run.hooks.on_step) run.hooks.on_step(m);
+    if (diverged) break;
   }
-  validate(run, engine);
+  if (!run.diverged) validate(run, engine);
   if (leader) totals.finish(run.summary);
   const std::lock_guard lock(run.mutex);
   run.summary.ranks[index] = {rank, engine.planned_memory(), engine.measured_memory()};
@@ -260,7 +275,8 @@ void train_rank(Run& run, Rank rank) {
 
 void write_trace(Run& run) {
   if (run.inputs.output.empty() || run.plan.job.output.trace_steps == 0) return;
-  if (run.summary.losses.empty()) return;  // nothing ran: the trace of the run before stays
+  // Nothing ran, or not to the steps that are traced: the trace of the run before stays.
+  if (run.summary.losses.empty() || run.diverged) return;
   std::vector<const trace::Recorder*> recorders;
   for (const auto& t : run.tracers) recorders.push_back(&t->recorder());
   run.summary.trace = run.inputs.output / "trace.json";

@@ -116,6 +116,17 @@ TEST_F(Model, EvalAgreesWithTheLossOfTheLastSteps) {
               AllOf(HasSubstr("perplexity"), HasSubstr("bits per byte")));
 }
 
+TEST_F(Model, EvalRefusesATextThatItCannotScore) {
+  write("bad.txt", "a good document\fa bad \xff one");
+  const Outcome bad = run("eval run/checkpoints bad.txt --tokenizer run/tokenizer.model");
+  EXPECT_EQ(bad.code, 2);
+  EXPECT_THAT(bad.errors, AllOf(HasSubstr("not UTF-8: byte 0xFF"), HasSubstr("bad.txt, document 2")));
+  write("short.txt", "a");
+  const Outcome few = run("eval run/checkpoints short.txt --tokenizer run/tokenizer.model");
+  EXPECT_EQ(few.code, 2);
+  EXPECT_THAT(few.errors, HasSubstr("too few for one sequence of 32"));
+}
+
 TEST_F(Model, TokenizeWritesATokenFileThatAJobReads) {
   const Outcome outcome = run("tokenize text.txt --vocab-size 320 --tokenizer t.model --output tokens");
   ASSERT_EQ(outcome.code, 0) << outcome.errors;

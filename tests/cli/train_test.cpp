@@ -178,6 +178,20 @@ TEST_F(TinyJob, TokensAreMadeAgainWhenTheVocabularyOrTheTextChanges) {
   EXPECT_NE(read("run/tokens.bin"), tokens);
 }
 
+TEST_F(TinyJob, ALossThatIsNotANumberStopsTheRunAndKeepsTheGoodCheckpoint) {
+  ASSERT_EQ(run("train job.yaml --set train.steps=3").code, 0);
+  const Outcome outcome = run("train job.yaml --set train.steps=9 --set train.lr=1.0e+30");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.errors, AllOf(HasSubstr("tessera: training"), HasSubstr("is not finite"),
+                                    HasSubstr("mend: lower train.lr (1e+30)"),
+                                    HasSubstr("goes on from run/checkpoints/step-00000003")));
+  EXPECT_TRUE(exists("run/checkpoints/step-00000003"));
+  EXPECT_FALSE(exists("run/checkpoints/step-00000006"));
+  const Outcome again = run("train job.yaml");
+  EXPECT_EQ(again.code, 0) << again.errors;
+  EXPECT_THAT(again.output, HasSubstr("resumed after step 3"));
+}
+
 TEST_F(TinyRun, LeavesMetricsTracePlanAndCheckpointsAndSaysWhere) {
   for (const char* file : {"run/metrics.jsonl", "run/trace.json", "run/plan.json", "run/tokenizer.model",
                            "run/checkpoints/step-00000006"}) {
