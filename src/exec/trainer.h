@@ -41,8 +41,8 @@ struct RankUse {
 struct RunSummary {
   std::int64_t first_step = 0;  // > 0: resumed
   std::vector<double> losses;   // ce loss of each step run
-  // The step whose loss or gradient norm was not finite: the run ended there, without a checkpoint of it. -1:
-  // none.
+  // The step whose loss or gradient norm was not finite (-1: none): the run ended there, without a checkpoint
+  // of it.
   std::int64_t diverged_at = -1;
   StepMetrics mean;  // rates, MFU, bubble and axes: means and sums over the steps run but the first
   std::vector<RoutingFigures> routing;  // over the last tenth of the steps
@@ -54,7 +54,8 @@ struct RunSummary {
   Seconds seconds;
 };
 
-// Runs the plan to its last step, or to one whose loss or gradient norm is not finite. Throws Error; what was checkpointed stays.
+// Runs the plan to its last step, or to one whose loss or gradient norm is not finite. Throws Error; what was
+// checkpointed stays.
 [[nodiscard]] RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainHooks& hooks);
 
 }  // namespace tessera::exec
