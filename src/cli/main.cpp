@@ -34,11 +34,20 @@ Terminal read_terminal() {
   return t;
 }
 
+// What every rank was doing explains a wait that never ended or a defect; beside a full disk it is noise.
+bool is_worth_a_line(const tessera::Problem& p, tessera::ErrorKind kind) {
+  using tessera::ErrorKind;
+  return kind == ErrorKind::comm || kind == ErrorKind::internal || !p.what.starts_with("states of the ranks");
+}
+
 int print_error(const tessera::Error& e) {
-  const auto& problems = e.problems();
+  std::vector<tessera::Problem> problems;
+  for (const tessera::Problem& p : e.problems()) {
+    if (is_worth_a_line(p, e.kind())) problems.push_back(p);
+  }
   std::fprintf(stderr, "tessera: %s%s\n", std::string(tessera::name(e.kind())).c_str(),
                problems.size() > 1 ? (" (" + std::to_string(problems.size()) + " problems)").c_str() : "");
-  std::fprintf(stderr, "%s\n", e.what());
+  std::fprintf(stderr, "%s\n", tessera::Error(e.kind(), problems).what());
   return e.kind() == tessera::ErrorKind::config ? kWrongUse : kFailed;
 }
 

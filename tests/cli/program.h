@@ -3,6 +3,7 @@
 #pragma once
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -56,7 +57,9 @@ inline std::vector<std::string> words_of(const std::string& line) {
 // A running program; its outputs go to files of its folder.
 class Running {
  public:
-  Running(const fs::path& folder, const std::string& arguments) : folder_(folder) {
+  // file_limit: bytes that a file may grow to, as a full disk does; 0: no limit.
+  Running(const fs::path& folder, const std::string& arguments, std::int64_t file_limit = 0)
+      : folder_(folder) {
     std::vector<std::string> words = words_of(arguments);
     words.insert(words.begin(), "tessera");
     std::vector<char*> argv;
@@ -70,6 +73,12 @@ class Running {
       redirect("/dev/null", O_RDONLY, STDIN_FILENO);
       redirect(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, STDOUT_FILENO);
       redirect(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, STDERR_FILENO);
+      if (file_limit > 0) {
+        const auto bytes = static_cast<rlim_t>(file_limit);
+        const rlimit limit{bytes, bytes};
+        ::signal(SIGXFSZ, SIG_IGN);  // write() fails instead
+        if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(123);
+      }
       ::execve(TESSERA_PROGRAM, argv.data(), no_environment);
       ::_exit(121);
     }

@@ -75,6 +75,17 @@ TEST_F(TinyJob, AFolderThatCannotBeWrittenIsAFailureThatNamesItsKey) {
   EXPECT_FALSE(exists("run/plan.json"));
 }
 
+TEST_F(TinyJob, AFullDiskIsSaidInAFewLinesAndLeavesNoHalfCheckpoint) {
+  const Outcome outcome = Running(folder_, "train job.yaml", 64 << 10).wait();
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.errors, AllOf(HasSubstr("tessera: io"), HasSubstr("cannot write: File too large"),
+                                    HasSubstr("mend: free some disk space")));
+  EXPECT_LE(std::count(outcome.errors.begin(), outcome.errors.end(), '\n'), 6) << outcome.errors;
+  for (const auto& entry : fs::directory_iterator(folder_ / "run/checkpoints")) {
+    ADD_FAILURE() << "left behind: " << entry.path();
+  }
+}
+
 TEST_F(TinyJob, TokensBeyondTheModelsVocabularyAreRefused) {
   ASSERT_EQ(run("tokenize text.txt --vocab-size 350 --tokenizer big.model --output big").code, 0);
   const Outcome tokenizer = run("train job.yaml --set data.vocab_size=0 --set data.tokenizer=big.model");
