@@ -58,4 +58,8 @@ struct ModelOptions {
 // The largest |a - b| over the largest |a| of a tensor; NaN or a missing tensor gives infinity.
 [[nodiscard]] double worst_difference(const GlobalTensors& a, const GlobalTensors& b, std::string* where);
 
+// Expects loss, balancing terms, gradient norm and router entropy of every step, the last gradients and the
+// final weights within 1e-10 of each tensor's largest value, and equal router counts.
+void expect_parity(const RunResult& want, const RunResult& got, const std::string& what);
+
 }  // namespace tessera::testing
