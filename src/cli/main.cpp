@@ -72,7 +72,9 @@ struct AllFlags {
 void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   auto& f = all.train;
   CLI::App* c = add(app, "train", "Run the plan of a job: thread ranks on this machine",
-                    "tessera train examples/demo/job.yaml --set train.steps=50", f);
+                    "tessera train examples/demo/job.yaml --set train.steps=50\n"
+                    "Keys of a job: docs/formats/job.md, or --print-config for all with their values.",
+                    f);
   c->add_option("job", f.job, "Job file (YAML)")->required();
   c->add_option("--set", f.overrides, "Override a key of the job; may be repeated")
       ->type_name("KEY=VALUE")

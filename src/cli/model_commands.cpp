@@ -161,6 +161,7 @@ int convert(const ConvertFlags& flags) {
     ckpt::import_hf_folder(from, to);
   } else {
     const Weights loaded = open_weights(from);
+    if (to.has_parent_path()) fs::create_directories(to.parent_path());
     ckpt::write_hf_folder(to, loaded.model, *loaded.source);
   }
   const char* what = hf ? "Tessera checkpoint" : "Hugging Face folder";

@@ -17,19 +17,19 @@ class Model : public TinyRun {};
 
 TEST_F(Model, ConvertsThereAndBackToTheSameBytes) {
   ASSERT_EQ(run("convert run/checkpoints hf").code, 0);
-  ASSERT_EQ(run("convert hf back").code, 0);
-  ASSERT_EQ(run("convert back hf2").code, 0);
+  ASSERT_EQ(run("convert hf new/back").code, 0);
+  ASSERT_EQ(run("convert new/back new/hf2").code, 0);
   EXPECT_FALSE(read("hf/model.safetensors").empty());
-  EXPECT_EQ(read("hf/model.safetensors"), read("hf2/model.safetensors"));
-  EXPECT_EQ(read("hf/config.json"), read("hf2/config.json"));
+  EXPECT_EQ(read("hf/model.safetensors"), read("new/hf2/model.safetensors"));
+  EXPECT_EQ(read("hf/config.json"), read("new/hf2/config.json"));
   const std::string flags =
       " --tokenizer run/tokenizer.model --prompt 'the river' --max-new-tokens 6 --seed 3 --context 32";
   const Outcome a = run("generate run/checkpoints" + flags);
   ASSERT_EQ(a.code, 0) << a.errors;
   EXPECT_THAT(a.output, HasSubstr("the river"));
   EXPECT_EQ(run("generate hf" + flags).output, a.output);
-  EXPECT_EQ(run("generate back" + flags).output, a.output);
-  const Outcome twice = run("convert hf back");
+  EXPECT_EQ(run("generate new/back" + flags).output, a.output);
+  const Outcome twice = run("convert hf new/back");
   EXPECT_EQ(twice.code, 2);
   EXPECT_THAT(twice.errors, HasSubstr("exists already"));
 }
