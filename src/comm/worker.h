@@ -68,8 +68,8 @@ class CommWorker {
   // Until the operation is done; rethrows its error, or that of an earlier one.
   void wait(Ticket ticket);
   void wait_all();
-  // Until no operation is open: the memory and the communicators that they use may go. Throws nothing; while an
-  // exception unwinds the owner, on_unwind ends them first. The destructor does the same.
+  // Until no operation is open: the memory and the communicators that they use may go. While an exception
+  // unwinds the owner, on_unwind ends them first. The destructor does the same.
   void drain() noexcept;
   [[nodiscard]] bool done(Ticket ticket) const;
   // Of a done operation that is one of the last `capacity` posted; Error{internal} otherwise.

@@ -1,7 +1,6 @@
 #include "exec/communicators.h"
 
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 namespace tessera::exec {

@@ -18,7 +18,7 @@ enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kFixedColumns };
 constexpr std::int64_t kNumComms = kNumCommunicators;  // in the order of Communicators::all()
 
 // Which line of the table a communicator counts under. Gradients of all kinds are data parallelism.
-constexpr std::array<std::string_view, 7> kAxes = {"tp", "pp", "dp", "ep", "etp", "world", "all"};
+constexpr std::array<std::string_view, 6> kAxes = {"tp", "pp", "dp", "ep", "etp", "world"};
 std::size_t axis_index(std::string_view label) {
   if (label == "tp_dp" || label == "edp") return 2;
   if (label == "tie") return 1;
@@ -68,7 +68,7 @@ void StepGatherer::put_row(RankEngine& engine, Seconds wall) {
 }
 
 void StepGatherer::fill_axes(StepMetrics& m) const {
-  std::array<AxisUse, 6> use{};
+  std::array<AxisUse, kAxes.size()> use{};
   for (std::size_t a = 0; a < use.size(); ++a) use[a].axis = kAxes[a];
   for (std::int32_t rank = 0; rank < plan_.layout.world_size(); ++rank) {
     const std::int64_t* r = row(rank);

@@ -111,8 +111,6 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
                        .cut = plan.layout.stages.at(static_cast<std::size_t>(id.value)),
                        .id = id,
                        .dims = d,
-                       .tp_rank = comms_.tp->rank(),
-                       .ep = job.parallel.ep,
                        .etp = job.parallel.etp,
                        .units_in_group = replicas_in_expert_group(plan.layout, options_.rank)},
         *store_, comms_, cos_, sin_);
@@ -281,6 +279,7 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
   ctx_->weights = loss_weights(options_.data->num_targets(first, r.global_batch_size), r.global_batch_size);
   store_->zero_grads(*options_.kernels);
   local_ce_ = 0.0;
+  exposed_reduce_ns_ = 0;
   for (StageState& s : states_) {
     s.num_weight_done = 0;
     for (moe::MoeLayer* layer : s.stage->moe_layers()) layer->reset_stats();
@@ -313,7 +312,9 @@ void RankEngine::reduce_completed(StageState& s, std::int32_t position) {
   store_->visit_completed(s.stage->id(), position, [&](optim::Bucket& bucket) {
     if (bucket.group->size() == 1) return;
     if (options_.worker == nullptr) {
+      const std::int64_t start = wall_ns();
       optim::reduce(bucket);
+      exposed_reduce_ns_ += wall_ns() - start;
     } else {
       options_.worker->post([b = &bucket] { optim::reduce(*b); });
     }
@@ -324,7 +325,7 @@ void RankEngine::finish_reductions() {
   const std::int64_t start = wall_ns();
   const std::int64_t cpu = thread_cpu_ns();
   if (options_.worker != nullptr) options_.worker->wait_all();
-  exposed_reduce_ns_ = wall_ns() - start;
+  exposed_reduce_ns_ += wall_ns() - start;
   store_->sum_tied(*options_.kernels, *comms_.tie);
   timed_phase("gradient reductions", start, cpu);
 }
@@ -420,7 +421,9 @@ void RankEngine::update(std::int64_t step) {
                                    .bias_correction2 = 1.0 - std::pow(o.beta2, t),
                                    .grad_scale = optim::clip_coefficient(result_.grad_norm, o.clip_grad)};
   for (optim::Bucket& b : store_->buckets()) optim::apply(b, *options_.kernels, adam);
+  const std::int64_t gather_start = wall_ns();
   for (optim::Bucket& b : store_->buckets()) optim::gather(b);
+  exposed_reduce_ns_ += wall_ns() - gather_start;
   store_->pack(*options_.kernels);
   timed_phase("optimizer", start, cpu);
 }

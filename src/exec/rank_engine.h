@@ -87,7 +87,7 @@ class RankEngine {
   [[nodiscard]] const schedule::ActionList& actions() const;
   [[nodiscard]] const StepResult& last_result() const { return result_; }
   [[nodiscard]] Flops step_flops() const { return step_flops_; }
-  // Main thread blocked on bucket reductions that were still running when backward ended.
+  // Main thread inside gradient reductions and ZeRO-1 gathers, or waiting for those of the helper thread.
   [[nodiscard]] std::int64_t exposed_reduce_ns() const { return exposed_reduce_ns_; }
   // Share of the last step's choices per expert [MoE layers, E] (f64), where the balancing loss uses it; else
   // empty.

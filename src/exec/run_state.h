@@ -1,6 +1,7 @@
 // What a run must keep to go on exactly: weights, AdamW moments, and the routing frequencies of the last step
 // where the balancing loss looks back at them. In global coordinates, so any layout can read it.
 #pragma once
+#include <cstdint>
 #include <vector>
 
 #include "ckpt/checkpoint.h"

@@ -44,8 +44,7 @@ class Stage {
     layout::StageCut cut;
     StageId id;
     nn::Dims dims;
-    std::int32_t tp_rank = 0;
-    std::int32_t ep = 1, etp = 1;
+    std::int32_t etp = 1;
     std::int64_t units_in_group = 1;  // see moe::Options
   };
   // cos, sin: rotary tables; they and comms outlive the stage.

@@ -1,6 +1,6 @@
-// Worlds of 3, 5, 6 and 7 ranks equal one rank: every way to cut them over tp, dp and pp under every schedule,
-// with expert groups that lie across replicas, uneven stages, several chunks a rank, and fewer micro-batches
-// than stages. Three steps in f64, within 1e-10.
+// Worlds of 3, 5, 6 and 7 ranks equal one rank: every way to cut them over tp, dp and pp under every
+// schedule, with expert groups that lie across replicas, uneven stages, several chunks a rank, and fewer
+// micro-batches than stages. Three steps in f64, within 1e-10.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>

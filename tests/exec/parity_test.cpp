@@ -3,7 +3,7 @@
 //
 // The matrix: {dense, mixtral-like, with drops, tied} x every layout of 2, 4 and 8 ranks over tp, pp, dp, ep,
 // etp x every schedule x ZeRO off/on. The ordinary run takes 512 of them, the same ones in every run, evenly
-// over the layouts of each model and over model x world x schedule x ZeRO; TESSERA_PARITY=all takes everything.
+// over the layouts of each model and over model x world x schedule x ZeRO; TESSERA_PARITY=all takes all.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 

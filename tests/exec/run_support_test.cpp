@@ -17,8 +17,8 @@ std::int32_t SyntheticTokens::token(std::int64_t index, std::int64_t position) c
     return static_cast<std::int32_t>(
         uniform_below(vocab, 7, 11, static_cast<std::uint64_t>(index * (seq_ + 1) + at)));
   };
-  // A sequence "x x ..." has equal hidden states at its first two positions (the mean of one value is the value):
-  // a tie of the router that only rounding would break, another way on each layout.
+  // A sequence "x x ..." has equal hidden states at its first two positions (the mean of one value is the
+  // value): a tie between them that only rounding breaks, another way on each layout.
   const std::int32_t t = drawn(position);
   return position == 1 && t == drawn(0) ? (t + 1) % static_cast<std::int32_t>(vocab_) : t;
 }

@@ -1,5 +1,5 @@
-// What a step computes, against its formulas: the losses of a model whose weights are all zero, and AdamW with
-// warm-up, decay and clipping by hand. Parity alone cannot see a factor that every layout shares.
+// What a step computes, against its formulas: the losses of a model whose weights are all zero, and AdamW
+// with warm-up, decay and clipping by hand. Parity alone cannot see a factor that every layout shares.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -134,6 +134,25 @@ TEST(Evaluate, GivesTheLossOfTheTrainingStepOnAnyLayout) {
       EXPECT_NEAR(got, want, 1e-12) << "tp " << p.tp << " dp " << p.dp << " pp " << p.pp << " vpp " << p.vpp;
     };
     (void)run_job(job, {.steps = 0, .start = evaluate});
+  }
+}
+
+TEST(Step, GradientSumsOutsideOfTheHelperThreadAreExposed) {
+  for (const bool worker : {false, true}) {
+    spec::Job job = small_job({});
+    job.parallel = {.tp = 2, .dp = 4};
+    job.train.zero_stage = 1;
+    (void)run_job(job, {.steps = 2, .worker = worker, .inspect = [&](exec::RankEngine& engine) {
+                          const exec::Communicators& c = engine.comms();
+                          std::int64_t inside = 0;
+                          for (const comm::Communicator* group : {c.dp.get(), c.tp_dp.get()}) {
+                            const auto at = static_cast<std::size_t>(worker ? comm::Call::all_gather
+                                                                            : comm::Call::reduce_scatter);
+                            inside += group->counters()[at].wall_ns;
+                          }
+                          EXPECT_GT(inside, 0);
+                          EXPECT_GE(engine.exposed_reduce_ns(), inside);
+                        }});
   }
 }
 
