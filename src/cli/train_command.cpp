@@ -89,6 +89,13 @@ report::RunView view_of(const exec::RunSummary& s, const plan::Plan& plan, const
   view.unigram_entropy = data.unigram_entropy;
   if (s.validation_loss >= 0.0) view.validation_loss = s.validation_loss;
   view.validation_sequences = s.validation_sequences;
+  if (data.validation != nullptr && s.validation_loss < 0.0 && !s.losses.empty()) {
+    view.warnings.push_back(
+        fmt::format("no validation loss: {} tokens are too few for one pass of {} sequences of {}; raise "
+                    "data.validation_fraction",
+                    data.validation->num_tokens(), std::int64_t{job.parallel.dp} * job.train.micro_batch_size,
+                    job.train.sequence_length));
+  }
   view.files = files_of(s, data, job.output.folder);
   if (s.losses.empty()) return view;  // nothing ran: no speed, no memory worth a line
   fill_speed(view, s, peaks, job);
@@ -324,7 +331,7 @@ int train(const TrainFlags& flags, const Terminal& terminal) {
     warnings.insert(warnings.end(), progress.warnings().begin(), progress.warnings().end());
   }
   report::RunView view = view_of(summary, plan, p.data, peaks, cores);
-  view.warnings = warnings;
+  view.warnings.insert(view.warnings.begin(), warnings.begin(), warnings.end());
   if (flags.json) {
     print_json_summary(summary, view);
   } else {

@@ -62,7 +62,10 @@ void load_state(RankEngine& engine, const ckpt::WeightSource& source, StateParts
     for (const ckpt::Piece& v : owned_part(p, b, "optimizer.v.", b.v)) source.read(v);
   }
   const Tensor frequencies = engine.routing_frequencies();
-  if (parts == StateParts::weights_and_optimizer && !frequencies.empty()) {
+  // A run whose balancing did not look back has written none: then the first step goes on from uniform ones.
+  const std::vector<std::string> names = frequencies.empty() ? std::vector<std::string>() : source.names();
+  const bool stored = std::ranges::find(names, kFrequency) != names.end();
+  if (parts == StateParts::weights_and_optimizer && stored) {
     source.read({.name = std::string(kFrequency),
                  .num_dims = 2,
                  .global = {frequencies.dim(0), frequencies.dim(1)},

@@ -156,6 +156,14 @@ TEST_F(TinyJob, ADenseModelOnOneAndOnTwoRanksLeavesOutWhatItDoesNotHave) {
   EXPECT_THAT(two.output, Not(HasSubstr("Experts")));
 }
 
+TEST_F(TinyJob, AValidationTextTooShortForOnePassIsAWarning) {
+  const Outcome o = run(
+      "train job.yaml --set train.steps=1 --set train.global_batch_size=64 --set train.micro_batch_size=32");
+  EXPECT_EQ(o.code, 0) << o.errors;
+  EXPECT_THAT(o.output, HasSubstr("no validation loss"));
+  EXPECT_THAT(o.output, HasSubstr("data.validation_fraction"));
+}
+
 TEST_F(TinyJob, AKillInTheMiddleLeavesACheckpointToGoOnFrom) {
   const std::string job = "train job.yaml --set train.steps=100000 --set checkpoint.every=2";
   const Running running(folder_, job);

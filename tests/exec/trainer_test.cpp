@@ -125,6 +125,15 @@ TEST_F(Trainer, ResumeOnTheSameLayoutIsBitIdenticalAndOnAnyOtherWithinTheParityB
   }
 }
 
+TEST_F(Trainer, ARunMayBeginToBalanceOverTheGlobalBatchWhenItResumes) {
+  spec::Job first = job_in(root_, 4);
+  first.train.moe.aux_loss_unit = spec::BalanceUnit::micro_batch;  // stores no frequencies
+  ASSERT_EQ(run(first).losses.size(), 4U);
+  const exec::RunSummary resumed = run(job_in(root_, 6));
+  EXPECT_EQ(resumed.first_step, 4);
+  EXPECT_EQ(resumed.losses.size(), 2U);
+}
+
 TEST_F(Trainer, WritesMetricsTracePlanAndCheckpointThatReadBack) {
   const spec::Job job = job_in(root_, 6);
   const exec::RunSummary summary = run(job);
