@@ -16,7 +16,7 @@ using test::TempFolder;
 using test::write_plain;
 
 std::filesystem::path prose() {
-  return std::filesystem::path(TESSERA_SOURCE_DIR) / "tests/data/files/two_openings.txt";
+  return std::filesystem::path(TESSERA_SOURCE_DIR) / "tests/data/files/two_pages.txt";
 }
 
 // One model of 600 ids for all tests.
@@ -145,7 +145,7 @@ TEST_F(TokenizerTest, TrainingNamesAVocabularyThatDoesNotSuitTheText) {
   testing::internal::CaptureStderr();
   for (const std::int32_t size : {-5, 0, 1, 100, 259, 5'000'000}) {
     expect_error(ErrorKind::config,
-                 {"cannot train a tokenizer of " + std::to_string(size), "two_openings.txt",
+                 {"cannot train a tokenizer of " + std::to_string(size), "two_pages.txt",
                   "mend: choose a vocabulary"},
                  [&] { train_tokenizer(prose(), folder / "x.model", {.vocab_size = size}); });
   }
