@@ -144,10 +144,10 @@ TEST_F(TokenizerTest, TrainingNamesAVocabularyThatDoesNotSuitTheText) {
   const TempFolder folder;
   testing::internal::CaptureStderr();
   for (const std::int32_t size : {-5, 0, 1, 100, 259, 5'000'000}) {
-    expect_error(ErrorKind::config,
-                 {"cannot train a tokenizer of " + std::to_string(size), "two_pages.txt",
-                  "mend: choose a vocabulary"},
-                 [&] { train_tokenizer(prose(), folder / "x.model", {.vocab_size = size}); });
+    expect_error(
+        ErrorKind::config,
+        {"cannot train a tokenizer of " + std::to_string(size), "two_pages.txt", "mend: choose a vocabulary"},
+        [&] { train_tokenizer(prose(), folder / "x.model", {.vocab_size = size}); });
   }
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
   EXPECT_FALSE(std::filesystem::exists(folder / "x.model"));
