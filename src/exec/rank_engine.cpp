@@ -23,7 +23,13 @@ DType dtype_of(spec::Precision p) {
     case spec::Precision::f64:
       return DType::f64;
     case spec::Precision::f32:
-      return DType::f32;
+    case spec::Precision::bf16:
+    case spec::Precision::fp16:
+    case spec::Precision::fp8:
+    case spec::Precision::fp8_block:
+    case spec::Precision::mxfp8:
+    case spec::Precision::nvfp4:
+      return DType::f32;  // the others are refused before a plan is run
   }
   return DType::f32;
 }

@@ -35,6 +35,8 @@ std::string_view name(Axis axis) {
   switch (axis) {
     case Axis::tp:
       return "tp";
+    case Axis::cp:
+      return "cp";
     case Axis::pp:
       return "pp";
     case Axis::dp:
@@ -89,6 +91,13 @@ std::int64_t element_bytes(spec::Precision p) {
       return 4;
     case spec::Precision::f64:
       return 8;
+    case spec::Precision::bf16:
+    case spec::Precision::fp16:
+    case spec::Precision::fp8:
+    case spec::Precision::fp8_block:
+    case spec::Precision::mxfp8:
+    case spec::Precision::nvfp4:
+      return 2;  // of activations
   }
   return 4;
 }

@@ -38,8 +38,8 @@ enum class OpKind : std::uint8_t { gemm, attention, memory, collective };
 
 // Groups of ranks that talk, by the labels of their communicators. tie: the two ends of a pipeline that share
 // the embedding.
-enum class Axis : std::uint8_t { tp, pp, dp, tp_dp, edp, ep, etp, tie, world };
-inline constexpr std::int32_t kNumAxes = 9;
+enum class Axis : std::uint8_t { tp, cp, pp, dp, tp_dp, edp, ep, etp, tie, world };
+inline constexpr std::int32_t kNumAxes = 10;
 [[nodiscard]] std::string_view name(Axis axis);
 
 enum class Call : std::uint8_t {
@@ -54,12 +54,29 @@ enum class Call : std::uint8_t {
 };
 [[nodiscard]] std::string_view name(Call call);  // as the engine's counters call it
 
+// Of a gemm: `groups` products y[m, n] (+)= a[m, k] b[k, n] (grouped: one an expert, m rows each on average).
+struct GemmShape {
+  std::int64_t m = 0, n = 0, k = 0, groups = 1;
+  friend bool operator==(const GemmShape&, const GemmShape&) = default;
+};
+// Of an attention kernel: `keys` that one query sees on average (causal: half of the sequence).
+struct AttentionShape {
+  std::int64_t batch = 0, heads = 0, kv_heads = 0, queries = 0;
+  double keys = 0.0;
+  std::int64_t qk_dim = 0, v_dim = 0;
+  friend bool operator==(const AttentionShape&, const AttentionShape&) = default;
+};
+
 struct Op {
   std::string name;  // "layers.3.attention.qkv"
   OpKind kind = OpKind::memory;
   Flops flops;
   Bytes bytes_moved;
   Bytes bytes_kept;
+  GemmShape gemm;
+  AttentionShape attention;
+  bool low_precision = false;  // a gemm that an fp8 recipe runs in fp8
+  std::int32_t kernels = 1;    // launched on the device: 0 for what is fused into a neighbour
   // Collectives only.
   Axis axis = Axis::tp;
   Call call = Call::all_gather;

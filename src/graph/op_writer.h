@@ -23,6 +23,7 @@ class OpWriter {
   void gemm(std::string_view name, std::int64_t m, std::int64_t n, std::int64_t k) {
     Op& op = add(name, OpKind::gemm);
     op.flops = Flops(2 * m * n * k);
+    op.gemm = {.m = m, .n = n, .k = k, .groups = 1};
     op.bytes_moved = Bytes((m * n + m * k + n * k) * s_.element);
   }
   void memory(std::string_view name, std::int64_t elements_moved) {
@@ -32,6 +33,13 @@ class OpWriter {
   void attention(std::string_view name, std::int64_t times) {
     Op& op = add(name, OpKind::attention);
     op.flops = Flops(times * 4 * s_.batch * s_.heads * s_.head_dim * (s_.seq * (s_.seq + 1) / 2));
+    op.attention = {.batch = s_.batch,
+                    .heads = s_.heads,
+                    .kv_heads = s_.kv_heads,
+                    .queries = s_.seq,
+                    .keys = static_cast<double>(s_.seq + 1) / 2.0,
+                    .qk_dim = s_.head_dim,
+                    .v_dim = s_.head_dim};
     const std::int64_t q = s_.heads * s_.head_dim;
     const std::int64_t qkv = q + 2 * s_.kv_heads * s_.head_dim;
     op.bytes_moved = Bytes(s_.tokens() * (times == 1 ? qkv + q : 2 * qkv + 2 * q) * s_.element);

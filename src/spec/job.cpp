@@ -63,6 +63,11 @@ class JobWriter {
       list.kind = Value::Kind::list;
       for (const std::int32_t item : member) list.items.push_back(scalar(std::int64_t{item}));
       return list;
+    } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
+      Value list;
+      list.kind = Value::Kind::list;
+      for (const std::string& item : member) list.items.push_back(scalar(std::string_view(item)));
+      return list;
     } else if constexpr (std::is_same_v<T, std::string>) {
       return scalar(std::string_view(member));
     } else if constexpr (std::is_same_v<T, std::int32_t>) {

@@ -18,7 +18,18 @@
 
 namespace tessera::spec {
 
-enum class Precision : std::uint8_t { f32, f64 };
+// Of the matrix products; the engine runs f32 and f64, the planner prices all.
+enum class Precision : std::uint8_t {
+  f32,
+  f64,
+  bf16,
+  fp16,
+  fp8,        // per-tensor scales: all linear layers but the head and the router
+  fp8_block,  // 128 x 128 blocks (DeepSeek-V3)
+  mxfp8,
+  nvfp4,
+};
+[[nodiscard]] std::string_view name(Precision precision);
 enum class Recompute : std::uint8_t {
   none,
   // norm outputs and SwiGLU products are made again in backward (Megatron's layernorm and moe_act/mlp_act)
@@ -61,8 +72,12 @@ struct Recipe {
   std::int64_t micro_batch_size = 0;   // sequences per pipeline unit of one replica
   Precision precision = Precision::f32;
   Recompute recompute = Recompute::none;
+  // Of selective, Megatron-Core's names: core_attn, layernorm, mlp, moe, moe_act, mla_up_proj, shared_experts.
+  // Empty: layernorm and moe_act (what the engine does).
+  std::vector<std::string> recompute_modules;
   std::uint64_t seed = 1;
-  std::int32_t zero_stage = 0;                        // 0 or 1
+  // 1: optimizer state sharded over dp, 2: and gradients, 3: and weights (FSDP). The engine runs 0 and 1.
+  std::int32_t zero_stage = 0;
   std::int64_t bucket_bytes = std::int64_t{4} << 20;  // gradient buckets
   OptimizerSpec optimizer;
   MoeRecipe moe;
@@ -73,8 +88,11 @@ struct ParallelSpec {
   std::int32_t tp = 1, cp = 1, dp = 1, pp = 1;  // attention and dense weights: world = tp*cp*dp*pp
   std::int32_t ep = 1;                          // experts: world = etp*ep*edp*pp
   std::int32_t etp = 1;
-  std::int32_t vpp = 1;           // stages per pipeline rank
-  std::string schedule = "1f1b";  // a name of the schedule room
+  std::int32_t vpp = 1;  // stages per pipeline rank
+  bool sequence_parallel =
+      true;  // with tp: norms and residuals are cut along the sequence (arXiv 2205.05198)
+  std::string order = "tp-cp-ep-dp-pp";  // of the axes in the world, the first has stride 1
+  std::string schedule = "1f1b";         // a name of the schedule room
   std::vector<std::int32_t>
       stage_layers;  // transformer layers per stage; empty: even, first stages take the remainder
   [[nodiscard]] std::int32_t world_size() const { return tp * cp * dp * pp; }

@@ -15,8 +15,15 @@ struct EnumNames;  // kAll: every value with its word in files
 
 template <>
 struct EnumNames<Precision> {
-  static constexpr std::array<std::pair<Precision, std::string_view>, 2> kAll = {
-      {{Precision::f32, "f32"}, {Precision::f64, "f64"}}};
+  static constexpr std::array<std::pair<Precision, std::string_view>, 8> kAll = {
+      {{Precision::f32, "f32"},
+       {Precision::f64, "f64"},
+       {Precision::bf16, "bf16"},
+       {Precision::fp16, "fp16"},
+       {Precision::fp8, "fp8"},
+       {Precision::fp8_block, "fp8_block"},
+       {Precision::mxfp8, "mxfp8"},
+       {Precision::nvfp4, "nvfp4"}}};
 };
 template <>
 struct EnumNames<Recompute> {
@@ -51,6 +58,7 @@ void visit_job(JobRef& job, Visitor& v) {
   v.required("micro_batch_size", job.train.micro_batch_size);
   v.optional("precision", job.train.precision);
   v.optional("recompute", job.train.recompute);
+  v.optional("recompute_modules", job.train.recompute_modules);
   v.optional("seed", job.train.seed);
   v.optional("zero_stage", job.train.zero_stage);
   v.optional("bucket_bytes", job.train.bucket_bytes);
@@ -78,6 +86,8 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("ep", job.parallel.ep);
   v.optional("etp", job.parallel.etp);
   v.optional("vpp", job.parallel.vpp);
+  v.optional("sequence_parallel", job.parallel.sequence_parallel);
+  v.optional("order", job.parallel.order);
   v.optional("schedule", job.parallel.schedule);
   v.optional("stage_layers", job.parallel.stage_layers);
   v.section("data");

@@ -14,6 +14,36 @@ std::string_view name(Family family) {
       return "llama";
     case Family::mixtral:
       return "mixtral";
+    case Family::llama4:
+      return "llama4";
+    case Family::mistral:
+      return "mistral";
+    case Family::qwen2:
+      return "qwen2";
+    case Family::qwen3:
+      return "qwen3";
+    case Family::qwen2_moe:
+      return "qwen2_moe";
+    case Family::qwen3_moe:
+      return "qwen3_moe";
+    case Family::deepseek_v2:
+      return "deepseek_v2";
+    case Family::deepseek_v3:
+      return "deepseek_v3";
+    case Family::olmoe:
+      return "olmoe";
+    case Family::gpt_oss:
+      return "gpt_oss";
+    case Family::gpt2:
+      return "gpt2";
+    case Family::gpt_neox:
+      return "gpt_neox";
+    case Family::mpt:
+      return "mpt";
+    case Family::bloom:
+      return "bloom";
+    case Family::falcon:
+      return "falcon";
   }
   return "unknown";
 }

@@ -1,17 +1,37 @@
-// ModelSpec: what the network is, read from a Hugging Face config.json (llama and mixtral families).
-// Plain data; derived sizes are functions. Field names follow Hugging Face.
+// ModelSpec: what the network is, read from a Hugging Face config.json. Plain data; derived sizes are
+// functions. Field names follow Hugging Face. The planner knows every family below, the engine some of them
+// (check_trainable).
 #pragma once
 #include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 
 namespace tessera::spec {
 
-enum class Family : std::uint8_t { llama, mixtral };
+enum class Family : std::uint8_t {
+  llama,  // llama 2 and 3
+  mixtral,
+  llama4,   // text model; chunked attention, MoE on every interleave_moe_layer_step-th layer
+  mistral,  // sliding window as an option
+  qwen2,    // bias on q k v
+  qwen3,    // norms on q and k
+  qwen2_moe,
+  qwen3_moe,
+  deepseek_v2,  // MLA, shared experts, first layers dense
+  deepseek_v3,  // and sigmoid routing with bias, MTP
+  olmoe,
+  gpt_oss,   // sinks, every second layer with a sliding window, biases
+  gpt2,      // LayerNorm, learned positions, GeLU, biases: GPT-3 like
+  gpt_neox,  // LayerNorm, rope on a part of the head, parallel residual as an option
+  mpt,       // LayerNorm without bias, ALiBi, no biases
+  bloom,     // ALiBi, LayerNorm of the embedding
+  falcon,    // parallel attention and MLP, one kv head
+};
 
 enum class RopeKind : std::uint8_t { none, linear, llama3 };
 struct RopeScaling {  // Hugging Face modeling_rope_utils; see docs/numerics.md
@@ -23,9 +43,23 @@ struct RopeScaling {  // Hugging Face modeling_rope_utils; see docs/numerics.md
   friend bool operator==(const RopeScaling&, const RopeScaling&) = default;
 };
 
+enum class RouterScore : std::uint8_t { softmax, sigmoid };
+
 struct MoeSpec {
-  std::int32_t num_experts = 0;          // num_local_experts
-  std::int32_t num_experts_per_tok = 0;  // top-k
+  std::int32_t num_experts = 0;               // num_local_experts, n_routed_experts
+  std::int32_t num_experts_per_tok = 0;       // top-k
+  std::int64_t moe_intermediate_size = 0;     // of one expert; 0: the model's intermediate_size
+  std::int64_t shared_intermediate_size = 0;  // of all shared experts together; 0: none
+  bool shared_expert_gate = false;            // sigmoid gate on the shared expert (qwen2_moe)
+  std::int32_t first_k_dense_replace = 0;     // so many first layers are dense
+  std::int32_t moe_layer_freq = 1;            // every so-manieth layer (the last of each group) is MoE
+  std::int32_t n_group = 1;                   // groups of experts of group-limited routing (nodes)
+  std::int32_t topk_group = 1;                // groups that one token may use
+  RouterScore score = RouterScore::softmax;
+  bool score_correction_bias = false;  // bias for the choice only (aux-loss-free balancing)
+  bool expert_bias = false;            // bias on the experts' matrices (gpt_oss)
+  bool router_bias = false;
+  double routed_scaling_factor = 1.0;
   // softmax over E then top-k (false: top-k of logits, then softmax over the chosen); renormalised or not.
   // Mixtral: softmax, top-k, renormalised.
   bool softmax_before_topk = true;
@@ -33,6 +67,21 @@ struct MoeSpec {
   double router_aux_loss_coef = 0.001;  // of the config; the job may override it
   friend bool operator==(const MoeSpec&, const MoeSpec&) = default;
 };
+
+// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 section 2.1).
+struct MlaSpec {
+  std::int64_t q_lora_rank = 0;  // 0: q is not compressed
+  std::int64_t kv_lora_rank = 0;
+  std::int64_t qk_nope_head_dim = 0;
+  std::int64_t qk_rope_head_dim = 0;
+  std::int64_t v_head_dim = 0;
+  friend bool operator==(const MlaSpec&, const MlaSpec&) = default;
+};
+
+enum class NormKind : std::uint8_t { rms, layer, layer_no_bias };
+enum class PositionKind : std::uint8_t { rope, learned, alibi };
+// Which keys a query sees: all before it, the last sliding_window, or those of its own chunk.
+enum class AttentionSpan : std::uint8_t { full, sliding, chunked };
 
 struct ModelSpec {
   Family family = Family::llama;
@@ -50,6 +99,22 @@ struct ModelSpec {
   bool tie_word_embeddings = false;
   double initializer_range = 0.02;
   std::optional<MoeSpec> moe;
+  std::optional<MlaSpec> mla;
+  NormKind norm = NormKind::rms;
+  PositionKind position = PositionKind::rope;
+  bool gated_mlp = true;  // SwiGLU and the like: gate and up; false: one matrix up
+  bool attention_qkv_bias = false;
+  bool attention_out_bias = false;
+  bool mlp_bias = false;
+  bool qk_norm = false;              // RMSNorm of q and k
+  bool qk_norm_whole = false;        // over all heads at once (olmoe), else one head
+  bool attention_sinks = false;      // one learned logit a head (gpt_oss)
+  bool parallel_residual = false;    // attention and MLP read the same norm (falcon, gpt_neox with two norms)
+  bool embedding_norm = false;       // bloom
+  std::int64_t sliding_window = 0;   // keys of a sliding layer; 0: none
+  std::int64_t attention_chunk = 0;  // keys of a chunk of a chunked layer; 0: none
+  std::vector<AttentionSpan> layer_spans;     // one a layer; empty: all full
+  std::int32_t num_nextn_predict_layers = 0;  // MTP layers (deepseek_v3)
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 
   [[nodiscard]] std::int64_t q_dim() const { return num_attention_heads * head_dim; }
@@ -57,6 +122,20 @@ struct ModelSpec {
 };
 
 [[nodiscard]] std::string_view name(Family family);
+
+// Layers that cost the same: what one transformer layer is.
+struct LayerClass {
+  AttentionSpan span = AttentionSpan::full;
+  bool moe = false;
+  friend bool operator==(const LayerClass&, const LayerClass&) = default;
+};
+[[nodiscard]] LayerClass layer_class(const ModelSpec& m, std::int32_t layer);
+// Width of one expert.
+[[nodiscard]] std::int64_t expert_intermediate_size(const ModelSpec& m);
+
+// Refuses, by name, what the engine cannot train (the planner can price it): other families, MLA, shared
+// experts, ...
+void check_trainable(const ModelSpec& m, std::string_view where, Problems& problems);
 
 // Parameters in all, and those one token uses (attention, norms, router, its top-k experts, embedding and
 // head).

@@ -185,19 +185,27 @@ void MapReader::convert(std::string_view key, const Value& v, std::string& out) 
   }
 }
 
-void MapReader::convert(std::string_view key, const Value& v, std::vector<std::int32_t>& out) {
+template <class T>
+void MapReader::list(std::string_view key, const Value& v, std::string_view example, std::vector<T>& out) {
   if (v.kind != Value::Kind::list) {
     problem(key, fmt::format("{}={} is not a list", key, shown(v)),
-            fmt::format("write a list, {}: [2, 1]", key));
+            fmt::format("write a list, {}: {}", key, example));
     return;
   }
-  std::vector<std::int32_t> all;
+  std::vector<T> all;
   for (const Value& item : v.items) {
-    std::int32_t one = 0;
+    T one{};
     convert(key, item, one);
-    all.push_back(one);
+    all.push_back(std::move(one));
   }
   out = std::move(all);
+}
+
+void MapReader::convert(std::string_view key, const Value& v, std::vector<std::int32_t>& out) {
+  list(key, v, "[2, 1]", out);
+}
+void MapReader::convert(std::string_view key, const Value& v, std::vector<std::string>& out) {
+  list(key, v, "[layernorm, moe_act]", out);
 }
 
 }  // namespace tessera::spec

@@ -98,6 +98,7 @@ class MapReader {
   void convert(std::string_view key, const Value& v, double& out);
   void convert(std::string_view key, const Value& v, std::string& out);
   void convert(std::string_view key, const Value& v, std::vector<std::int32_t>& out);
+  void convert(std::string_view key, const Value& v, std::vector<std::string>& out);
 
   [[nodiscard]] const Place& place() const { return place_; }
   [[nodiscard]] const std::vector<std::string>& known() const { return known_; }
@@ -107,6 +108,8 @@ class MapReader {
  private:
   template <class T>
   void integer(std::string_view key, const Value& v, T& out);
+  template <class T>
+  void list(std::string_view key, const Value& v, std::string_view example, std::vector<T>& out);
 
   const Value& map_;
   Place place_;

@@ -1,0 +1,60 @@
+// Candidate: one layout and the choices that go with it, small enough to make a million of them. Setup: what
+// stays fixed beside it. to_job turns both into the Job that plan::make_plan takes.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "cost/calibration.h"
+#include "cost/routing_load.h"
+#include "graph/practice.h"
+#include "schedule/schedule.h"
+#include "spec/cluster.h"
+#include "spec/job.h"
+#include "spec/model.h"
+
+namespace tessera::cost {
+
+struct Workload {
+  std::int64_t global_batch_size = 0;  // sequences
+  std::int64_t sequence_length = 0;
+  spec::Precision precision = spec::Precision::bf16;
+  double capacity_factor = 0.0;  // 0: dropless
+  friend bool operator==(const Workload&, const Workload&) = default;
+};
+
+struct Setup {
+  spec::ModelSpec model;
+  spec::ClusterSpec cluster;
+  Calibration calibration;
+  graph::Practice practice;
+  Workload work;
+  RoutingLoad routing;  // of the experts; balanced by default
+};
+
+// Where dp stands beside pp: which axis has the smaller stride. tp and cp are innermost, ep folds over dp.
+enum class AxisOrder : std::uint8_t { tp_cp_ep_dp_pp, tp_cp_ep_pp_dp };
+[[nodiscard]] std::string_view name(AxisOrder order);
+
+struct Candidate {
+  std::int32_t tp = 1, cp = 1, dp = 1, pp = 1, ep = 1, etp = 1, vpp = 1;
+  std::int32_t micro_batch_size = 1;
+  std::int32_t zero_stage = 1;
+  spec::Recompute recompute = spec::Recompute::none;
+  std::uint32_t recompute_modules = 0;  // graph::Module bits
+  schedule::Kind schedule = schedule::Kind::one_f_one_b;
+  AxisOrder order = AxisOrder::tp_cp_ep_dp_pp;
+  bool sequence_parallel = true;
+  std::int32_t zero_group = 0;  // ranks that share the optimizer state or the weights; 0: all of dp
+  friend bool operator==(const Candidate&, const Candidate&) = default;
+  [[nodiscard]] std::int32_t world_size() const { return tp * cp * dp * pp; }
+  [[nodiscard]] std::int32_t edp() const { return tp * cp * dp / (ep * etp); }
+};
+[[nodiscard]] std::string to_text(const Candidate& c);  // "tp 4 cp 2 pp 4 vpp 5 dp 16 mbs 1 zero 1 1f1b"
+
+// Micro-batches of one replica, 0 when they do not come out whole.
+[[nodiscard]] std::int64_t num_microbatches(const Workload& w, const Candidate& c);
+
+[[nodiscard]] spec::Job to_job(const Setup& setup, const Candidate& c);
+[[nodiscard]] Candidate from_job(const spec::Job& job);
+
+}  // namespace tessera::cost

@@ -1,0 +1,54 @@
+// Memory of a rank by events over the schedule: static parts to the byte, activations by what backward needs,
+// transients, buffers. Allocated is what the framework's tensors take at the peak; reserved adds the caching
+// allocator's fragmentation, and the process's context stands beside both. Pure, thread safe.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <string_view>
+
+#include "base/quantity.h"
+#include "cost/candidate.h"
+#include "graph/block.h"
+
+namespace tessera::cost {
+
+enum class MemoryPart : std::uint8_t {
+  weights,
+  gradients,
+  optimizer,
+  activations,  // kept between forward and backward, all micro-batches in flight
+  transient,    // inside of one operator or block at the peak: logits, gathered inputs
+  buffers,      // of communication, gathered weights (ZeRO-3), dummy gradients
+};
+inline constexpr std::int32_t kNumMemoryParts = 6;
+[[nodiscard]] std::string_view name(MemoryPart part);
+
+struct MemoryCost {
+  std::array<double, kNumMemoryParts> parts{};  // bytes, of the rank with the largest sum
+  std::int32_t pipeline_rank = 0;               // that rank
+  [[nodiscard]] double allocated() const;
+  [[nodiscard]] double reserved() const;  // allocated / 0.94 (SimuMax) + context
+  [[nodiscard]] double operator[](MemoryPart p) const { return parts[static_cast<std::size_t>(p)]; }
+};
+
+// What one pipeline rank holds, summed by the caller over its stages.
+struct RankHolding {
+  graph::BlockParams params;            // elements
+  double saved_per_microbatch = 0;      // bytes, all its stages together, after recomputation
+  double saved_in_flight = 0;           // bytes at the peak of the schedule
+  double transient = 0;                 // bytes
+  double largest_layer_params = 0;      // elements of the largest unit that ZeRO-3 gathers
+  double head_logits = 0;               // bytes
+  double distinct_gradient_shapes = 0;  // elements: one buffer a distinct weight shape (TE)
+};
+
+[[nodiscard]] MemoryCost rank_memory(const Setup& setup, const Candidate& c, const RankHolding& holding,
+                                     std::int32_t pipeline_rank);
+
+// Micro-batches in flight of `pipeline_rank`, in units of all of its stages together (1F1B: min(m, pp - r);
+// interleaved: arXiv 2205.05198 section 4.2.3 and Megatron's warm-up; ZB-V: pp). Equal to the schedule
+// checker's peak_live_rank / vpp; a test holds it.
+[[nodiscard]] double in_flight(schedule::Kind kind, std::int32_t pp, std::int32_t vpp, std::int64_t m,
+                               std::int32_t pipeline_rank);
+
+}  // namespace tessera::cost

@@ -1,0 +1,46 @@
+// Practice: how a training framework computes, stores and sends what the model asks for. Facts of the
+// software, the one "software generation" knob of predictions; never of a model or a cluster. Named
+// practices are in practice.cpp with the source of each fact.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tessera::graph {
+
+struct Practice {
+  std::string name = "megatron-core";
+  // Kernels.
+  bool flash_attention = true;   // else scores are written out (and softmax, mask, dropout run over them)
+  bool fused_norm = true;        // one kernel; else a chain of elementwise ones
+  bool fused_activation = true;  // bias, GeLU or SwiGLU in one kernel
+  bool fused_rope = true;
+  bool fused_cross_entropy = false;  // logits are not held in f32 a second time
+  bool dropout = false;              // masks are made and kept (GPT-2 and -3 recipes)
+  bool compiled = false;             // torch.compile fuses elementwise chains
+  bool cuda_graphs = false;          // no launch gaps
+  bool grouped_gemm = true;          // else one gemm an expert
+  // Communication.
+  bool grad_overlap = true;           // gradient reduction runs under the backward of the last micro-batch
+  bool param_overlap = true;          // ZeRO-1 weight gathers run under the forward of the first micro-batch
+  bool tp_overlap = false;            // tensor-parallel gathers and scatters are chunked against their gemm
+  bool p2p_overlap = true;            // pipeline sends run beside compute (interleaved schedules)
+  bool ep_overlap = false;            // all-to-all of one micro-batch under the compute of another
+  bool ep_dedup = false;              // a token goes once to a node (DeepEP, HybridEP)
+  bool in_bucket_reduce = true;       // gradients are reduced in buckets; else one blocking call at the end
+  bool fsdp_prefetch = true;          // ZeRO-3 gathers run under the layer before
+  bool reshard_after_forward = true;  // ZeRO-3 weights are gathered again in backward
+  bool separate_sequence_gather = false;  // the gathered input of a column-parallel layer is not stored
+  // Bytes an element.
+  std::int32_t gradient_bytes = 4;         // main gradients, accumulated
+  std::int32_t gradient_reduce_bytes = 4;  // on the wire
+  std::int32_t optimizer_bytes = 12;       // f32 master weight and two moments
+  friend bool operator==(const Practice&, const Practice&) = default;
+};
+
+[[nodiscard]] std::vector<std::string> practice_names();
+// Error{config} with the nearest name.
+[[nodiscard]] Practice practice(std::string_view name);
+
+}  // namespace tessera::graph
