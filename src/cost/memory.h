@@ -31,23 +31,30 @@ struct MemoryCost {
   [[nodiscard]] double operator[](MemoryPart p) const { return parts[static_cast<std::size_t>(p)]; }
 };
 
-// What one pipeline rank holds, summed by the caller over its stages.
+// What one pipeline rank holds, summed by the caller over its stages (or by holding()).
 struct RankHolding {
   graph::BlockParams params;            // elements
   double saved_per_microbatch = 0;      // bytes, all its stages together, after recomputation
   double saved_in_flight = 0;           // bytes at the peak of the schedule
-  double transient = 0;                 // bytes
+  double transient = 0;                 // bytes: the largest of a block's own and what recomputation makes
   double largest_layer_params = 0;      // elements of the largest unit that ZeRO-3 gathers
-  double head_logits = 0;               // bytes
+  double head_logits = 0;               // bytes of one micro-batch, and its transients; 0 without the head
   double distinct_gradient_shapes = 0;  // elements: one buffer a distinct weight shape (TE)
 };
+
+// The holding of a pipeline rank: its layers by their classes, embedding, head and MTP layers where they are.
+[[nodiscard]] RankHolding holding(const Setup& setup, const Candidate& c, std::int32_t pipeline_rank);
 
 [[nodiscard]] MemoryCost rank_memory(const Setup& setup, const Candidate& c, const RankHolding& holding,
                                      std::int32_t pipeline_rank);
 
+// The largest over the pipeline ranks.
+[[nodiscard]] MemoryCost peak_memory(const Setup& setup, const Candidate& c);
+
 // Micro-batches in flight of `pipeline_rank`, in units of all of its stages together (1F1B: min(m, pp - r);
-// interleaved: arXiv 2205.05198 section 4.2.3 and Megatron's warm-up; ZB-V: pp). Equal to the schedule
-// checker's peak_live_rank / vpp; a test holds it.
+// interleaved: arXiv 2205.05198 section 4.2.3 and Megatron's warm-up; ZB-H1: min(m, pp); ZB-V: min(m, pp)).
+// Equal to the schedule checker's peak_live_rank / vpp, but for ZB-V, whose order may keep one stage's less;
+// a test holds it.
 [[nodiscard]] double in_flight(schedule::Kind kind, std::int32_t pp, std::int32_t vpp, std::int64_t m,
                                std::int32_t pipeline_rank);
 

@@ -1,0 +1,249 @@
+#include "cost/memory.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/math.h"
+#include "graph/block_size.h"
+
+namespace tessera::cost {
+
+namespace {
+
+// Of the caching allocator: tensors / what it reserved, 43 runs of SimuMax on B200 and the reserved columns
+// of Megatron-Bridge's verification cards.
+constexpr double kAllocatorFill = 0.94;
+
+double weight_bytes(spec::Precision precision) {
+  switch (precision) {
+    case spec::Precision::f32:
+      return 4.0;
+    case spec::Precision::f64:
+      return 8.0;
+    case spec::Precision::bf16:
+    case spec::Precision::fp16:
+    case spec::Precision::fp8:
+    case spec::Precision::fp8_block:
+    case spec::Precision::mxfp8:
+    case spec::Precision::nvfp4:
+      return 2.0;
+  }
+  return 2.0;
+}
+
+// Ranks that share what ZeRO shards of a parameter.
+std::int32_t shards(std::int32_t group, std::int32_t limit) {
+  return limit > 0 ? std::min(group, limit) : group;
+}
+
+double to_double(Bytes b) {
+  return static_cast<double>(b.value);
+}
+
+graph::Cut cut_of(const Setup& setup, const Candidate& c) {
+  return {.micro_batch_size = c.micro_batch_size,
+          .sequence_length = setup.work.sequence_length,
+          .tp = c.tp,
+          .cp = c.cp,
+          .ep = c.ep,
+          .etp = c.etp,
+          .sequence_parallel = c.sequence_parallel,
+          .precision = setup.work.precision};
+}
+
+// [first, last) layers of a stage: even, the first stages take the remainder.
+struct LayerRange {
+  std::int32_t first = 0, last = 0;
+};
+LayerRange layers_of(const spec::ModelSpec& m, std::int32_t num_stages, std::int32_t stage) {
+  const std::int32_t even = m.num_hidden_layers / num_stages;
+  const std::int32_t more = m.num_hidden_layers % num_stages;
+  const std::int32_t first = stage * even + std::min(stage, more);
+  return {first, first + even + (stage < more ? 1 : 0)};
+}
+
+// Adds blocks to a holding.
+class Holder {
+ public:
+  Holder(const Setup& setup, const Candidate& c, double in_flight)
+      : setup_(setup), c_(c), cut_(cut_of(setup, c)), in_flight_(in_flight) {}
+
+  void add_layers(const spec::LayerClass& layer, std::int32_t count) {
+    const graph::SavedBytes saved = graph::layer_saved(setup_.model, layer, cut_, setup_.practice);
+    const graph::Transients own = graph::layer_transients(setup_.model, layer, cut_, setup_.practice);
+    add_params(graph::layer_params(setup_.model, layer, cut_), count);
+    add_saved(saved, count);
+    h_.transient = std::max({h_.transient, to_double(own.forward),
+                             to_double(own.backward) + to_double(saved.total()) - kept(saved)});
+    h_.distinct_gradient_shapes =
+        std::max(h_.distinct_gradient_shapes,
+                 static_cast<double>(graph::layer_distinct_weights(setup_.model, layer, cut_)));
+  }
+  void add_embedding() {
+    add_params(graph::embedding_params(setup_.model, cut_), 1);
+    h_.saved_in_flight +=
+        in_flight_ * to_double(graph::embedding_saved(setup_.model, cut_, setup_.practice).total());
+  }
+  void add_head() {
+    const bool shared = c_.pp * c_.vpp == 1;
+    const auto tied = shared ? graph::TiedHead::shares_table : graph::TiedHead::own_copy;
+    add_params(graph::head_params(setup_.model, cut_, tied), 1);
+    for (std::int32_t i = 0; i < setup_.model.num_nextn_predict_layers; ++i) {
+      add_params(graph::mtp_params(setup_.model, cut_), 1);
+      add_saved(graph::mtp_saved(setup_.model, cut_, setup_.practice), 1);
+    }
+    const graph::Transients own = graph::head_transients(setup_.model, cut_, setup_.practice);
+    const double losses = 1.0 + setup_.model.num_nextn_predict_layers;
+    h_.head_logits = losses * to_double(graph::head_logits(setup_.model, cut_, setup_.practice));
+    h_.head_logits += to_double(std::max(own.forward, own.backward)) +
+                      to_double(graph::head_saved(setup_.model, cut_, setup_.practice).total());
+  }
+  [[nodiscard]] const RankHolding& holding() const { return h_; }
+
+ private:
+  [[nodiscard]] double kept(const graph::SavedBytes& saved) const {
+    return to_double(saved.kept(c_.recompute, c_.recompute_modules));
+  }
+  void add_params(const graph::BlockParams& p, std::int32_t count) {
+    h_.params.dense += count * p.dense;
+    h_.params.replicated += count * p.replicated;
+    h_.params.expert += count * p.expert;
+    h_.largest_layer_params = std::max(h_.largest_layer_params, static_cast<double>(p.total()));
+  }
+  void add_saved(const graph::SavedBytes& saved, std::int32_t count) {
+    const double bytes = kept(saved) * count;
+    h_.saved_per_microbatch += bytes;
+    h_.saved_in_flight += in_flight_ * bytes;
+  }
+
+  const Setup& setup_;
+  const Candidate& c_;
+  graph::Cut cut_;
+  double in_flight_;
+  RankHolding h_;
+};
+
+}  // namespace
+
+std::string_view name(MemoryPart part) {
+  switch (part) {
+    case MemoryPart::weights:
+      return "weights";
+    case MemoryPart::gradients:
+      return "gradients";
+    case MemoryPart::optimizer:
+      return "optimizer";
+    case MemoryPart::activations:
+      return "activations";
+    case MemoryPart::transient:
+      return "transient";
+    case MemoryPart::buffers:
+      return "buffers";
+  }
+  return "unknown";
+}
+
+double MemoryCost::allocated() const {
+  double sum = 0;
+  for (const double part : parts) sum += part;
+  return sum;
+}
+
+double MemoryCost::reserved() const {
+  return allocated() / kAllocatorFill;
+}
+
+RankHolding holding(const Setup& setup, const Candidate& c, std::int32_t pipeline_rank) {
+  const std::int64_t m = num_microbatches(setup.work, c);
+  Holder holder(setup, c, in_flight(c.schedule, c.pp, c.vpp, m, pipeline_rank));
+  const std::int32_t num_stages = c.pp * c.vpp;
+  const bool vee = schedule::placement_of(c.schedule) == schedule::Placement::vee;
+  // Counted by class first: a rank has few.
+  std::vector<std::pair<spec::LayerClass, std::int32_t>> classes;
+  for (std::int32_t chunk = 0; chunk < c.vpp; ++chunk) {
+    const std::int32_t stage =
+        vee && chunk == 1 ? 2 * c.pp - 1 - pipeline_rank : chunk * c.pp + pipeline_rank;
+    const LayerRange range = layers_of(setup.model, num_stages, stage);
+    for (std::int32_t i = range.first; i < range.last; ++i) {
+      const spec::LayerClass layer = spec::layer_class(setup.model, i);
+      const auto at = std::ranges::find(classes, layer, &std::pair<spec::LayerClass, std::int32_t>::first);
+      if (at == classes.end())
+        classes.emplace_back(layer, 1);
+      else
+        ++at->second;
+    }
+    if (stage == 0) holder.add_embedding();
+    if (stage == num_stages - 1) holder.add_head();
+  }
+  for (const auto& [layer, count] : classes) holder.add_layers(layer, count);
+  return holder.holding();
+}
+
+MemoryCost rank_memory(const Setup& setup, const Candidate& c, const RankHolding& h,
+                       std::int32_t pipeline_rank) {
+  const double w = weight_bytes(setup.work.precision);
+  // An f32 or f64 model is its own master copy.
+  const bool own_master = w > 2.0;
+  const double g = own_master ? w : setup.practice.gradient_bytes;
+  const double o = own_master ? 2.0 * w : setup.practice.optimizer_bytes;
+  const std::int32_t dense_shards = shards(c.dp * c.cp, c.zero_group);
+  const std::int32_t expert_shards = shards(c.edp(), c.zero_group);
+  const double dense = static_cast<double>(h.params.dense);
+  const double expert = static_cast<double>(h.params.expert);
+  const double sharded = dense / dense_shards + expert / expert_shards;
+  const double whole = dense + expert;
+
+  MemoryCost cost;
+  cost.pipeline_rank = pipeline_rank;
+  const auto part = [&](MemoryPart p) -> double& { return cost.parts[static_cast<std::size_t>(p)]; };
+  part(MemoryPart::weights) = w * (c.zero_stage >= 3 ? 0.0 : whole);
+  part(MemoryPart::gradients) = g * (c.zero_stage >= 2 ? sharded : whole);
+  part(MemoryPart::optimizer) = o * (c.zero_stage >= 1 ? sharded : whole);
+  if (c.zero_stage >= 3) {
+    // The shard is the master weight among the optimizer's bytes; two units are gathered at a time.
+    if (own_master) part(MemoryPart::weights) = w * sharded;
+    part(MemoryPart::buffers) += 2.0 * w * h.largest_layer_params;
+  }
+  if (c.zero_stage >= 2) part(MemoryPart::buffers) += w * h.largest_layer_params;
+  part(MemoryPart::activations) = h.saved_in_flight;
+  const std::int64_t m = num_microbatches(setup.work, c);
+  const double logits_in_flight =
+      c.schedule == schedule::Kind::gpipe ? static_cast<double>(std::max<std::int64_t>(m, 1)) : 1.0;
+  part(MemoryPart::transient) = std::max(h.transient, h.head_logits * logits_in_flight);
+  return cost;
+}
+
+MemoryCost peak_memory(const Setup& setup, const Candidate& c) {
+  MemoryCost most;
+  for (std::int32_t r = 0; r < c.pp; ++r) {
+    const MemoryCost cost = rank_memory(setup, c, holding(setup, c, r), r);
+    if (r == 0 || cost.allocated() > most.allocated()) most = cost;
+  }
+  return most;
+}
+
+double in_flight(schedule::Kind kind, std::int32_t pp, std::int32_t vpp, std::int64_t m,
+                 std::int32_t pipeline_rank) {
+  switch (kind) {
+    case schedule::Kind::naive:
+      return 1.0;
+    case schedule::Kind::gpipe:
+      return static_cast<double>(m);
+    case schedule::Kind::one_f_one_b:
+      return static_cast<double>(std::min<std::int64_t>(m, pp - pipeline_rank));
+    case schedule::Kind::zb_h1:
+    case schedule::Kind::zb_v:
+      return static_cast<double>(std::min<std::int64_t>(m, pp));
+    case schedule::Kind::interleaved:
+      break;
+  }
+  // Warm-up and one more, in the order of the chunks: groups of pp micro-batches, the last may be incomplete.
+  const std::int64_t warm_up = std::int64_t{2} * (pp - 1 - pipeline_rank) + std::int64_t{vpp - 1} * pp;
+  const std::int64_t begun = std::min(round_up(m, pp) * vpp, warm_up + 1);
+  const std::int64_t in_whole_groups = std::min(begun, m / pp * pp * vpp);
+  const std::int64_t rest = begun - in_whole_groups;
+  const std::int64_t live = in_whole_groups + rest / pp * (m % pp) + std::min(rest % pp, m % pp);
+  return static_cast<double>(live) / vpp;
+}
+
+}  // namespace tessera::cost
