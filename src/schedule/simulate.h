@@ -10,27 +10,23 @@
 // sends take no time of the sender unless a duration is given. busy is the time of F, I, W, B; the rest up to
 // the makespan is idle.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "base/quantity.h"
+#include "schedule/lanes.h"
 #include "schedule/schedule.h"
 
 namespace tessera::schedule {
 
-using SimTime = Quantity<struct SimTimeTag, std::int64_t>;  // picoseconds: 106 days
 // Nearest; throws Error{config} on NaN, below 0, over 100 days.
 [[nodiscard]] SimTime to_sim_time(Seconds seconds);
 [[nodiscard]] Seconds to_seconds(SimTime time);
 
 // One duration per action, parallel to Schedule::ranks. Messages and reductions are usually 0.
 using Durations = std::vector<std::vector<Seconds>>;
-
-struct Interval {
-  SimTime start, end;
-  friend bool operator==(const Interval&, const Interval&) = default;
-};
 
 struct Simulation {
   // Parallel to Schedule::ranks; a receive lasts as long as it waits.
@@ -46,6 +42,11 @@ struct Simulation {
 
 [[nodiscard]] Simulation simulate(const Schedule& schedule, const Durations& durations,
                                   Seconds p2p_latency = Seconds(0));
+
+// Error{config} when an action stands on another rank than its stage's, or outside of stages or micro-batches.
+void require_owned(const Schedule& schedule);
+// Error{config} with the first action that was not reached: reached[r] of rank r ended.
+void throw_if_hanging(const Schedule& schedule, const std::vector<std::size_t>& reached);
 
 // The picture of pipeline papers: one row per rank, one cell per time unit (the shortest compute action),
 // each action with its kind, micro-batch and (with several chunks) the chunk as a letter, a dash while it
