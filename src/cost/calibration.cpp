@@ -127,8 +127,10 @@ void all_fields(V& v, C& c) {
   v.number("intra_efficiency", c.intra_efficiency);
   v.number("inter_efficiency", c.inter_efficiency);
   v.number("all_to_all_efficiency", c.all_to_all_efficiency);
+  v.number("in_network_efficiency", c.in_network_efficiency);
   v.seconds("intra_latency", c.intra_latency);
   v.seconds("inter_latency", c.inter_latency);
+  v.seconds("chunk_latency", c.chunk_latency);
   v.seconds("collective_launch", c.collective_launch);
   v.section("step");
   v.number("sustained", c.sustained);
@@ -453,8 +455,10 @@ void validate(const Calibration& c, std::string_view where, Problems& problems) 
   check.in("links.intra_efficiency", c.intra_efficiency, 0.01, 1.0);
   check.in("links.inter_efficiency", c.inter_efficiency, 0.01, 1.0);
   check.in("links.all_to_all_efficiency", c.all_to_all_efficiency, 0.01, 2.0);
+  check.in("links.in_network_efficiency", c.in_network_efficiency, 0.01, 1.0);
   check.in("links.intra_latency", c.intra_latency.value, 0.0, 1.0);
   check.in("links.inter_latency", c.inter_latency.value, 0.0, 1.0);
+  check.in("links.chunk_latency", c.chunk_latency.value, 0.0, 1.0);
   check.in("links.collective_launch", c.collective_launch.value, 0.0, 1.0);
   check.in("step.sustained", c.sustained, 0.01, 1.0);
   check.in("step.overlap_slowdown", c.overlap_slowdown, 0.0, 10.0);

@@ -45,7 +45,9 @@ struct Calibration {
   double intra_efficiency = 0.8;         // of the bandwidth of the innermost tier
   double inter_efficiency = 0.85;        // of the tiers above
   double all_to_all_efficiency = 0.8;    // beside a ring
+  double in_network_efficiency = 0.55;   // of an all-reduce in the innermost switch (NVLS): bytes / time
   Seconds intra_latency, inter_latency;  // of one step of a collective
+  Seconds chunk_latency;                 // of one chunk of a pipelined transfer in the innermost tier
   Seconds collective_launch;             // fixed, of one call
   // Whole steps: physical constants, fitted on published runs (docs/accuracy.md).
   double sustained = 1.0;         // clock under a whole training step beside a single kernel's benchmark

@@ -1,7 +1,19 @@
 // Collectives on a cluster of tiers: which tiers a group crosses, with how many members in each domain, and the
-// seconds of a call. Pure, thread safe, no allocation.
+// seconds of a call. Pure, thread safe, no allocation; some tens of nanoseconds a call.
 //
-// Sources: ring (Thakur, Rabenseifner and Gropp 2005), NCCL's tree and its protocols, hierarchical
+//   const GroupShape dp = group_shape(cluster, 64, 8);   // 64 ranks, one a node of 8
+//   collective_time(cluster, calibration, dp, graph::Call::reduce_scatter, sent);
+//
+// A call takes launch + hops x latency + bytes / bandwidth + the fill of the pipeline:
+//   bandwidth  of a ring, the slowest tier that it crosses: its links inside, and k members' share of the NICs
+//              where k members stand in one domain of the tier below;
+//   first step the own share is handled too (copied, not sent): bytes / bandwidth x (1 + 0.45 / steps);
+//   fill       a transfer cut into chunks of the best size pays 2 sqrt(bytes / bandwidth x latency of a chunk).
+// An all-reduce takes the best of a ring, a tree between domains (2 log2 hops; with two domains half of the
+// bytes), and the switches that add (NVLS, SHARP), as NCCL does. Latencies: intra_latency of the calibration
+// (that of the tier where it is 0) for a hop inside; tier latency + inter_latency for a hop above.
+//
+// Sources: ring and tree (Thakur, Rabenseifner and Gropp 2005; NCCL's double binary trees), hierarchical
 // all-to-all (DeepEP; arXiv 2412.19437 section 3.2.2). Held to published measurements by a test.
 #pragma once
 #include <array>
@@ -16,12 +28,13 @@ namespace tessera::cost {
 inline constexpr std::int32_t kMaxTiers = 6;
 
 // A group of ranks `stride` apart, on consecutive devices: how many of its members share one domain of each
-// tier. members[0]: in one innermost domain (NVLink); members[last] = size.
+// tier. members[0]: in one innermost domain (NVLink); members[num_tiers - 1] = size. num_tiers: those crossed.
 struct GroupShape {
   std::int32_t size = 1;
   std::int32_t num_tiers = 1;
   std::array<std::int32_t, kMaxTiers> members{};
-  std::int32_t sharing = 1;  // groups like it that use the same node's links at once
+  // Groups like it that use the links of one innermost domain at once; all of them, unless the caller says less.
+  std::int32_t sharing = 1;
 };
 // Ranks of one group: `size` of them, `stride` apart (two-level groups: cp x dp as one run when adjacent).
 [[nodiscard]] GroupShape group_shape(const spec::ClusterSpec& cluster, std::int32_t size,
@@ -38,8 +51,8 @@ struct GroupShape {
 
 // Tokens of a MoE layer. Every rank sends `rows` rows of row_bytes, K a token. Without de-duplication each
 // choice travels on its own; with it a token goes once to each node that holds one of its experts (expected
-// number by the hypergeometric distribution, or `node_limit` when routing is limited) and is forwarded
-// inside. busiest: rows of the most loaded receiver / mean.
+// number by the hypergeometric distribution, or among `node_limit` nodes when routing is limited) and is
+// forwarded inside, once to each rank. busiest: rows of the most loaded receiver / mean.
 struct AllToAll {
   std::int64_t tokens = 0;  // of this rank
   std::int32_t top_k = 1;
@@ -51,11 +64,13 @@ struct AllToAll {
 };
 [[nodiscard]] Seconds all_to_all_time(const spec::ClusterSpec& cluster, const Calibration& c,
                                       const GroupShape& group, const AllToAll& a);
-// Expected distinct remote nodes of a token: (n - 1)(1 - C(E - E/n, k) / C(E, k)), or limited.
+// Expected distinct remote nodes of a token whose top_k experts are drawn evenly without repetition:
+// (n - 1)(1 - C(E - E/n, k) / C(E, k)). With a limit M < n the experts are drawn from M nodes drawn before:
+// (n - 1)/n M (1 - C(F - E/n, k) / C(F, k)), F = M E/n. Sources: arXiv 2412.19437 section 2.1.2.
 [[nodiscard]] double expected_remote_nodes(std::int32_t num_nodes, std::int32_t num_experts,
                                            std::int32_t top_k, std::int32_t node_limit);
 
-// One message between ranks `distance` apart.
+// One message between ranks `distance` apart, while all devices of the node send theirs.
 [[nodiscard]] Seconds p2p_time(const spec::ClusterSpec& cluster, const Calibration& c, std::int64_t distance,
                                Bytes bytes);
 
