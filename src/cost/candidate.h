@@ -49,6 +49,21 @@ struct Candidate {
   [[nodiscard]] std::int32_t world_size() const { return tp * cp * dp * pp; }
   [[nodiscard]] std::int32_t edp() const { return tp * cp * dp / (ep * etp); }
 };
+// Transformer layers of each stage. Even when they divide; else embedding and head count as a layer each when
+// that comes out whole (Megatron's account_for_embedding_in_pipeline_split, account_for_loss_...); else the
+// remainder goes one each to the stages after the first.
+class StageSplit {
+ public:
+  StageSplit(std::int32_t num_layers, std::int32_t num_stages);
+  [[nodiscard]] std::int32_t num_stages() const { return num_stages_; }
+  [[nodiscard]] std::int32_t first(std::int32_t stage) const;  // first(num_stages) = num_layers
+  [[nodiscard]] std::int32_t layers(std::int32_t stage) const { return first(stage + 1) - first(stage); }
+
+ private:
+  std::int32_t num_layers_, num_stages_, base_;
+  std::int32_t extra_begin_ = 0, extra_end_ = 0;  // stages with one layer more
+};
+
 [[nodiscard]] std::string to_text(const Candidate& c);  // "tp 4 cp 2 pp 4 vpp 5 dp 16 mbs 1 zero 1 1f1b"
 
 // Micro-batches of one replica, 0 when they do not come out whole.

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -90,7 +91,8 @@ struct StepWork {
   std::vector<double> param_seconds;  // [pp] ZeRO gathers
   std::vector<double> param_bytes;
   std::vector<double> optimizer_seconds;  // [pp]
-  double jitter_seconds = 0;
+  double jitter_share = 0;                // of the whole step, added to it
+  double overlap_slowdown = 0;            // of compute beside a reduction
   std::int64_t num_microbatches = 0;
   bool p2p_overlapped = false;
   bool grad_overlapped = false, param_overlapped = false;
@@ -107,9 +109,11 @@ class StepModel {
   // REQUIRES a valid candidate (why_invalid empty).
   [[nodiscard]] StepCost predict(const Candidate& c);
   [[nodiscard]] MemoryCost memory(const Candidate& c);  // cheaper: for pruning first
-  // No valid split of the work is faster, bubble and communication left out: for pruning.
+  // Seconds that predict() never falls below: busy time alone, no bubble, no reductions. For pruning.
   [[nodiscard]] double lower_bound(const Candidate& c);
-  [[nodiscard]] StepWork work(const Candidate& c);
+  // The same step as pieces, for the simulator. `stage_layers`: of a plan that cuts its stages its own way;
+  // empty: StageSplit.
+  [[nodiscard]] StepWork work(const Candidate& c, std::span<const std::int32_t> stage_layers = {});
 
  private:
   struct Impl;

@@ -67,6 +67,15 @@ struct AttentionShape {
   friend bool operator==(const AttentionShape&, const AttentionShape&) = default;
 };
 
+// What a collective may run beside when the software overlaps it.
+enum class Beside : std::uint8_t {
+  nothing,
+  gemm,        // the product next to it (chunked, or of the other half of backward)
+  attention,   // the blocks of ring attention
+  shared,      // the shared expert of the same layer
+  microbatch,  // compute of another micro-batch
+};
+
 struct Op {
   std::string name;  // "layers.3.attention.qkv"
   OpKind kind = OpKind::memory;
@@ -77,6 +86,8 @@ struct Op {
   AttentionShape attention;
   bool low_precision = false;  // a gemm that an fp8 recipe runs in fp8
   std::int32_t kernels = 1;    // launched on the device: 0 for what is fused into a neighbour
+  std::uint32_t modules = 0;   // Module bits (block.h) whose recomputation runs it again
+  Beside beside = Beside::nothing;
   // Collectives only.
   Axis axis = Axis::tp;
   Call call = Call::all_gather;

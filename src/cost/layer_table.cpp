@@ -1,0 +1,88 @@
+#include "cost/layer_table.h"
+
+#include <algorithm>
+
+#include "graph/block_size.h"
+
+namespace tessera::cost {
+
+namespace {
+std::size_t at(std::int64_t i) {
+  return static_cast<std::size_t>(i);
+}
+}  // namespace
+
+LayerClasses::LayerClasses(const spec::ModelSpec& model) {
+  for (std::int32_t l = 0; l < model.num_hidden_layers; ++l) {
+    const spec::LayerClass layer = spec::layer_class(model, l);
+    const auto found = std::find(classes_.begin(), classes_.end(), layer);
+    class_of_.push_back(static_cast<std::int32_t>(found - classes_.begin()));
+    if (found == classes_.end()) classes_.push_back(layer);
+  }
+  before_.assign(classes_.size(), std::vector<std::int32_t>(class_of_.size() + 1, 0));
+  for (std::size_t c = 0; c < classes_.size(); ++c)
+    for (std::size_t l = 0; l < class_of_.size(); ++l)
+      before_[c][l + 1] = before_[c][l] + (class_of_[l] == static_cast<std::int32_t>(c) ? 1 : 0);
+}
+
+std::int32_t LayerClasses::count(std::int32_t i, std::int32_t first, std::int32_t end) const {
+  return before_[at(i)][at(end)] - before_[at(i)][at(first)];
+}
+
+std::int32_t LayerClasses::class_of(std::int32_t layer) const {
+  return class_of_[at(layer)];
+}
+
+BlockGroups block_groups(const Setup& setup, const Candidate& c) {
+  const spec::ClusterSpec& k = setup.cluster;
+  BlockGroups g;
+  g.tp = group_shape(k, c.tp, 1);
+  g.cp = group_shape(k, c.cp, c.tp);
+  g.etp = group_shape(k, c.etp, 1);
+  // ep folds over tp x cp x dp; when pp stands inside of dp it is cut in two runs.
+  const std::int32_t inside = c.tp * c.cp;
+  if (c.order == AxisOrder::tp_cp_ep_dp_pp || c.pp == 1 || c.ep * c.etp <= inside) {
+    g.ep = group_shape(k, c.ep, c.etp);
+  } else {
+    const std::int32_t inner = std::max(1, inside / c.etp);
+    g.ep = group_shape(k, inner, c.etp, c.ep / inner, std::int64_t{inside} * c.pp);
+  }
+  return g;
+}
+
+LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Candidate& c) {
+  const graph::Cut cut{.micro_batch_size = c.micro_batch_size,
+                       .sequence_length = setup.work.sequence_length,
+                       .tp = c.tp,
+                       .cp = c.cp,
+                       .ep = c.ep,
+                       .etp = c.etp,
+                       .sequence_parallel = c.sequence_parallel,
+                       .precision = setup.work.precision};
+  const spec::ModelSpec& m = setup.model;
+  BlockContext x{.setup = setup, .groups = block_groups(setup, c), .load = {}, .expert_tokens = 0};
+  const std::int64_t tokens = c.micro_batch_size * ((setup.work.sequence_length + c.cp - 1) / c.cp);
+  x.expert_tokens = c.sequence_parallel ? (tokens + c.tp - 1) / c.tp : tokens;
+  if (m.moe) {
+    x.load = load_figures(setup.routing, m.moe->num_experts, m.moe->num_experts_per_tok, c.ep,
+                          setup.work.capacity_factor);
+  }
+  const auto cost = [&](const graph::BlockWork& work) {
+    return block_cost(x, work, c.recompute, c.recompute_modules);
+  };
+  LayerTable t;
+  for (std::int32_t i = 0; i < classes.size(); ++i) {
+    t.layers.push_back(cost(graph::layer_work(m, classes[i], cut, setup.practice)));
+    t.layers.back().distinct_gradients =
+        static_cast<double>(graph::layer_distinct_weights(m, classes[i], cut));
+  }
+  // Recomputation is of transformer layers.
+  t.embedding = block_cost(x, graph::embedding_work(m, cut, setup.practice), spec::Recompute::none, 0);
+  t.head = block_cost(x, graph::head_work(m, cut, setup.practice), spec::Recompute::none, 0);
+  t.head.logits = static_cast<double>(graph::head_logits(m, cut, setup.practice).value);
+  t.shared_head = graph::head_params(m, cut, graph::TiedHead::shares_table);
+  if (m.num_nextn_predict_layers > 0) t.mtp = cost(graph::mtp_work(m, cut, setup.practice));
+  return t;
+}
+
+}  // namespace tessera::cost

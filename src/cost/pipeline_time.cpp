@@ -1,0 +1,45 @@
+#include "cost/pipeline_time.h"
+
+#include <algorithm>
+
+namespace tessera::cost {
+
+double pipeline_time(const PipelineShape& shape, std::span<const PipelineRank> ranks) {
+  const auto pp = static_cast<double>(ranks.size());
+  const auto m = static_cast<double>(shape.num_microbatches);
+  const auto vpp = static_cast<double>(shape.vpp);
+  double slowest = 0.0;
+  double sum = 0.0;
+  double split = 0.0;  // F + I - W of all
+  double split_slowest = 0.0;
+  for (const PipelineRank& r : ranks) {
+    const double t = r.total();
+    sum += t;
+    const double hidden = std::max(0.0, r.forward + r.backward_input - r.backward_weight);
+    split += hidden;
+    if (t > slowest) {
+      slowest = t;
+      split_slowest = hidden;
+    }
+  }
+  if (ranks.size() == 1) return m * slowest;
+  // A message each way for each stage of the slowest rank, and through the empty pipeline at both ends.
+  const double steady = shape.message_hidden ? 0.0 : 2.0 * vpp * shape.message * m;
+  const double ends = 2.0 * (pp - 1.0) * shape.message;
+  switch (shape.kind) {
+    case schedule::Kind::naive:
+      return m * (sum + ends);
+    case schedule::Kind::gpipe:
+    case schedule::Kind::one_f_one_b:
+      return (m - 1.0) * slowest + sum + steady + ends;
+    case schedule::Kind::interleaved:
+      return m * slowest + (sum - slowest) / vpp + steady + ends;
+    case schedule::Kind::zb_h1:
+      return m * slowest + (split - split_slowest) + steady + ends;
+    case schedule::Kind::zb_v:
+      return m * slowest + (pp - 1.0) * ranks.front().forward / 4.0 + steady + ends;
+  }
+  return m * slowest;
+}
+
+}  // namespace tessera::cost

@@ -1,0 +1,190 @@
+#include "graph/block_writer.h"
+
+#include <algorithm>
+
+#include "base/math.h"
+
+namespace tessera::graph {
+
+namespace {
+constexpr std::int64_t kElement = 2;   // bytes of an activation
+constexpr std::int64_t kGradient = 4;  // bytes of an accumulated weight gradient
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+}  // namespace
+
+BlockWriter::BlockWriter(BlockWork& out, const spec::ModelSpec& model, const Cut& cut,
+                         const Practice& practice)
+    : out_(out), practice_(practice), norm_(model.norm), precision_(cut.precision), s_() {
+  const std::int64_t queries = ceil_div(cut.sequence_length, cut.cp);
+  const std::int64_t tokens = cut.micro_batch_size * queries;
+  const bool sp = cut.sequence_parallel && cut.tp > 1;
+  s_ = {.batch = cut.micro_batch_size,
+        .seq = cut.sequence_length,
+        .queries = queries,
+        .tokens = tokens,
+        .local_tokens = sp ? ceil_div(tokens, cut.tp) : tokens,
+        .hidden = model.hidden_size,
+        .tp = cut.tp,
+        .cp = cut.cp,
+        .ep = cut.ep,
+        .etp = cut.etp,
+        .sequence_parallel = sp};
+}
+
+Op& BlockWriter::add(OpList& list, const char* name, OpKind kind, std::uint32_t modules) {
+  Op& op = list.emplace_back();
+  op.name = name;
+  op.kind = kind;
+  op.modules = modules;
+  return op;
+}
+
+bool BlockWriter::quantizes() const {
+  switch (precision_) {
+    case spec::Precision::fp8:
+    case spec::Precision::fp8_block:
+    case spec::Precision::mxfp8:
+    case spec::Precision::nvfp4:
+      return true;
+    case spec::Precision::f32:
+    case spec::Precision::f64:
+    case spec::Precision::bf16:
+    case spec::Precision::fp16:
+      return false;
+  }
+  return false;
+}
+
+// Read twice (largest value, then cast), written as rows and as columns.
+void BlockWriter::quantize(OpList& list, std::int64_t elements, std::uint32_t modules) {
+  add(list, "quantize", OpKind::memory, modules).bytes_moved = Bytes(elements * (2 * kElement + 2));
+}
+
+void BlockWriter::linear(const char* name, std::int64_t rows, std::int64_t out, std::int64_t in,
+                         std::uint32_t modules, bool low_precision, std::int64_t groups) {
+  const auto product = [&](OpList& list, GemmShape shape, std::int64_t bytes, std::uint32_t bits) {
+    Op& op = add(list, name, OpKind::gemm, bits);
+    op.gemm = shape;
+    op.flops = Flops(2 * shape.m * shape.n * shape.k * shape.groups);
+    op.bytes_moved = Bytes(bytes);
+    op.low_precision = low_precision;
+    if (groups > 1 && !practice_.grouped_gemm) op.kernels = static_cast<std::int32_t>(groups);
+  };
+  const std::int64_t m = ceil_div(rows, groups);
+  const std::int64_t rest = kElement * (rows * (in + out) + groups * in * out);
+  if (low_precision && quantizes()) quantize(forward(), rows * in, modules);
+  product(forward(), {.m = m, .n = out, .k = in, .groups = groups}, rest, modules);
+  if (low_precision && quantizes()) quantize(backward_input(), rows * out, 0);
+  product(backward_input(), {.m = m, .n = in, .k = out, .groups = groups}, rest, 0);
+  product(backward_weight(), {.m = out, .n = in, .k = m, .groups = groups},
+          kElement * rows * (in + out) + 2 * kGradient * groups * in * out, 0);
+}
+
+void BlockWriter::elementwise(const char* name, std::int64_t forward_elements, std::int64_t backward_elements,
+                              bool fused, std::int32_t eager, std::uint32_t modules) {
+  const std::int32_t kernels = fused || practice_.compiled ? 1 : eager;
+  const auto write = [&](OpList& list, std::int64_t elements, std::uint32_t bits) {
+    if (elements == 0) return;
+    Op& op = add(list, name, OpKind::memory, bits);
+    // An unfused chain passes its values through memory between kernels.
+    op.bytes_moved = Bytes(kElement * elements * (kernels == 1 ? 2 : kernels + 1) / 2);
+    op.kernels = kernels;
+  };
+  write(forward(), forward_elements, modules);
+  write(backward_input(), backward_elements, 0);
+}
+
+void BlockWriter::norm(const char* name, std::int64_t rows, std::int64_t width, std::uint32_t modules) {
+  constexpr std::int32_t kEagerKernels = 5;  // square, mean, rsqrt, scale, weight
+  elementwise(name, 2 * rows * width, 4 * rows * width, practice_.fused_norm, kEagerKernels, modules);
+}
+
+void BlockWriter::attention(const AttentionShape& shape, double full_keys) {
+  constexpr auto kCore = static_cast<std::uint32_t>(Module::core_attn);
+  const double pairs = static_cast<double>(shape.batch * shape.heads * shape.queries);
+  if (practice_.flash_attention) {
+    const double products = 2.0 * pairs * shape.keys * static_cast<double>(shape.qk_dim + shape.v_dim);
+    const auto write = [&](OpList& list, double times, std::uint32_t bits) {
+      Op& op = add(list, times > 1.0 ? "attention backward" : "attention", OpKind::attention, bits);
+      op.attention = shape;
+      op.flops = Flops(static_cast<std::int64_t>(times * products));
+      op.bytes_moved = Bytes(static_cast<std::int64_t>(
+          (times > 1.0 ? 2.0 : 1.0) * kElement *
+          static_cast<double>(shape.batch * shape.queries * (shape.heads + shape.kv_heads) *
+                              (shape.qk_dim + shape.v_dim))));
+    };
+    write(forward(), 1.0, kCore);
+    write(backward_input(), 2.5, 0);
+    return;
+  }
+  // Two batched products over the whole square, and a softmax whose scores stand in memory: read and written
+  // by scale, mask and softmax (one fused kernel) and by dropout.
+  const auto square = [&](OpList& list, const char* name, std::int64_t n, std::int64_t k,
+                          std::uint32_t bits) {
+    Op& op = add(list, name, OpKind::gemm, bits);
+    op.gemm = {.m = shape.queries, .n = n, .k = k, .groups = shape.batch * shape.heads};
+    op.flops = Flops(2 * op.gemm.m * n * k * op.gemm.groups);
+    op.bytes_moved = Bytes(kElement * op.gemm.groups * (op.gemm.m * n + op.gemm.m * k + n * k));
+  };
+  const auto keys = static_cast<std::int64_t>(full_keys);
+  const auto scores = static_cast<std::int64_t>(pairs * full_keys);
+  square(forward(), "scores", keys, shape.qk_dim, kCore);
+  elementwise("softmax", scores * 2, scores * 3, true, 1, kCore);
+  if (practice_.dropout) elementwise("attention dropout", scores * 5 / 2, scores * 5 / 2, true, 1, kCore);
+  square(forward(), "context", shape.v_dim, keys, kCore);
+  square(backward_input(), "context dgrad", keys, shape.v_dim, 0);
+  square(backward_input(), "context wgrad", shape.v_dim, keys, 0);
+  square(backward_input(), "scores dgrad", shape.qk_dim, keys, 0);
+  square(backward_input(), "scores wgrad", shape.qk_dim, keys, 0);
+}
+
+void BlockWriter::collective(OpList& list, const char* name, Axis axis, Call call, std::int64_t sent,
+                             Beside beside, std::uint32_t modules) {
+  Op& op = add(list, name, OpKind::collective, modules);
+  op.axis = axis;
+  op.call = call;
+  op.bytes_sent = Bytes(sent);
+  op.calls = 1;
+  op.beside = beside;
+}
+
+void BlockWriter::enter_tp(std::int64_t width) {
+  if (s_.tp == 1) return;
+  const std::int64_t part = (s_.tp - 1) * s_.tokens / s_.tp * width * kElement;
+  const Beside overlap = practice_.tp_overlap ? Beside::gemm : Beside::nothing;
+  if (s_.sequence_parallel) {
+    collective(forward(), "tp gather", Axis::tp, Call::all_gather, part, overlap);
+    // The stored input is a part of the sequence: it is gathered again for the weight gradient, beside the
+    // input gradient's product; the input gradient is scattered beside the weight gradient's.
+    collective(backward_input(), "tp gather input", Axis::tp, Call::all_gather, part, Beside::gemm);
+    collective(backward_input(), "tp scatter gradient", Axis::tp, Call::reduce_scatter, part, Beside::gemm);
+  } else {
+    collective(backward_input(), "tp sum gradient", Axis::tp, Call::all_reduce, 2 * part, Beside::gemm);
+  }
+}
+
+void BlockWriter::leave_tp(std::int64_t width) {
+  if (s_.tp == 1) return;
+  const std::int64_t part = (s_.tp - 1) * s_.tokens / s_.tp * width * kElement;
+  const Beside overlap = practice_.tp_overlap ? Beside::gemm : Beside::nothing;
+  if (s_.sequence_parallel) {
+    collective(forward(), "tp scatter", Axis::tp, Call::reduce_scatter, part, overlap);
+    collective(backward_input(), "tp gather gradient", Axis::tp, Call::all_gather, part, overlap);
+  } else {
+    collective(forward(), "tp sum", Axis::tp, Call::all_reduce, 2 * part, Beside::nothing);
+  }
+}
+
+void BlockWriter::all_to_all(const char* name, std::int64_t rows, std::int64_t forward_width, Beside beside,
+                             std::uint32_t modules) {
+  if (s_.ep == 1) return;
+  const std::int64_t sent = rows * (s_.ep - 1) / s_.ep * forward_width;
+  collective(forward(), name, Axis::ep, Call::all_to_all_v, sent, beside, modules);
+  collective(backward_input(), name, Axis::ep, Call::all_to_all_v,
+             sent / forward_width * s_.hidden * kElement, beside);
+}
+
+}  // namespace tessera::graph

@@ -1,0 +1,201 @@
+// Facts of training software. Sources beside each entry; a fact that a source does not state keeps the default
+// of Practice.
+#include "graph/practice.h"
+
+#include "base/error.h"
+#include "base/text.h"
+
+namespace tessera::graph {
+
+namespace {
+
+// Megatron-LM before flash attention and sequence parallelism (arXiv 2104.04473 section 5; fused softmax and
+// bias-GeLU kernels of its section 4.2). Gradients reduced once, after the last micro-batch.
+Practice megatron_2021() {
+  Practice p;
+  p.name = "megatron-2021";
+  p.flash_attention = false;
+  p.fused_rope = false;
+  p.dropout = true;
+  p.grad_overlap = false;
+  p.param_overlap = false;
+  p.p2p_overlap = false;
+  p.in_bucket_reduce = false;
+  p.gradient_bytes = 4;
+  p.gradient_reduce_bytes = 4;
+  return p;
+}
+
+// arXiv 2205.05198: sequence parallelism, selective recomputation of the attention core.
+Practice megatron_2022() {
+  Practice p = megatron_2021();
+  p.name = "megatron-2022";
+  p.separate_sequence_gather = true;
+  return p;
+}
+
+// Megatron-DeepSpeed of BLOOM (bigscience tr11): ZeRO-1, fp16, no overlap.
+Practice megatron_deepspeed_2022() {
+  Practice p = megatron_2021();
+  p.name = "megatron-deepspeed-2022";
+  p.gradient_bytes = 2;
+  p.gradient_reduce_bytes = 2;
+  return p;
+}
+
+// PipeDream-flush trainers with flash attention 1 and 2 (arXiv 2311.05610).
+Practice megatron_flash_2023() {
+  Practice p = megatron_2021();
+  p.name = "megatron-flash-2023";
+  p.flash_attention = true;
+  p.dropout = false;
+  p.separate_sequence_gather = true;
+  return p;
+}
+
+// NeMo and Megatron-Core 2024-25 with Transformer Engine: docs of overlap_grad_reduce, overlap_param_gather,
+// tp_comm_overlap; NeMo's performance recipes switch all three on.
+Practice megatron_core() {
+  Practice p;
+  p.name = "megatron-core";
+  p.separate_sequence_gather = true;
+  p.tp_overlap = true;
+  p.fused_cross_entropy = true;
+  return p;
+}
+
+// Megatron-Core as examples run it: no user-buffer overlap of tensor parallelism.
+Practice megatron_core_plain() {
+  Practice p = megatron_core();
+  p.name = "megatron-core-plain";
+  p.tp_overlap = false;
+  p.grad_overlap = false;
+  p.param_overlap = false;
+  p.p2p_overlap = false;
+  return p;
+}
+
+// Megatron-Bridge 2025-26: DeepEP or HybridEP dispatch, CUDA graphs in most Blackwell recipes.
+Practice megatron_bridge() {
+  Practice p = megatron_core();
+  p.name = "megatron-bridge";
+  p.ep_dedup = true;
+  return p;
+}
+
+// PyTorch FSDP1 as in llm-foundry: eager, flash or Triton attention.
+Practice fsdp1() {
+  Practice p;
+  p.name = "fsdp1";
+  p.fused_activation = false;
+  p.fused_norm = true;
+  p.gradient_bytes = 2;
+  p.gradient_reduce_bytes = 2;
+  p.tp_overlap = false;
+  return p;
+}
+
+// torchtitan: FSDP2, torch.compile of each layer.
+Practice fsdp2_compile() {
+  Practice p;
+  p.name = "fsdp2-compile";
+  p.compiled = true;
+  p.gradient_bytes = 4;
+  p.gradient_reduce_bytes = 4;
+  p.separate_sequence_gather = true;
+  return p;
+}
+
+// NeMo AutoModel: FSDP2, TE and Triton kernels, no compile.
+Practice fsdp2() {
+  Practice p = fsdp2_compile();
+  p.name = "fsdp2";
+  p.compiled = false;
+  p.fused_cross_entropy = true;
+  p.gradient_bytes = 2;
+  p.gradient_reduce_bytes = 4;
+  return p;
+}
+
+// DeepSpeed ZeRO-3 with Megatron-DeepSpeed's fp16 layers.
+Practice deepspeed_zero3() {
+  Practice p = megatron_2021();
+  p.name = "deepspeed-zero3";
+  p.grad_overlap = true;
+  p.param_overlap = true;
+  p.in_bucket_reduce = true;
+  p.gradient_bytes = 2;
+  p.gradient_reduce_bytes = 2;
+  return p;
+}
+
+// InternEvo: flash attention, ZeRO-1 with bf16 gradients reduced in buckets, parameters broadcast after the
+// step.
+Practice internevo() {
+  Practice p;
+  p.name = "internevo";
+  p.gradient_bytes = 2;
+  p.gradient_reduce_bytes = 2;
+  p.param_overlap = false;
+  p.separate_sequence_gather = true;
+  return p;
+}
+
+// nanotron: flash attention 2, f32 gradient accumulation, gradients reduced at the end of the last backward.
+Practice nanotron() {
+  Practice p;
+  p.name = "nanotron";
+  p.fused_activation = false;
+  p.p2p_overlap = false;
+  p.param_overlap = false;
+  p.separate_sequence_gather = true;
+  return p;
+}
+
+// The engine of this repository.
+Practice tessera() {
+  Practice p;
+  p.name = "tessera";
+  p.param_overlap = false;
+  p.p2p_overlap = true;
+  p.optimizer_bytes = 8;
+  return p;
+}
+
+std::vector<Practice> all() {
+  return {deepspeed_zero3(),
+          fsdp1(),
+          fsdp2(),
+          fsdp2_compile(),
+          internevo(),
+          megatron_2021(),
+          megatron_2022(),
+          megatron_bridge(),
+          megatron_core(),
+          megatron_core_plain(),
+          megatron_deepspeed_2022(),
+          megatron_flash_2023(),
+          nanotron(),
+          tessera()};
+}
+
+}  // namespace
+
+std::vector<std::string> practice_names() {
+  std::vector<std::string> names;
+  for (const Practice& p : all()) names.push_back(p.name);
+  return names;
+}
+
+Practice practice(std::string_view name) {
+  for (Practice& p : all())
+    if (p.name == name) return p;
+  const std::vector<std::string> names = practice_names();
+  const std::string near = nearest(name, names);
+  std::string known;
+  for (const std::string& n : names) known += (known.empty() ? "" : ", ") + n;
+  throw Error(ErrorKind::config, "practice " + std::string(name) + " is not known", "practice",
+              "known: " + known + (near.empty() ? "" : "; did you mean " + near + "?"));
+}
+
+}  // namespace tessera::graph
