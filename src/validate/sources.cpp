@@ -1,0 +1,297 @@
+#include "validate/sources.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace tessera::validate {
+namespace {
+
+constexpr double kGiga = 1e9;
+constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
+
+// One line an accelerator: what its usual node has. Bandwidths of the data sheets, one direction: NVLink 3 to 5
+// of NVIDIA's, xGMI of AMD's; NICs of DGX A100 (8 x 200 Gb/s), DGX H100 and B200 (8 x 400), B300 (8 x 800),
+// GB200 and GB300 NVL72 (400 and 800 a GPU).
+struct Node {
+  std::string_view accelerator;
+  double intra;          // B/s of one device
+  double network_gbits;  // of one device
+  std::int32_t domain;   // devices that NVLink joins
+  std::int32_t per_node;
+};
+constexpr std::array kNodes = {
+    Node{"a100-sxm-40gb", 300e9, 200, 8, 8}, Node{"a100-sxm-80gb", 300e9, 200, 8, 8},
+    Node{"a100-pcie-40gb", 32e9, 25, 8, 8},  Node{"a100-pcie-80gb", 32e9, 25, 8, 8},
+    Node{"a800-sxm", 200e9, 200, 8, 8},      Node{"h800-sxm", 200e9, 400, 8, 8},
+    Node{"h100-sxm", 450e9, 400, 8, 8},      Node{"h100-sxm-hbm2e-500w", 450e9, 400, 8, 8},
+    Node{"h200-sxm", 450e9, 400, 8, 8},      Node{"b200-sxm", 900e9, 400, 8, 8},
+    Node{"b300-sxm", 900e9, 800, 8, 8},      Node{"gb200", 900e9, 400, 72, 4},
+    Node{"gb300", 900e9, 800, 72, 4},        Node{"mi300x", 448e9, 400, 8, 8},
+    Node{"mi325x", 448e9, 400, 8, 8},        Node{"mi355x", 538e9, 400, 8, 8},
+};
+
+const Node& node_of(std::string_view accelerator) {
+  const auto it =
+      std::find_if(kNodes.begin(), kNodes.end(), [&](const Node& n) { return n.accelerator == accelerator; });
+  TESSERA_CHECK(it != kNodes.end(), "an accelerator of accelerator_of has a node");
+  return *it;
+}
+
+// Gb/s of a whole node as the row prints it: "4x100Gb", "inter-node 800 Gb/s"; 0 when it does not.
+double printed_network(const Row& row) {
+  const std::string text = to_lower(row.gpu + " ; " + row.overlap_notes + " ; " + row.notes);
+  for (const std::string_view before : {"inter-node ", "internode "}) {
+    if (const auto v = number_after(text, before); v && *v >= 10) return *v;
+  }
+  for (std::size_t at = text.find("x"); at != std::string::npos; at = text.find('x', at + 1)) {
+    if (at == 0 || text[at - 1] < '1' || text[at - 1] > '9') continue;
+    std::size_t end = at + 1;
+    while (end < text.size() && text[end] >= '0' && text[end] <= '9') ++end;
+    if (end == at + 1 || text.substr(end, 2) != "gb") continue;
+    return (text[at - 1] - '0') * std::stod(text.substr(at + 1, std::min<std::size_t>(end - at - 1, 6)));
+  }
+  return 0;
+}
+
+// Devices of one NVLink domain in a job: racks of 72 are lent in parts of 64 to jobs of whole powers of two
+// (Slurm segments of 16 nodes, as the launch scripts of these runs ask for).
+std::int32_t domain_of(const Node& node, std::int32_t devices) {
+  if (node.domain <= 8) return node.domain;
+  if (devices <= node.domain || devices % node.domain == 0) return node.domain;
+  return 64;
+}
+
+struct SourcePractice {
+  std::string_view prefix, practice;
+};
+// Software of the sources by id prefix; dates and frameworks are those of the rows.
+constexpr std::array kPractices = {
+    SourcePractice{"bridge", "megatron-bridge"},
+    SourcePractice{"card", "megatron-bridge"},
+    SourcePractice{"skill", "megatron-bridge"},
+    SourcePractice{"zoo", "megatron-bridge"},         // Megatron-Core dev of 2025-26
+    SourcePractice{"mlmrecipes", "megatron-bridge"},  // the same
+    SourcePractice{"dgxc", "megatron-core"},
+    SourcePractice{"nemo2407", "megatron-core"},
+    SourcePractice{"nemodocs", "megatron-core"},
+    SourcePractice{"nemolong", "megatron-core"},
+    SourcePractice{"mlm", "megatron-core"},
+    SourcePractice{"mpf", "megatron-core"},
+    SourcePractice{"msmoe", "megatron-core"},
+    SourcePractice{"mlmci", "megatron-core-plain"},
+    SourcePractice{"simumax", "megatron-core-plain"},
+    SourcePractice{"simumaxA", "megatron-core-plain"},
+    SourcePractice{"flagperf", "megatron-core-plain"},
+    SourcePractice{"dsv3", "megatron-bridge"},  // DeepEP, overlapped all-to-all
+    SourcePractice{"nar21", "megatron-2021"},
+    SourcePractice{"vtr1", "megatron-2021"},
+    SourcePractice{"vtrm", "megatron-2021"},
+    SourcePractice{"kor22", "megatron-2022"},
+    SourcePractice{"launcher", "megatron-2022"},
+    SourcePractice{"mtnlg", "megatron-deepspeed-2022"},
+    SourcePractice{"bloom", "megatron-deepspeed-2022"},
+    SourcePractice{"megascale", "megatron-flash-2023"},
+    SourcePractice{"zb", "megatron-flash-2023"},
+    SourcePractice{"aa", "megatron-flash-2023"},
+    SourcePractice{"skywork", "megatron-flash-2023"},
+    SourcePractice{"dsazure", "deepspeed-zero3"},
+    SourcePractice{"mpt", "fsdp1"},
+    SourcePractice{"mptold", "fsdp1"},
+    SourcePractice{"fms", "fsdp1"},
+    SourcePractice{"titan", "fsdp2-compile"},
+    SourcePractice{"ao", "fsdp2-compile"},
+    SourcePractice{"automodel", "fsdp2"},
+    SourcePractice{"nano", "nanotron"},
+    SourcePractice{"nanochart", "nanotron"},
+    SourcePractice{"internevo", "internevo"},
+};
+
+// For files of one's own: by the framework's name, and the year for Megatron-LM.
+std::string_view practice_by_framework(const Row& row) {
+  const std::string f = to_lower(row.framework + " " + row.overlap_notes);
+  if (has(f, {"automodel"})) return "fsdp2";
+  if (has(f, {"bridge"})) return "megatron-bridge";
+  if (has(f, {"torchtitan"})) return "fsdp2-compile";
+  if (has(f, {"fsdp1", "llm-foundry"})) return "fsdp1";
+  if (has(f, {"fsdp"})) return "fsdp2";
+  if (has(f, {"nanotron"})) return "nanotron";
+  if (has(f, {"internevo"})) return "internevo";
+  if (has(f, {"tessera"})) return "tessera";
+  if (has(f, {"megatron-core", "nemo"})) return "megatron-core";
+  if (has(f, {"megatron-deepspeed"})) return "megatron-deepspeed-2022";
+  if (has(f, {"pipedream-flush"})) return "megatron-flash-2023";
+  if (has(f, {"megatron"})) {
+    const std::string year = row.date.substr(0, 4);
+    if (year.empty() || year >= "2024") return "megatron-core";
+    if (year >= "2023") return "megatron-flash-2023";
+    return year >= "2022" ? "megatron-2022" : "megatron-2021";
+  }
+  if (has(f, {"deepspeed"})) return "deepspeed-zero3";
+  return "";
+}
+
+std::string_view practice_name(const Row& row) {
+  const std::string prefix = row.prefix();
+  if (prefix == "nar21" && has(to_lower(row.framework), {"zero-3"})) return "deepspeed-zero3";
+  // Failed layouts carry an id of their own; their text names the trainer.
+  if (prefix == "fail") {
+    const std::string notes = to_lower(row.overlap_notes);
+    if (has(notes, {"nanotron"})) return "nanotron";
+    if (has(notes, {"pipedream-flush"})) return "megatron-flash-2023";
+    if (has(notes, {"megatron-deepspeed"})) return "megatron-deepspeed-2022";
+  }
+  for (const SourcePractice& s : kPractices) {
+    if (s.prefix == prefix) return s.practice;
+  }
+  return practice_by_framework(row);
+}
+
+void read_kernels(const std::string& text, graph::Practice& p) {
+  if (has(text, {"kernel: torch", "kernel: fused"})) p.flash_attention = false;
+  if (has(text, {"flash_attention", "flash attention", "flashattention"}) && !has(text, {"no flash"})) {
+    p.flash_attention = true;
+  }
+  if (has(text, {"no flash", "unfused attention"})) p.flash_attention = false;
+  if (has(text, {"kernel: "})) p.fused_norm = has(text, {"rms kernel"});
+  if (has(text, {"torch.compile"}) && !has(text, {"torch.compile not stated"})) p.compiled = true;
+  if (has(text, {"eager"})) p.compiled = false;
+  if (has(text, {"cuda_graph", "cuda graph", "full-iteration graph", "graphs per recipe"}) &&
+      !has(text, {"cuda_graph_impl=none", "no cuda graph"})) {
+    p.cuda_graphs = true;
+  }
+  if (has(text, {"fused cross-entropy", "fused cross entropy"})) p.fused_cross_entropy = true;
+}
+
+void read_overlap(const std::string& text, graph::Practice& p) {
+  if (has(text, {"no gradient bucketing overlap", "gradient all-reduce not overlapped"}))
+    p.grad_overlap = false;
+  if (has(text, {"grad/param sync overlap", "--overlap-grad-reduce", "tp/pp/dp overlap"})) {
+    p.grad_overlap = p.param_overlap = p.in_bucket_reduce = true;
+  }
+  if (has(text, {"no tp/grad/param overlap"})) p.tp_overlap = p.grad_overlap = p.param_overlap = false;
+  if (has(text, {"ub_tp_comm_overlap", "tp-comm-overlap", "async tp", "asynctp", "tp/pp/dp overlap"})) {
+    p.tp_overlap = true;
+  }
+  if (has(text, {"vanilla tp"})) p.tp_overlap = false;
+  if (has(text, {"overlap_p2p_comm"})) p.p2p_overlap = true;
+  if (has(text, {"p2p sync", "synchronous p2p"})) p.p2p_overlap = false;
+  if (has(text, {"moe_a2a_overlap=true", "overlap_moe_expert_parallel_comm", "ep overlap",
+                 "ep communication overlap", "all-to-all overlapped"})) {
+    p.ep_overlap = true;
+  }
+  if (has(text, {"no ep overlap", "no a2a overlap", "moe_a2a_overlap=false"})) p.ep_overlap = false;
+  if (has(text, {"hybridep", "deepep"})) p.ep_dedup = true;
+  if (has(text, {"alltoall", "all-to-all dispatcher", "dispatcher a2a"}) &&
+      !has(text, {"hybridep", "deepep"})) {
+    p.ep_dedup = false;
+  }
+  if (has(text, {"dualpipe"})) p.ep_dedup = p.ep_overlap = true;
+}
+
+void read_bytes(const Row& row, const std::string& text, graph::Practice& p) {
+  const std::string framework = to_lower(row.framework);
+  // NeMo 2 and Bridge performance recipes keep and reduce bf16 gradients (grad_reduce_in_fp32 off): the memory
+  // logs of dgxc agree to one percent.
+  if (has(framework, {"nemo", "bridge"}) && !has(framework, {"automodel"})) {
+    p.gradient_bytes = 2;
+    p.gradient_reduce_bytes = 2;
+  }
+  if (has(text, {"fp32 grads", "fp32 grad accumulation"})) p.gradient_bytes = p.gradient_reduce_bytes = 4;
+  if (has(text, {"bf16 grads"})) p.gradient_bytes = p.gradient_reduce_bytes = 2;
+  if (has(text, {"bf16 grad reduce"})) p.gradient_reduce_bytes = 2;
+  if (has(text, {"bf16 adam moments", "reduced-precision adam moments"})) p.optimizer_bytes = 8;
+}
+
+}  // namespace
+
+std::string accelerator_of(const Row& row) {
+  const std::string g = to_lower(row.gpu);
+  if (has(g, {"|", "text says", "power limited", "presumed"})) return "";  // which one is not clear
+  if (has(g, {"h100"})) {
+    if (has(g, {"pcie", "nvl"})) return "";
+    return has(g, {"hbm2e", "96gb"}) ? "h100-sxm-hbm2e-500w" : "h100-sxm";
+  }
+  if (has(g, {"gh200"})) return "";
+  if (has(g, {"h200"})) return "h200-sxm";
+  if (has(g, {"h800"})) return "h800-sxm";
+  if (has(g, {"a800"})) return "a800-sxm";
+  if (has(g, {"a100"})) {
+    const bool small = has(g, {"40gb"});
+    if (has(g, {"pcie"})) return small ? "a100-pcie-40gb" : "a100-pcie-80gb";
+    return small ? "a100-sxm-40gb" : "a100-sxm-80gb";
+  }
+  if (has(g, {"gb300"})) return "gb300";
+  if (has(g, {"gb200"})) return "gb200";
+  if (has(g, {"b300"})) return "b300-sxm";
+  if (has(g, {"b200"})) return "b200-sxm";
+  for (const std::string_view amd : {"mi300x", "mi325x", "mi355x"}) {
+    if (has(g, {amd})) return std::string(amd);
+  }
+  return "";
+}
+
+spec::ClusterSpec cluster_of(const Row& row, std::string_view accelerator, std::int32_t devices) {
+  const Node& node = node_of(accelerator);
+  spec::ClusterSpec c;
+  c.name = row.prefix();
+  c.device = std::string(accelerator);
+  c.num_devices = devices;
+  c.devices_per_node = row.gpus_per_node ? static_cast<std::int32_t>(*row.gpus_per_node) : node.per_node;
+  const std::int32_t domain = domain_of(node, devices);
+  const bool pcie = accelerator.find("pcie") != std::string_view::npos;
+  c.tiers.push_back({.name = pcie ? "pcie" : "nvlink",
+                     .size = domain,
+                     .bandwidth = BytesPerSecond(node.intra),
+                     .latency = Seconds(2e-6)});
+  if (devices > domain) {
+    const double whole = printed_network(row);
+    const double gbits = whole > 0 ? whole / c.devices_per_node : node.network_gbits;
+    const std::int32_t groups = (devices + domain - 1) / domain;
+    c.tiers.push_back({.name = "network",
+                       .size = groups * domain,
+                       .bandwidth = BytesPerSecond(gbits * kGiga / 8),
+                       .latency = Seconds(5e-6)});
+  }
+  return c;
+}
+
+std::optional<graph::Practice> practice_of(const Row& row, std::string& reason) {
+  const std::string framework = to_lower(row.framework);
+  if (has(framework, {"paxml", "maxtext", "jax"}) || has(to_lower(row.recompute), {"remat_policy"})) {
+    reason = "JAX and XLA are not modelled";
+    return std::nullopt;
+  }
+  const std::string_view name = practice_name(row);
+  if (name.empty()) {
+    reason = "framework not known";
+    return std::nullopt;
+  }
+  graph::Practice p = graph::practice(name);
+  const std::string text = to_lower(row.overlap_notes + " ; " + row.notes);
+  read_kernels(to_lower(row.overlap_notes + " ; " + (row.prefix() == "mlmci" ? row.notes : "")), p);
+  read_overlap(text, p);
+  read_bytes(row, to_lower(row.precision) + " ; " + text, p);
+  return p;
+}
+
+MemoryUnit memory_unit(const Row& row) {
+  const std::string text = to_lower(row.memory_text);
+  const std::string notes = to_lower(row.notes);
+  MemoryUnit unit;
+  if (has(text, {"gib"}) || has(notes, {"in gib", "allocated gib", "alloc gib"})) unit.bytes = kGib;
+  if (has(text, {"allocated"})) {
+    unit.kind = MemoryKind::allocated;
+  } else if (has(text, {"reserved"}) || has(notes, {"peak reserved", "max_reserved"})) {
+    unit.kind = MemoryKind::reserved;
+  } else if (has(notes, {"nvidia-smi"})) {
+    unit.kind = MemoryKind::process;
+  } else if (has(notes, {"max allocated"})) {
+    unit.kind = MemoryKind::allocated;
+  }
+  const std::string prefix = row.prefix();
+  if (prefix == "titan" || prefix == "ao") unit.bytes = kGib;  // torchtitan prints GiB
+  return unit;
+}
+
+}  // namespace tessera::validate
