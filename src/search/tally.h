@@ -1,0 +1,33 @@
+// Tally: rejected candidates by reason, with the nearest miss of each. The order of additions does not
+// matter. Inside of this room; one a thread.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "search/search.h"
+
+namespace tessera::search {
+
+class Tally {
+ public:
+  void add(Reason reason, const cost::Candidate& c, std::string why);
+  void add_too_big(const cost::Candidate& c, const cost::MemoryCost& memory, double limit);
+  void add_bound(const cost::Candidate& c, double at_least);
+  void add_slower(const cost::Candidate& c, double seconds, cost::Part lost_to);
+  void merge(const Tally& other);
+  // Those that occurred. `last_seconds`: of the list.
+  [[nodiscard]] std::vector<Rejection> rejections(double last_seconds) const;
+
+ private:
+  // Counts one; true when it misses by less than the nearest so far.
+  static bool closer(Rejection& r, const cost::Candidate& c, double needs);
+  static void merge(Rejection& into, const Rejection& other);
+  [[nodiscard]] Rejection& at(Reason reason) { return reasons_[static_cast<std::size_t>(reason)]; }
+
+  std::array<Rejection, kNumReasons> reasons_{};
+  std::array<Rejection, cost::kNumParts> slower_{};
+};
+
+}  // namespace tessera::search
