@@ -37,7 +37,7 @@ double pipeline_time(const PipelineShape& shape, std::span<const PipelineRank> r
     case schedule::Kind::zb_h1:
       return m * slowest + (split - split_slowest) + steady + ends;
     case schedule::Kind::zb_v:
-      return m * slowest + (pp - 1.0) * ranks.front().forward / 4.0 + steady + ends;
+      return m * slowest + (pp - 1.0) * ranks.front().forward / 2.0 + steady + ends;
   }
   return m * slowest;
 }
