@@ -97,6 +97,8 @@ void gemm_fields(V& v, G& g) {
   v.flops("peak", g.peak);
   v.number("efficiency", g.efficiency);
   v.tile("tile", g.tile_m, g.tile_n);
+  v.number("small_tile", g.small_tile);
+  v.number("tail", g.tail);
   v.number("k_half", g.k_half);
   v.number("bytes", g.bytes);
 }
@@ -119,10 +121,13 @@ void all_fields(V& v, C& c) {
   v.gemm("mxfp8", c.mxfp8);
   v.gemm("nvfp4", c.nvfp4);
   v.number("grouped_efficiency", c.grouped_efficiency);
+  v.seconds("group_latency", c.group_latency);
   v.section("attention");
   v.number("forward", c.attention_forward);
   v.number("backward", c.attention_backward);
   v.number("short", c.attention_short);
+  v.number("short_backward", c.attention_short_backward);
+  v.number("wide", c.attention_wide);
   v.section("links");
   v.number("intra_efficiency", c.intra_efficiency);
   v.number("inter_efficiency", c.inter_efficiency);
@@ -357,6 +362,8 @@ void check_gemm(Check& check, std::string_view key, const GemmModel& g) {
   check.in(at("efficiency"), g.efficiency, 0.01, 1.0);
   check.in(at("tile"), std::min(g.tile_m, g.tile_n), 1, 4096);
   check.in(at("tile"), std::max(g.tile_m, g.tile_n), 1, 4096);
+  check.in(at("small_tile"), g.small_tile, 0.0, 1.0);
+  check.in(at("tail"), g.tail, 0.0, 1.0);
   check.in(at("k_half"), g.k_half, 0.0, 1e5);
   check.in(at("bytes"), g.bytes, 0.25, 8.0);
 }
@@ -447,9 +454,12 @@ void validate(const Calibration& c, std::string_view where, Problems& problems) 
   check_gemm(check, "mxfp8", c.mxfp8);
   check_gemm(check, "nvfp4", c.nvfp4);
   check.in("gemm.grouped_efficiency", c.grouped_efficiency, 0.01, 1.0);
+  check.in("gemm.group_latency", c.group_latency.value, 0.0, 1.0);
   check.in("attention.forward", c.attention_forward, 0.01, 1.0);
   check.in("attention.backward", c.attention_backward, 0.01, 1.0);
   check.in("attention.short", c.attention_short, 0.0, 1e5);
+  check.in("attention.short_backward", c.attention_short_backward, 0.0, 1e5);
+  check.in("attention.wide", c.attention_wide, 0.1, 2.0);
   check.in("kernel_latency", c.kernel_latency.value, 0.0, 1.0);
   check.in("launch", c.launch.value, 0.0, 1.0);
   check.in("links.intra_efficiency", c.intra_efficiency, 0.01, 1.0);

@@ -17,9 +17,13 @@ namespace tessera::cost {
 
 // Matrix products of one data type.
 struct GemmModel {
-  double peak = 0.0;                        // FLOP/s of the data sheet, dense
-  double efficiency = 0.8;                  // of the peak, of a large product
-  std::int32_t tile_m = 128, tile_n = 256;  // of the output, one a processor
+  double peak = 0.0;        // FLOP/s of the data sheet, dense
+  double efficiency = 0.8;  // of the peak, of a large product
+  std::int32_t tile_m = 128,
+               tile_n = 256;  // of the output, one a processor; halves and quarters may be chosen
+  double small_tile = 0.0;    // a tile of 1/x of the area has efficiency x^-small_tile beside the whole one
+  double tail = 0.0;    // of the processors idle in the last wave, the share that still finds work: 0 whole
+                        // waves, 1 spread evenly
   double k_half = 0.0;  // k at which a tile reaches half of its rate: prologue and epilogue as a length of k
   double bytes = 2.0;   // an element of the operands
   friend bool operator==(const GemmModel&, const GemmModel&) = default;
@@ -35,12 +39,15 @@ struct Calibration {
   double memory_efficiency = 0.85;
   double l2_bytes = 0.0;
   GemmModel f32, bf16, fp8, fp8_block, mxfp8, nvfp4;  // fp16 as bf16; peak 0: not there
-  double grouped_efficiency = 0.9;  // of a grouped product beside a single one of the same rows
+  double grouped_efficiency = 0.9;  // of a grouped product beside a single one of the same tiles
+  Seconds group_latency;            // of each group of a grouped product
   double attention_forward = 0.6;   // of the bf16 peak, long sequence, head_dim 128
   double attention_backward = 0.5;
-  double attention_short = 0.0;  // queries at which attention reaches half of it
-  Seconds kernel_latency;        // from the end of a kernel to the start of the next, queued
-  Seconds launch;                // host time of one operator (no graphs)
+  double attention_short = 0.0;  // keys a query sees at which attention forward reaches half of that rate
+  double attention_short_backward = 0.0;
+  double attention_wide = 1.0;  // beside head_dim 128, of the 192 + 128 of MLA
+  Seconds kernel_latency;  // from the end of a kernel to the start of the next, queued: not part of a kernel
+  Seconds launch;          // host time of one operator (no graphs)
   // Links.
   double intra_efficiency = 0.8;         // of the bandwidth of the innermost tier
   double inter_efficiency = 0.85;        // of the tiers above

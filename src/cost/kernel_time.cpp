@@ -1,14 +1,40 @@
 #include "cost/kernel_time.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace tessera::cost {
 
 namespace {
 
+constexpr double kBackwardProducts = 2.5;  // scores again, then four products of the same size
+constexpr double kQueriesPerTile = 128.0;  // of one processor in a flash kernel
+constexpr double kHeadDim = 128.0;         // that attention_forward and _backward are of
+// Of heads half as wide: the exponentials are as many for half of the products (arXiv 2205.14135, 2307.08691
+// figures 4 and 5, 2407.08608 figures 5 and 6: 0.7 to 0.9 on A100 and H100).
+constexpr double kNarrowHeads = 0.8;
+constexpr double kOutputBytes = 2.0;
+
 double ceil_div(double a, double b) {
   return std::ceil(a / b);
+}
+
+// Waves of `tiles` over the processors, a part of the last one's idle ones being used.
+double waves(const Calibration& c, const GemmModel& g, double tiles) {
+  const double even = tiles / c.processors;
+  return (1.0 - g.tail) * std::ceil(even) + g.tail * std::max(1.0, even);
+}
+
+double moving(const Calibration& c, double bytes) {
+  return bytes / (c.memory_bandwidth * c.memory_efficiency);
+}
+
+// Rate of a head dimension beside that of 128.
+double head_factor(const Calibration& c, const graph::AttentionShape& s) {
+  const auto dim = static_cast<double>(s.qk_dim);
+  if (dim < kHeadDim) return std::max(0.25, 1.0 - 2.0 * (1.0 - kNarrowHeads) * (1.0 - dim / kHeadDim));
+  return dim > kHeadDim ? c.attention_wide : 1.0;
 }
 
 }  // namespace
@@ -17,42 +43,61 @@ Seconds gemm_time(const Calibration& c, const graph::GemmShape& shape, spec::Pre
   const GemmModel& g = gemm_model(c, precision);
   const auto m = static_cast<double>(shape.m), n = static_cast<double>(shape.n);
   const auto k = static_cast<double>(shape.k), groups = static_cast<double>(shape.groups);
-  if (m <= 0.0 || n <= 0.0 || k <= 0.0 || groups <= 0.0) return c.kernel_latency;
-  const double tile_m = g.tile_m, tile_n = g.tile_n, processors = c.processors;
-  const double tiles = groups * ceil_div(m, tile_m) * ceil_div(n, tile_n);
-  const double tile_seconds = 2.0 * tile_m * tile_n * (k + g.k_half) / (g.efficiency * g.peak / processors);
-  double compute = ceil_div(tiles, processors) * tile_seconds;
-  if (groups > 1.0) compute /= c.grouped_efficiency;
-  const double bytes = groups * (g.bytes * (m * k + k * n) + 2.0 * m * n);
-  const double memory = bytes / (c.memory_bandwidth * c.memory_efficiency);
-  return Seconds(std::max(compute, memory) + c.kernel_latency.value);
+  if (!(m > 0.0 && n > 0.0 && k > 0.0 && groups > 0.0)) return Seconds(0.0);
+  const double half = std::exp2(-g.small_tile);
+  const double tm = g.tile_m, tn = g.tile_n;
+  struct Tile {
+    double m, n, efficiency;
+  };
+  const std::array<Tile, 7> tiles = {{{tm, tn, 1.0},
+                                      {tn, tm, 1.0},
+                                      {tm, tn / 2.0, half},
+                                      {tm / 2.0, tn, half},
+                                      {tn, tm / 2.0, half},
+                                      {tm / 2.0, tn / 2.0, half * half},
+                                      {tn / 2.0, tm / 2.0, half * half}}};
+  double work = 0.0;  // processor-elements of the output, of the fastest tile
+  for (const Tile& t : tiles) {
+    const double count = groups * ceil_div(m, t.m) * ceil_div(n, t.n);
+    const double w = waves(c, g, count) * t.m * t.n / t.efficiency;
+    if (work == 0.0 || w < work) work = w;
+  }
+  double compute = 2.0 * work * (k + g.k_half) * c.processors / (g.efficiency * g.peak);
+  if (groups > 1.0) compute = compute / c.grouped_efficiency + groups * c.group_latency.value;
+  const double bytes = groups * (g.bytes * (m * k + k * n) + kOutputBytes * m * n);
+  return Seconds(std::max(compute, moving(c, bytes)));
 }
 
-Seconds attention_time(const Calibration& c, const graph::AttentionShape& shape, bool backward) {
-  const double queries = static_cast<double>(shape.batch * shape.heads * shape.queries);
-  const double flops = 2.0 * queries * shape.keys * static_cast<double>(shape.qk_dim + shape.v_dim);
-  if (flops <= 0.0) return c.kernel_latency;
-  const double efficiency = backward ? c.attention_backward : c.attention_forward;
-  const auto length = static_cast<double>(shape.queries);
-  const double rate = c.bf16.peak * efficiency * length / (length + c.attention_short);
-  return Seconds((backward ? 2.5 : 1.0) * flops / rate + c.kernel_latency.value);
+Seconds attention_time(const Calibration& c, const graph::AttentionShape& s, Pass pass) {
+  const bool backward = pass == Pass::backward;
+  const auto heads = static_cast<double>(s.batch * s.heads);
+  const auto dims = static_cast<double>(s.qk_dim + s.v_dim);
+  const auto queries = static_cast<double>(s.queries);
+  const double flops = 2.0 * heads * queries * s.keys * dims * (backward ? kBackwardProducts : 1.0);
+  if (!(flops > 0.0)) return Seconds(0.0);
+  const double best = backward ? c.attention_backward : c.attention_forward;
+  const double half = backward ? c.attention_short_backward : c.attention_short;
+  const double fill = std::min(1.0, heads * ceil_div(queries, kQueriesPerTile) / c.processors);
+  return Seconds(flops / (c.bf16.peak * best * head_factor(c, s) * fill * s.keys / (s.keys + half)));
 }
 
 Seconds memory_time(const Calibration& c, Bytes moved) {
-  return Seconds(static_cast<double>(moved.value) / (c.memory_bandwidth * c.memory_efficiency) +
-                 c.kernel_latency.value);
+  return Seconds(moving(c, static_cast<double>(moved.value)));
 }
 
 Seconds kernel_time(const Calibration& c, const graph::Op& op, spec::Precision precision) {
-  const bool narrow = precision == spec::Precision::f32 || precision == spec::Precision::f64;
-  const spec::Precision wide = narrow ? precision : spec::Precision::bf16;
+  const bool full = precision == spec::Precision::f32 || precision == spec::Precision::f64;
+  const Seconds memory = memory_time(c, op.bytes_moved);
   switch (op.kind) {
     case graph::OpKind::gemm:
-      return gemm_time(c, op.gemm, op.low_precision ? precision : wide);
+      return std::max(memory,
+                      gemm_time(c, op.gemm, op.low_precision || full ? precision : spec::Precision::bf16));
     case graph::OpKind::attention:
-      return attention_time(c, op.attention, op.name.find("backward") != std::string::npos);
+      return std::max(memory, attention_time(c, op.attention,
+                                             op.name.find("backward") == std::string::npos ? Pass::forward
+                                                                                           : Pass::backward));
     case graph::OpKind::memory:
-      return memory_time(c, op.bytes_moved);
+      return memory;
     case graph::OpKind::collective:
       return Seconds(0.0);
   }
