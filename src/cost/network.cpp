@@ -22,7 +22,7 @@ constexpr std::int32_t kMaxRails = 8;
 // NVLS is taken from this many ranks on: with four the ring is as fast (H200, B200).
 constexpr std::int32_t kMinInNetwork = 5;
 // Largest chunk that a hop between domains stores before it forwards.
-constexpr double kHopChunk = 1.5e6;
+constexpr double kHopChunk = 2e6;
 // Posting one message of an all-to-all to a further domain.
 constexpr double kPostMessage = 1e-6;
 
@@ -82,18 +82,20 @@ std::int32_t domains(const GroupShape& g, std::int32_t tier) {
   return static_cast<std::int32_t>(div_ceil(g.size, g.members[at(tier - 1)]));
 }
 
+// The chain of hops that a byte takes. In a ring all links work from the first step on; in a tree a domain
+// stores a chunk before it forwards, so that the transfer begins late by a chunk for each hop.
 struct Hops {
-  double latency = 0.0;  // of the chain of hops
-  double fill = 0.0;     // most that the chunks of hops between domains can cost
-  double chunk = 0.0;    // sum of the latencies of chunks, of hops between domains
+  double latency = 0.0;
+  double remote = 0.0;  // of it, between domains
+  double store = 0.0;   // of the largest chunks, between domains
 };
 
 void add_hops(Hops& h, const ClusterSpec& cluster, const Calibration& c, std::int32_t tier, double count) {
-  const double latency = hop_latency(cluster, c, tier);
-  h.latency += count * latency;
+  const double latency = count * hop_latency(cluster, c, tier);
+  h.latency += latency;
   if (tier == 0) return;
-  h.chunk += count * latency;
-  h.fill += count * kHopChunk / cluster.tiers[at(tier)].bandwidth.value;
+  h.remote += latency;
+  h.store += count * kHopChunk / cluster.tiers[at(tier)].bandwidth.value;
 }
 
 // n - 1 hops along the ring, each in the lowest tier that joins its two ends.
@@ -121,17 +123,18 @@ Hops tree_hops(const ClusterSpec& cluster, const Calibration& c, const GroupShap
   return h;
 }
 
-double pipelined(const Calibration& c, const Hops& h, double transfer, double times) {
-  return c.collective_launch.value + times * h.latency + transfer +
-         2.0 * std::sqrt(c.chunk_latency.value * transfer) +
-         std::min(2.0 * std::sqrt(times * h.chunk * transfer), times * h.fill);
+double pipelined(const Calibration& c, double latency, double transfer, double chunk_latency) {
+  return c.collective_launch.value + latency + transfer + 2.0 * std::sqrt(chunk_latency * transfer);
 }
 
 // passes: times around the ring (an all-reduce goes round twice).
 double ring_time(const ClusterSpec& cluster, const Calibration& c, const GroupShape& g, double sent,
                  double passes) {
-  const double transfer = sent / ring_bandwidth(cluster, c, g) * (1.0 + kFirstStep / (passes * (g.size - 1)));
-  return pipelined(c, ring_hops(cluster, c, g), transfer, passes);
+  const double own_share = kFirstStep / (passes * (g.size - 1));
+  const double chunk =
+      c.chunk_latency.value + (g.num_tiers > 1 ? hop_latency(cluster, c, g.num_tiers - 1) : 0.0);
+  return pipelined(c, passes * ring_hops(cluster, c, g).latency,
+                   sent / ring_bandwidth(cluster, c, g) * (1.0 + own_share), chunk);
 }
 
 // Whole: bytes of the tensor. Each domain sums it, the trees carry it between domains.
@@ -149,14 +152,18 @@ double tree_time(const ClusterSpec& cluster, const Calibration& c, const GroupSh
     const double times = cluster.tiers[at(t)].in_network_reduction || domains(g, t) == 2 ? 1.0 : 2.0;
     transfer = std::max(transfer, times * whole / domain_bandwidth(cluster, c, g, t, ring_rails(g)));
   }
-  return pipelined(c, tree_hops(cluster, c, g), transfer, 2.0);
+  const Hops up = tree_hops(cluster, c, g);
+  return pipelined(c, 2.0 * up.latency, transfer, c.chunk_latency.value) +
+         2.0 * std::min(std::sqrt(2.0 * up.remote * transfer), up.store);
 }
 
 double all_reduce_time(const ClusterSpec& cluster, const Calibration& c, const GroupShape& g, double sent) {
   const double whole = sent * g.size / (2.0 * (g.size - 1));
   const double ring = ring_time(cluster, c, g, sent, 2.0);
-  const bool tree =
-      g.num_tiers > 1 || (cluster.tiers[0].in_network_reduction && g.members[0] >= kMinInNetwork);
+  const bool in_network = cluster.tiers[0].in_network_reduction && g.members[0] >= kMinInNetwork;
+  // NVLink domains of several hosts: two racks go as the tree does, twenty racks as the ring.
+  const bool between = g.members[0] <= cluster.devices_per_node || domains(g, 1) == 2;
+  const bool tree = g.num_tiers > 1 ? between : in_network;
   return tree ? std::min(ring, tree_time(cluster, c, g, whole)) : ring;
 }
 
