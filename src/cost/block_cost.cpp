@@ -128,6 +128,44 @@ void add_compute(const BlockContext& x, const graph::Op& op, double seconds, Pas
   (op.kind == graph::OpKind::attention ? out.attention_flops : out.gemm_flops) += flops;
 }
 
+bool is_low(spec::Precision p) {
+  switch (p) {
+    case spec::Precision::fp8:
+    case spec::Precision::fp8_block:
+    case spec::Precision::mxfp8:
+    case spec::Precision::nvfp4:
+      return true;
+    case spec::Precision::f32:
+    case spec::Precision::f64:
+    case spec::Precision::bf16:
+    case spec::Precision::fp16:
+      return false;
+  }
+  return false;
+}
+
+// Of an operator in a training step beside its kernel's benchmark.
+double relative_rate(const Setup& s, const graph::Op& op) {
+  const Calibration& c = s.calibration;
+  switch (op.kind) {
+    case graph::OpKind::gemm:
+      return op.low_precision && is_low(s.work.precision) ? c.sustained_low : c.sustained;
+    case graph::OpKind::attention:
+      switch (s.practice.flash_generation) {
+        case 1:
+          return c.sustained * c.attention_flash1;
+        case 2:
+          return c.sustained * c.attention_flash2;
+        default:
+          return c.sustained;
+      }
+    case graph::OpKind::memory:
+    case graph::OpKind::collective:
+      return 1.0;
+  }
+  return 1.0;
+}
+
 }  // namespace
 
 PassCost& PassCost::operator+=(const PassCost& other) {
@@ -152,7 +190,7 @@ PassCost pass_cost(const BlockContext& x, const graph::OpList& ops) {
   for (std::size_t i = 0; i < ops.size(); ++i) {
     const graph::Op& op = ops[i];
     if (op.kind == graph::OpKind::collective) continue;
-    seconds[i] = kernel_time(c, op, s.work.precision).value / c.sustained;
+    seconds[i] = kernel_time(c, op, s.work.precision).value / relative_rate(s, op);
     compute += seconds[i];
     out.kernels += op.kernels;
     add_compute(x, op, seconds[i], out);

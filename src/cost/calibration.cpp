@@ -128,6 +128,8 @@ void all_fields(V& v, C& c) {
   v.number("short", c.attention_short);
   v.number("short_backward", c.attention_short_backward);
   v.number("wide", c.attention_wide);
+  v.number("flash2", c.attention_flash2);
+  v.number("flash1", c.attention_flash1);
   v.section("links");
   v.number("intra_efficiency", c.intra_efficiency);
   v.number("inter_efficiency", c.inter_efficiency);
@@ -139,6 +141,7 @@ void all_fields(V& v, C& c) {
   v.seconds("collective_launch", c.collective_launch);
   v.section("step");
   v.number("sustained", c.sustained);
+  v.number("sustained_low", c.sustained_low);
   v.number("overlap_slowdown", c.overlap_slowdown);
   v.number("straggler", c.straggler);
   v.number("optimizer_passes", c.optimizer_passes);
@@ -471,6 +474,9 @@ void validate(const Calibration& c, std::string_view where, Problems& problems) 
   check.in("links.chunk_latency", c.chunk_latency.value, 0.0, 1.0);
   check.in("links.collective_launch", c.collective_launch.value, 0.0, 1.0);
   check.in("step.sustained", c.sustained, 0.01, 1.0);
+  check.in("step.sustained_low", c.sustained_low, 0.01, 1.0);
+  check.in("attention.flash2", c.attention_flash2, 0.01, 1.0);
+  check.in("attention.flash1", c.attention_flash1, 0.01, 1.0);
   check.in("step.overlap_slowdown", c.overlap_slowdown, 0.0, 10.0);
   check.in("step.straggler", c.straggler, 0.0, 1.0);
   check.in("step.optimizer_passes", c.optimizer_passes, 0.01, 100.0);

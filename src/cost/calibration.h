@@ -46,6 +46,9 @@ struct Calibration {
   double attention_short = 0.0;  // keys a query sees at which attention forward reaches half of that rate
   double attention_short_backward = 0.0;
   double attention_wide = 1.0;  // beside head_dim 128, of the 192 + 128 of MLA
+  // Older kernels beside these: FlashAttention-2, and FlashAttention-1 or Triton's.
+  double attention_flash2 = 1.0;
+  double attention_flash1 = 0.6;
   Seconds kernel_latency;  // from the end of a kernel to the start of the next, queued: not part of a kernel
   Seconds launch;          // host time of one operator (no graphs)
   // Links.
@@ -57,7 +60,10 @@ struct Calibration {
   Seconds chunk_latency;                 // of one chunk of a pipelined transfer in the innermost tier
   Seconds collective_launch;             // fixed, of one call
   // Whole steps: physical constants, fitted on published runs (docs/accuracy.md).
-  double sustained = 1.0;         // clock under a whole training step beside a single kernel's benchmark
+  // Rate of matrix products and attention under a whole training step beside a single kernel's benchmark: the
+  // clock follows the power. Of 16-bit and wider operands, and of narrower ones.
+  double sustained = 1.0;
+  double sustained_low = 1.0;
   double overlap_slowdown = 0.0;  // of compute while a collective runs beside it (fraction of that time)
   double straggler = 0.0;         // of the step for each doubling of devices beyond one node
   double optimizer_passes = 1.0;  // bytes of the optimizer step beside one read and write of each state

@@ -31,7 +31,8 @@ std::string why_invalid_pipeline(const Setup& setup, const Candidate& c) {
   if (needed == 0 && c.vpp < 2) return fmt::format("vpp={} with schedule interleaved (2 or more)", c.vpp);
   if (c.pp == 1 && c.vpp != 1) return fmt::format("vpp={} without a pipeline (pp=1)", c.vpp);
   const std::int32_t stages = c.pp * c.vpp;
-  if (stages > setup.model.num_hidden_layers)
+  // Embedding and head may stand on stages of their own.
+  if (stages > setup.model.num_hidden_layers + 2)
     return fmt::format("pp*vpp={} stages for {} layers", stages, setup.model.num_hidden_layers);
   const std::int64_t m = num_microbatches(setup.work, c);
   if (m < 1) {

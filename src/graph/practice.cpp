@@ -48,6 +48,7 @@ Practice megatron_flash_2023() {
   Practice p = megatron_2021();
   p.name = "megatron-flash-2023";
   p.flash_attention = true;
+  p.flash_generation = 2;
   p.dropout = false;
   p.separate_sequence_gather = true;
   return p;
@@ -58,6 +59,7 @@ Practice megatron_flash_2023() {
 Practice megatron_core() {
   Practice p;
   p.name = "megatron-core";
+  p.dummy_gradients = true;
   p.separate_sequence_gather = true;
   p.tp_overlap = true;
   p.fused_cross_entropy = true;
@@ -87,6 +89,8 @@ Practice megatron_bridge() {
 Practice fsdp1() {
   Practice p;
   p.name = "fsdp1";
+  p.flash_generation = 1;
+  p.loss_bytes = 10;
   p.fused_activation = false;
   p.fused_norm = true;
   p.gradient_bytes = 2;
@@ -99,21 +103,25 @@ Practice fsdp1() {
 Practice fsdp2_compile() {
   Practice p;
   p.name = "fsdp2-compile";
+  p.flash_generation = 2;
   p.compiled = true;
+  p.loss_bytes = 10;
   p.gradient_bytes = 4;
   p.gradient_reduce_bytes = 4;
-  p.separate_sequence_gather = true;
   return p;
 }
 
-// NeMo AutoModel: FSDP2, TE and Triton kernels, no compile.
+// NeMo AutoModel: FSDP2, TE and Triton kernels, no compile; weights, gradients and moments in bf16 (its
+// published peaks leave room for no more).
 Practice fsdp2() {
   Practice p = fsdp2_compile();
   p.name = "fsdp2";
   p.compiled = false;
+  p.flash_generation = 3;
   p.fused_cross_entropy = true;
   p.gradient_bytes = 2;
   p.gradient_reduce_bytes = 4;
+  p.optimizer_bytes = 6;
   return p;
 }
 
@@ -134,6 +142,8 @@ Practice deepspeed_zero3() {
 Practice internevo() {
   Practice p;
   p.name = "internevo";
+  p.flash_generation = 2;
+  p.loss_bytes = 10;
   p.gradient_bytes = 2;
   p.gradient_reduce_bytes = 2;
   p.param_overlap = false;
@@ -142,13 +152,17 @@ Practice internevo() {
 }
 
 // nanotron: flash attention 2, f32 gradient accumulation, gradients reduced at the end of the last backward.
+// Beside the f32 gradients the 16-bit ones stay, and DDP has them in buckets once more; gathered inputs are
+// kept (tp_recompute_allgather off).
 Practice nanotron() {
   Practice p;
   p.name = "nanotron";
+  p.flash_generation = 2;
   p.fused_activation = false;
   p.p2p_overlap = false;
   p.param_overlap = false;
-  p.separate_sequence_gather = true;
+  p.loss_bytes = 10;
+  p.gradient_copy_bytes = 4;
   return p;
 }
 

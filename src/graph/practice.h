@@ -12,9 +12,10 @@ namespace tessera::graph {
 struct Practice {
   std::string name = "megatron-core";
   // Kernels.
-  bool flash_attention = true;   // else scores are written out (and softmax, mask, dropout run over them)
-  bool fused_norm = true;        // one kernel; else a chain of elementwise ones
-  bool fused_activation = true;  // bias, GeLU or SwiGLU in one kernel
+  bool flash_attention = true;  // else scores are written out (and softmax, mask, dropout run over them)
+  std::int32_t flash_generation = 3;  // 1: FlashAttention or Triton's, 2, 3: FlashAttention-3 or cuDNN
+  bool fused_norm = true;             // one kernel; else a chain of elementwise ones
+  bool fused_activation = true;       // bias, GeLU or SwiGLU in one kernel
   bool fused_rope = true;
   bool fused_cross_entropy = false;  // logits are not held in f32 a second time
   bool dropout = false;              // masks are made and kept (GPT-2 and -3 recipes)
@@ -36,6 +37,12 @@ struct Practice {
   std::int32_t gradient_bytes = 4;         // main gradients, accumulated
   std::int32_t gradient_reduce_bytes = 4;  // on the wire
   std::int32_t optimizer_bytes = 12;       // f32 master weight and two moments
+  std::int32_t gradient_copy_bytes = 0;    // beside the main gradients: working gradients, buckets of DDP
+  // A logit at the peak of a loss that is not fused: 6 in place (16 bit, f32), 10 where the cast and the
+  // softmax are tensors of their own.
+  std::int32_t loss_bytes = 6;
+  // One buffer for each shape of a weight stands for gradients that kernels add elsewhere (TransformerEngine).
+  bool dummy_gradients = false;
   friend bool operator==(const Practice&, const Practice&) = default;
 };
 
