@@ -64,12 +64,18 @@ class StageSplit {
   std::int32_t extra_begin_ = 0, extra_end_ = 0;  // stages with one layer more
 };
 
-[[nodiscard]] std::string to_text(const Candidate& c);  // "tp 4 cp 2 pp 4 vpp 5 dp 16 mbs 1 zero 1 1f1b"
+// "tp 4 cp 2 pp 4 vpp 5 dp 16 mbs 1 zero 1 interleaved"; what is as usual (cp, ep, etp, vpp of 1, no
+// recomputation, the default order) is left out.
+[[nodiscard]] std::string to_text(const Candidate& c);
 
 // Micro-batches of one replica, 0 when they do not come out whole.
 [[nodiscard]] std::int64_t num_microbatches(const Workload& w, const Candidate& c);
 
+// The job file of a candidate: one step, no data. stage_layers are those of StageSplit where layers do not divide
+// evenly. A Job has no zero_group: from_job gives 0.
 [[nodiscard]] spec::Job to_job(const Setup& setup, const Candidate& c);
+// Error{config} for an order of axes that is neither of AxisOrder, a schedule or module that is not known, and
+// selective recomputation without modules is layernorm and moe_act.
 [[nodiscard]] Candidate from_job(const spec::Job& job);
 
 }  // namespace tessera::cost

@@ -1,0 +1,207 @@
+#include "cost/routing_load.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <numeric>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include "base/file.h"
+#include "base/random.h"
+#include "base/text.h"
+
+namespace tessera::cost {
+
+namespace {
+
+constexpr double kLoadRange = 0.8 * 4096.0;  // largest / smallest load of the power law
+constexpr std::int32_t kShuffles = 256;
+constexpr std::int64_t kMaxExperts = 65536;
+constexpr std::uint64_t kSeed = 1;
+constexpr std::uint64_t kStream = stream_of("expert assignment");
+
+std::optional<double> number(std::string_view text) {
+  double v = 0.0;
+  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), v);
+  if (code != std::errc{} || end != text.data() + text.size() || !std::isfinite(v)) return std::nullopt;
+  return v;
+}
+
+RoutingLoad power_law(std::string_view text) {
+  const std::optional<double> alpha = number(text.substr(text.find(':') + 1));
+  if (!alpha || !(*alpha > 0.0 && *alpha <= 10.0)) {
+    throw Error(ErrorKind::config, fmt::format("\"{}\" has no exponent between 0 and 10", text), "routing",
+                "write for example power:1.2");
+  }
+  return {.kind = LoadKind::power_law, .alpha = *alpha, .histogram = {}};
+}
+
+RoutingLoad read_histogram(const std::string& path) {
+  RoutingLoad load{.kind = LoadKind::histogram};
+  const std::string text = read_text(path);
+  constexpr std::string_view kBetween = " \t\r\n,;";
+  std::int32_t line = 1;
+  double sum = 0.0;
+  std::size_t at = 0;
+  while (true) {
+    const std::size_t begin = std::min(text.find_first_not_of(kBetween, at), text.size());
+    line += static_cast<std::int32_t>(std::count(text.begin() + static_cast<std::ptrdiff_t>(at),
+                                                 text.begin() + static_cast<std::ptrdiff_t>(begin), '\n'));
+    if (begin == text.size()) break;
+    at = std::min(text.find_first_of(kBetween, begin), text.size());
+    const std::string word = text.substr(begin, at - begin);
+    const std::optional<double> count = number(word);
+    const std::string where = fmt::format("{}:{}", path, line);
+    if (!count || *count < 0.0) {
+      throw Error(ErrorKind::config, fmt::format("\"{}\" is not a count of 0 or more", word.substr(0, 40)),
+                  where, "write one number an expert: the tokens that chose it");
+    }
+    if (std::ssize(load.histogram) == kMaxExperts) {
+      throw Error(ErrorKind::config, fmt::format("more than {} counts", kMaxExperts), where,
+                  "write one number an expert, of one layer");
+    }
+    load.histogram.push_back(*count);
+    sum += *count;
+  }
+  if (!(sum > 0.0 && std::isfinite(sum))) {
+    throw Error(ErrorKind::config, fmt::format("{} counts with the sum {}", load.histogram.size(), sum), path,
+                "write one number an expert: the tokens that chose it");
+  }
+  for (double& share : load.histogram) share /= sum;
+  return load;
+}
+
+// Scales `loads` to the mean 1 with none above `largest` >= 1.
+void normalise(std::vector<double>& loads, double largest) {
+  const auto n = static_cast<double>(loads.size());
+  double sum = std::accumulate(loads.begin(), loads.end(), 0.0);
+  for (double& v : loads) v *= n / sum;
+  // Each round fixes at least one more expert at the largest load.
+  while (*std::max_element(loads.begin(), loads.end()) > largest * (1.0 + 1e-12)) {
+    double fixed = 0.0;
+    double rest = 0.0;
+    for (double& v : loads) {
+      v = std::min(v, largest);
+      (v == largest ? fixed : rest) += v;
+    }
+    if (!(rest > 0.0)) return;
+    for (double& v : loads)
+      if (v != largest) v *= (n - fixed) / rest;
+  }
+}
+
+double largest_group(const std::vector<double>& rows, std::int32_t ep) {
+  const std::ptrdiff_t each = std::ssize(rows) / ep;
+  double largest = 0.0;
+  for (auto at = rows.begin(); at != rows.end(); at += each)
+    largest = std::max(largest, std::accumulate(at, at + each, 0.0));
+  return largest / static_cast<double>(each);
+}
+
+// Mean of largest_group over random orders (Fisher-Yates).
+double expected_largest_group(std::vector<double> rows, std::int32_t ep) {
+  const std::ptrdiff_t n = std::ssize(rows);
+  if (ep == 1 || ep == n) return largest_group(rows, ep);
+  double sum = 0.0;
+  std::uint64_t block = 0;
+  for (std::int32_t shuffle = 0; shuffle < kShuffles; ++shuffle) {
+    std::array<std::uint32_t, 4> words{};
+    for (std::ptrdiff_t i = n - 1; i > 0; --i) {
+      const auto word = static_cast<std::size_t>((n - 1 - i) % 4);
+      if (word == 0) words = philox(kSeed, kStream, block++);
+      const std::int64_t j = (static_cast<std::int64_t>(words[word]) * (i + 1)) >> 32;
+      std::swap(rows[static_cast<std::size_t>(i)], rows[static_cast<std::size_t>(j)]);
+    }
+    sum += largest_group(rows, ep);
+  }
+  return sum / kShuffles;
+}
+
+}  // namespace
+
+RoutingLoad parse_routing_load(std::string_view text) {
+  const std::string word(trim(text));
+  if (word == "balanced") return {};
+  if (word.starts_with("power:")) return power_law(word);
+  std::error_code none;
+  if (std::filesystem::is_regular_file(word, none)) return read_histogram(word);
+  throw Error(
+      ErrorKind::config,
+      fmt::format("\"{}\" is neither balanced, power:ALPHA nor a file of counts", word.substr(0, 200)),
+      "routing", "write balanced, power:1.2, or the path of a file with one count an expert");
+}
+
+std::string to_text(const RoutingLoad& load) {
+  switch (load.kind) {
+    case LoadKind::balanced:
+      return "balanced";
+    case LoadKind::power_law:
+      return fmt::format("power:{}", load.alpha);
+    case LoadKind::histogram:
+      return fmt::format("histogram of {} experts", load.histogram.size());
+  }
+  return "";
+}
+
+std::vector<double> expert_loads(const RoutingLoad& load, std::int32_t num_experts, std::int32_t top_k) {
+  TESSERA_CHECK(num_experts >= 1 && top_k >= 1 && top_k <= num_experts, "top_k is between 1 and num_experts");
+  std::vector<double> loads(static_cast<std::size_t>(num_experts), 1.0);
+  switch (load.kind) {
+    case LoadKind::balanced:
+      return loads;
+    case LoadKind::power_law: {
+      const double p = 1.0 - load.alpha;
+      for (std::int32_t i = 0; i < num_experts; ++i) {
+        const double u = (i + 0.5) / num_experts;
+        const double x = std::abs(p) < 1e-9 ? std::pow(kLoadRange, u)
+                                            : std::pow((std::pow(kLoadRange, p) - 1.0) * u + 1.0, 1.0 / p);
+        loads[static_cast<std::size_t>(i)] = x;
+      }
+      break;
+    }
+    case LoadKind::histogram:
+      if (std::ssize(load.histogram) != num_experts) {
+        throw Error(
+            ErrorKind::config,
+            fmt::format("the histogram has {} experts, the model {}", load.histogram.size(), num_experts),
+            "routing", fmt::format("give {} counts, one an expert", num_experts));
+      }
+      loads = load.histogram;
+      break;
+  }
+  // Measured shares are kept as they are.
+  const double bound = static_cast<double>(num_experts) / top_k;
+  normalise(loads, load.kind == LoadKind::power_law ? bound : static_cast<double>(num_experts));
+  return loads;
+}
+
+LoadFigures load_figures(const RoutingLoad& load, std::int32_t num_experts, std::int32_t top_k,
+                         std::int32_t ep, double capacity_factor) {
+  TESSERA_CHECK(ep >= 1, "ep is at least 1");
+  TESSERA_CHECK_EQ(num_experts % ep, 0, "ep divides the experts");
+  const bool drops = capacity_factor > 0.0;
+  if (load.kind == LoadKind::balanced) {
+    const double kept = drops ? std::min(1.0, capacity_factor) : 1.0;
+    return {.slowest_rank = kept, .busiest_expert = kept, .dropped = 1.0 - kept};
+  }
+  std::vector<double> rows = expert_loads(load, num_experts, top_k);
+  LoadFigures f;
+  if (drops) {
+    for (double& r : rows) {
+      f.dropped += std::max(0.0, r - capacity_factor) / num_experts;
+      r = std::min(r, capacity_factor);
+    }
+  }
+  f.busiest_expert = *std::max_element(rows.begin(), rows.end());
+  f.slowest_rank = load.kind == LoadKind::power_law ? expected_largest_group(std::move(rows), ep)
+                                                    : largest_group(rows, ep);
+  return f;
+}
+
+}  // namespace tessera::cost
