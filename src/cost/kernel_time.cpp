@@ -37,13 +37,14 @@ double head_factor(const Calibration& c, const graph::AttentionShape& s) {
   return dim > kHeadDim ? c.attention_wide : 1.0;
 }
 
-}  // namespace
+bool ragged(const graph::GemmShape& s) {
+  return s.groups > 1 && !s.batched;
+}
 
-Seconds gemm_time(const Calibration& c, const graph::GemmShape& shape, spec::Precision precision) {
-  const GemmModel& g = gemm_model(c, precision);
+// Seconds of the products themselves; groups' latency apart.
+double compute_time(const Calibration& c, const GemmModel& g, const graph::GemmShape& shape) {
   const auto m = static_cast<double>(shape.m), n = static_cast<double>(shape.n);
-  const auto k = static_cast<double>(shape.k), groups = static_cast<double>(shape.groups);
-  if (!(m > 0.0 && n > 0.0 && k > 0.0 && groups > 0.0)) return Seconds(0.0);
+  const auto groups = static_cast<double>(shape.groups);
   const double half = std::exp2(-g.small_tile);
   const double tm = g.tile_m, tn = g.tile_n;
   struct Tile {
@@ -56,16 +57,31 @@ Seconds gemm_time(const Calibration& c, const graph::GemmShape& shape, spec::Pre
                                       {tn, tm / 2.0, half},
                                       {tm / 2.0, tn / 2.0, half * half},
                                       {tn / 2.0, tm / 2.0, half * half}}};
-  double work = 0.0;  // processor-elements of the output, of the fastest tile
+  double work = 0.0;  // elements of the output on each processor, of the fastest tile
   for (const Tile& t : tiles) {
     const double count = groups * ceil_div(m, t.m) * ceil_div(n, t.n);
     const double w = waves(c, g, count) * t.m * t.n / t.efficiency;
     if (work == 0.0 || w < work) work = w;
   }
-  double compute = 2.0 * work * (k + g.k_half) * c.processors / (g.efficiency * g.peak);
-  if (groups > 1.0) compute = compute / c.grouped_efficiency + groups * c.group_latency.value;
-  const double bytes = groups * (g.bytes * (m * k + k * n) + kOutputBytes * m * n);
-  return Seconds(std::max(compute, moving(c, bytes)));
+  const double rate = g.efficiency * g.peak / c.processors * (ragged(shape) ? c.grouped_efficiency : 1.0);
+  return 2.0 * work * (static_cast<double>(shape.k) + g.k_half) / rate;
+}
+
+// Groups start one after another, whether arithmetic or memory bounds them.
+Seconds product_time(const Calibration& c, const graph::GemmShape& s, spec::Precision precision,
+                     double bytes_moved) {
+  if (s.m <= 0 || s.n <= 0 || s.k <= 0 || s.groups <= 0) return Seconds(0.0);
+  const GemmModel& g = gemm_model(c, precision);
+  const auto m = static_cast<double>(s.m), n = static_cast<double>(s.n), k = static_cast<double>(s.k);
+  const double once = static_cast<double>(s.groups) * (g.bytes * (m * k + k * n) + kOutputBytes * m * n);
+  const double starts = ragged(s) ? static_cast<double>(s.groups) * c.group_latency.value : 0.0;
+  return Seconds(std::max(compute_time(c, g, s), moving(c, std::max(once, bytes_moved))) + starts);
+}
+
+}  // namespace
+
+Seconds gemm_time(const Calibration& c, const graph::GemmShape& shape, spec::Precision precision) {
+  return product_time(c, shape, precision, 0.0);
 }
 
 Seconds attention_time(const Calibration& c, const graph::AttentionShape& s, Pass pass) {
@@ -90,8 +106,8 @@ Seconds kernel_time(const Calibration& c, const graph::Op& op, spec::Precision p
   const Seconds memory = memory_time(c, op.bytes_moved);
   switch (op.kind) {
     case graph::OpKind::gemm:
-      return std::max(memory,
-                      gemm_time(c, op.gemm, op.low_precision || full ? precision : spec::Precision::bf16));
+      return product_time(c, op.gemm, op.low_precision || full ? precision : spec::Precision::bf16,
+                          static_cast<double>(op.bytes_moved.value));
     case graph::OpKind::attention:
       return std::max(memory, attention_time(c, op.attention,
                                              op.name.find("backward") == std::string::npos ? Pass::forward

@@ -57,6 +57,7 @@ enum class Call : std::uint8_t {
 // Of a gemm: `groups` products y[m, n] (+)= a[m, k] b[k, n] (grouped: one an expert, m rows each on average).
 struct GemmShape {
   std::int64_t m = 0, n = 0, k = 0, groups = 1;
+  bool batched = false;  // groups of equal size in one kernel (scores of attention), not one launch each
   friend bool operator==(const GemmShape&, const GemmShape&) = default;
 };
 // Of an attention kernel: `keys` that one query sees on average (causal: half of the sequence).
