@@ -91,6 +91,9 @@ void add_attention(BlockWriter& w, const spec::ModelSpec& m, const spec::LayerCl
   if (m.qk_norm) w.elementwise("qk_norm", 2 * q_and_k, 4 * q_and_k, w.practice().fused_norm, 5);
   if (m.position == spec::PositionKind::rope)
     w.elementwise("rope", 2 * q_and_k, 2 * q_and_k, w.practice().fused_rope, 4);
+  // Heads are split and laid out anew, and their gradients put together.
+  const std::int64_t qkv = s.tokens * (h.q * h.qk_dim + h.kv * (h.qk_dim + h.v_dim));
+  if (!w.practice().fused_rope && !w.practice().compiled) w.elementwise("layout", 2 * qkv, 2 * qkv, true, 3);
   const AttentionShape shape{.batch = s.batch,
                              .heads = h.q,
                              .kv_heads = h.kv,
@@ -108,8 +111,8 @@ void add_attention(BlockWriter& w, const spec::ModelSpec& m, const spec::LayerCl
 void add_residual(BlockWriter& w) {
   const RankSizes& s = w.sizes();
   const std::int64_t n = s.local_tokens * s.hidden;
-  w.elementwise("residual", w.practice().dropout ? 7 * n / 2 : 3 * n, w.practice().dropout ? 3 * n : n, true,
-                1);
+  w.elementwise("residual", w.practice().dropout ? 7 * n / 2 : 3 * n, w.practice().dropout ? 6 * n : 3 * n,
+                true, 1);
 }
 
 void add_activation(BlockWriter& w, const spec::ModelSpec& m, std::int64_t elements, std::uint32_t modules) {

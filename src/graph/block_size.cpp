@@ -149,7 +149,9 @@ Shape shape_of(const spec::ModelSpec& m, const Cut& cut) {
 // x in f32 and the normalised x besides (LayerNorm is one kernel in every framework).
 Bytes norm_output(const spec::ModelSpec& m, const Shape& s, const Practice& practice, bool read_by_router) {
   const std::int64_t n = s.local_tokens * s.hidden;
-  Bytes bytes = read_by_router ? s.a(n) : s.l(n);
+  // Gathered over tp, unless it is gathered again in backward.
+  const std::int64_t stored = practice.separate_sequence_gather ? n : s.tokens * s.hidden;
+  Bytes bytes = read_by_router ? s.a(stored) : s.l(stored);
   if (!practice.fused_norm && m.norm == spec::NormKind::rms) bytes += Bytes(4 * n) + s.a(n);
   return bytes;
 }
@@ -308,7 +310,7 @@ SavedBytes mtp_saved(const spec::ModelSpec& m, const Cut& cut, const Practice& p
 Bytes head_logits(const spec::ModelSpec& m, const Cut& cut, const Practice& practice) {
   const Shape s = shape_of(m, cut);
   const std::int64_t logits = s.tokens * div_ceil(m.vocab_size, cut.tp);
-  return practice.fused_cross_entropy ? s.a(logits) : Bytes(4 * logits);
+  return practice.fused_cross_entropy ? s.a(logits) : Bytes(4 * logits);  // gradient, or softmax
 }
 
 Transients layer_transients(const spec::ModelSpec& m, const spec::LayerClass& layer, const Cut& cut,
@@ -327,19 +329,22 @@ Transients layer_transients(const spec::ModelSpec& m, const spec::LayerClass& la
 }
 
 Transients head_transients(const spec::ModelSpec& m, const Cut& cut, const Practice& practice) {
-  (void)practice;
   const Shape s = shape_of(m, cut);
   const Bytes gathered = cut.tp > 1 ? s.a(s.tokens * s.hidden) : Bytes(0);
-  // Logits of 2 bytes beside those of head_logits: read forward, their gradient backward.
-  const Bytes logits = s.a(s.tokens * div_ceil(m.vocab_size, cut.tp));
-  return {gathered + logits, gathered + logits};
+  // Beside those of head_logits: the logits themselves forward, their gradient backward.
+  const std::int64_t logits = s.tokens * div_ceil(m.vocab_size, cut.tp);
+  const Bytes loss =
+      practice.fused_cross_entropy ? s.a(logits) : Bytes(std::max(0, practice.loss_bytes - 4) * logits);
+  return {gathered + loss, gathered + loss};
 }
 
 std::int64_t layer_distinct_weights(const spec::ModelSpec& m, const spec::LayerClass& layer, const Cut& cut) {
+  if (m.moe) return 0;
   const BlockParams all = layer_params(m, layer, cut);
-  // One expert of each shape: experts of a layer share their shapes.
-  const std::int64_t experts = layer.moe ? div_ceil(m.moe->num_experts, cut.ep) : 1;
-  return all.dense + all.expert / experts;
+  return all.dense - all.replicated;
+}
+std::int64_t head_distinct_weights(const spec::ModelSpec& m, const Cut& cut) {
+  return m.moe ? 0 : div_ceil(m.vocab_size, cut.tp) * m.hidden_size;
 }
 
 Bytes SavedBytes::total() const {

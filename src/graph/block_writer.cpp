@@ -79,8 +79,16 @@ void BlockWriter::linear(const char* name, std::int64_t rows, std::int64_t out, 
   product(forward(), {.m = m, .n = out, .k = in, .groups = groups}, rest, modules);
   if (low_precision && quantizes()) quantize(backward_input(), rows * out, 0);
   product(backward_input(), {.m = m, .n = in, .k = out, .groups = groups}, rest, 0);
-  product(backward_weight(), {.m = out, .n = in, .k = m, .groups = groups},
-          kElement * rows * (in + out) + 2 * kGradient * groups * in * out, 0);
+  const std::int64_t weights = groups * in * out;
+  if (practice_.fused_accumulation) {
+    product(backward_weight(), {.m = out, .n = in, .k = m, .groups = groups},
+            kElement * rows * (in + out) + 2 * kGradient * weights, 0);
+    return;
+  }
+  // The list is reversed in the end: the sum comes after the product.
+  add(backward_weight(), "accumulate", OpKind::memory, 0).bytes_moved =
+      Bytes(weights * (kElement + 2 * practice_.gradient_bytes));
+  product(backward_weight(), {.m = out, .n = in, .k = m, .groups = groups}, rest, 0);
 }
 
 void BlockWriter::elementwise(const char* name, std::int64_t forward_elements, std::int64_t backward_elements,
@@ -97,9 +105,23 @@ void BlockWriter::elementwise(const char* name, std::int64_t forward_elements, s
   write(backward_input(), backward_elements, 0);
 }
 
+// Fused: read, written; backward reads input and gradient, writes one. A chain of elementwise kernels works in
+// f32: cast, square, mean, scale by the root, cast back, times the weight; bytes an element of each.
 void BlockWriter::norm(const char* name, std::int64_t rows, std::int64_t width, std::uint32_t modules) {
-  constexpr std::int32_t kEagerKernels = 5;  // square, mean, rsqrt, scale, weight
-  elementwise(name, 2 * rows * width, 4 * rows * width, practice_.fused_norm, kEagerKernels, modules);
+  const std::int64_t n = rows * width;
+  if (practice_.fused_norm || practice_.compiled) {
+    elementwise(name, 2 * n, 4 * n, true, 1, modules);
+    return;
+  }
+  constexpr std::int64_t kForwardBytes = 6 + 8 + 4 + 8 + 6 + 4;
+  constexpr std::int64_t kBackwardBytes = 2 * kForwardBytes;
+  constexpr std::int32_t kKernels = 6;
+  Op& forward_op = add(forward(), name, OpKind::memory, modules);
+  forward_op.bytes_moved = Bytes(n * kForwardBytes);
+  forward_op.kernels = kKernels;
+  Op& backward_op = add(backward_input(), name, OpKind::memory, 0);
+  backward_op.bytes_moved = Bytes(n * kBackwardBytes);
+  backward_op.kernels = 2 * kKernels;
 }
 
 void BlockWriter::attention(const AttentionShape& shape, double full_keys) {
@@ -125,14 +147,16 @@ void BlockWriter::attention(const AttentionShape& shape, double full_keys) {
   const auto square = [&](OpList& list, const char* name, std::int64_t n, std::int64_t k,
                           std::uint32_t bits) {
     Op& op = add(list, name, OpKind::gemm, bits);
-    op.gemm = {.m = shape.queries, .n = n, .k = k, .groups = shape.batch * shape.heads};
+    op.gemm = {.m = shape.queries, .n = n, .k = k, .groups = shape.batch * shape.heads, .batched = true};
     op.flops = Flops(2 * op.gemm.m * n * k * op.gemm.groups);
     op.bytes_moved = Bytes(kElement * op.gemm.groups * (op.gemm.m * n + op.gemm.m * k + n * k));
   };
   const auto keys = static_cast<std::int64_t>(full_keys);
   const auto scores = static_cast<std::int64_t>(pairs * full_keys);
   square(forward(), "scores", keys, shape.qk_dim, kCore);
-  elementwise("softmax", scores * 2, scores * 3, true, 1, kCore);
+  // One kernel reads and writes; a chain works in f32: scale, mask, cast, softmax, cast back.
+  const bool fused = practice_.fused_softmax;
+  elementwise("softmax", (fused ? 2 : 16) * scores, (fused ? 3 : 14) * scores, true, 1, kCore);
   if (practice_.dropout) elementwise("attention dropout", scores * 5 / 2, scores * 5 / 2, true, 1, kCore);
   square(forward(), "context", shape.v_dim, keys, kCore);
   square(backward_input(), "context dgrad", keys, shape.v_dim, 0);
@@ -155,14 +179,15 @@ void BlockWriter::enter_tp(std::int64_t width) {
   if (s_.tp == 1) return;
   const std::int64_t part = (s_.tp - 1) * s_.tokens / s_.tp * width * kElement;
   const Beside overlap = practice_.tp_overlap ? Beside::gemm : Beside::nothing;
+  const Beside backward = practice_.tp_backward_overlap ? Beside::gemm : Beside::nothing;
   if (s_.sequence_parallel) {
     collective(forward(), "tp gather", Axis::tp, Call::all_gather, part, overlap);
     // The stored input is a part of the sequence: it is gathered again for the weight gradient, beside the
     // input gradient's product; the input gradient is scattered beside the weight gradient's.
-    collective(backward_input(), "tp gather input", Axis::tp, Call::all_gather, part, Beside::gemm);
-    collective(backward_input(), "tp scatter gradient", Axis::tp, Call::reduce_scatter, part, Beside::gemm);
+    collective(backward_input(), "tp gather input", Axis::tp, Call::all_gather, part, backward);
+    collective(backward_input(), "tp scatter gradient", Axis::tp, Call::reduce_scatter, part, backward);
   } else {
-    collective(backward_input(), "tp sum gradient", Axis::tp, Call::all_reduce, 2 * part, Beside::gemm);
+    collective(backward_input(), "tp sum gradient", Axis::tp, Call::all_reduce, 2 * part, backward);
   }
 }
 

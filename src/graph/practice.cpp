@@ -47,8 +47,12 @@ Practice megatron_deepspeed_2022() {
 Practice megatron_flash_2023() {
   Practice p = megatron_2021();
   p.name = "megatron-flash-2023";
+  p.fused_rope = false;
+  p.fused_accumulation = false;
   p.flash_attention = true;
   p.flash_generation = 2;
+  p.fused_activation = false;
+  p.tp_backward_overlap = false;
   p.dropout = false;
   p.separate_sequence_gather = true;
   return p;
@@ -89,6 +93,8 @@ Practice megatron_bridge() {
 Practice fsdp1() {
   Practice p;
   p.name = "fsdp1";
+  p.fused_rope = false;
+  p.fused_accumulation = false;
   p.flash_generation = 1;
   p.loss_bytes = 10;
   p.fused_activation = false;
@@ -103,6 +109,7 @@ Practice fsdp1() {
 Practice fsdp2_compile() {
   Practice p;
   p.name = "fsdp2-compile";
+  p.fused_accumulation = false;
   p.flash_generation = 2;
   p.compiled = true;
   p.loss_bytes = 10;
@@ -129,6 +136,7 @@ Practice fsdp2() {
 Practice deepspeed_zero3() {
   Practice p = megatron_2021();
   p.name = "deepspeed-zero3";
+  p.fused_accumulation = false;
   p.grad_overlap = true;
   p.param_overlap = true;
   p.in_bucket_reduce = true;
@@ -142,6 +150,9 @@ Practice deepspeed_zero3() {
 Practice internevo() {
   Practice p;
   p.name = "internevo";
+  p.fused_activation = false;
+  p.fused_rope = false;
+  p.fused_accumulation = false;
   p.flash_generation = 2;
   p.loss_bytes = 10;
   p.gradient_bytes = 2;
@@ -157,6 +168,8 @@ Practice internevo() {
 Practice nanotron() {
   Practice p;
   p.name = "nanotron";
+  p.fused_rope = false;
+  p.fused_accumulation = false;
   p.flash_generation = 2;
   p.fused_activation = false;
   p.p2p_overlap = false;

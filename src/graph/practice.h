@@ -14,9 +14,11 @@ struct Practice {
   // Kernels.
   bool flash_attention = true;  // else scores are written out (and softmax, mask, dropout run over them)
   std::int32_t flash_generation = 3;  // 1: FlashAttention or Triton's, 2, 3: FlashAttention-3 or cuDNN
+  bool fused_softmax = true;          // without flash attention: scale, mask and softmax in one kernel
   bool fused_norm = true;             // one kernel; else a chain of elementwise ones
   bool fused_activation = true;       // bias, GeLU or SwiGLU in one kernel
   bool fused_rope = true;
+  bool fused_accumulation = true;    // the weight gradient's product adds to the main gradient itself
   bool fused_cross_entropy = false;  // logits are not held in f32 a second time
   bool dropout = false;              // masks are made and kept (GPT-2 and -3 recipes)
   bool compiled = false;             // torch.compile fuses elementwise chains
@@ -26,6 +28,7 @@ struct Practice {
   bool grad_overlap = true;           // gradient reduction runs under the backward of the last micro-batch
   bool param_overlap = true;          // ZeRO-1 weight gathers run under the forward of the first micro-batch
   bool tp_overlap = false;            // tensor-parallel gathers and scatters are chunked against their gemm
+  bool tp_backward_overlap = true;    // sums of input gradients run beside the weight gradient's product
   bool p2p_overlap = true;            // pipeline sends run beside compute (interleaved schedules)
   bool ep_overlap = false;            // all-to-all of one micro-batch under the compute of another
   bool ep_dedup = false;              // a token goes once to a node (DeepEP, HybridEP)

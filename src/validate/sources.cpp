@@ -149,6 +149,8 @@ std::string_view practice_name(const Row& row) {
 
 void read_kernels(const std::string& text, graph::Practice& p) {
   if (has(text, {"kernel: torch", "kernel: fused"})) p.flash_attention = false;
+  if (has(text, {"kernel: torch"})) p.fused_softmax = false;
+  if (has(text, {"flash_attentionv1"})) p.flash_generation = 1;
   if (has(text, {"flash_attention", "flash attention", "flashattention"}) && !has(text, {"no flash"})) {
     p.flash_attention = true;
   }
