@@ -17,7 +17,8 @@ namespace {
 // Fills one Case from one Row; the first fault ends it.
 class Mapper {
  public:
-  explicit Mapper(const Row& row) : row_(row), words_(row.words()) {}
+  Mapper(const Row& row, const Calibrations& calibrations)
+      : row_(row), calibrations_(calibrations), words_(row.words()) {}
 
   Mapped map() {
     const bool good = task() && accelerator() && practice() && layout() && model() && batch() && zero() &&
@@ -68,11 +69,9 @@ class Mapper {
   bool accelerator() {
     case_.accelerator = accelerator_of(row_);
     if (case_.accelerator.empty()) return fail("no calibration of this accelerator", row_.gpu);
-    const std::vector<std::string> known = cost::calibration_names();
-    if (std::find(known.begin(), known.end(), case_.accelerator) == known.end()) {
-      return fail("no calibration of this accelerator", case_.accelerator);
-    }
-    case_.setup.calibration = cost::calibration(case_.accelerator);
+    const auto it = calibrations_.find(case_.accelerator);
+    if (it == calibrations_.end()) return fail("no calibration of this accelerator", case_.accelerator);
+    case_.setup.calibration = it->second;
     return true;
   }
 
@@ -373,6 +372,7 @@ class Mapper {
   }
 
   const Row& row_;
+  const Calibrations& calibrations_;
   std::string words_, reason_, detail_;
   Case case_;
 };
@@ -424,8 +424,14 @@ std::optional<double> measured_step(const Row& row, std::string& origin) {
   return std::nullopt;
 }
 
-Mapped to_case(const Row& row) {
-  return Mapper(row).map();
+Calibrations shipped_calibrations() {
+  Calibrations out;
+  for (const std::string& name : cost::calibration_names()) out.emplace(name, cost::calibration(name));
+  return out;
+}
+
+Mapped to_case(const Row& row, const Calibrations& calibrations) {
+  return Mapper(row, calibrations).map();
 }
 
 }  // namespace tessera::validate

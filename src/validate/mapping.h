@@ -2,6 +2,8 @@
 // row does not print are taken from what its source says of its software and network (sources.h); what is
 // assumed is listed, and a row that cannot be modelled is refused with a reason, never guessed at. Pure.
 #pragma once
+#include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -41,7 +43,11 @@ struct Mapped {
   std::string detail;  // with the numbers
 };
 
-[[nodiscard]] Mapped to_case(const Row& row);
+// The calibrations that rows are priced with, by name: read once.
+using Calibrations = std::map<std::string, cost::Calibration, std::less<>>;
+[[nodiscard]] Calibrations shipped_calibrations();
+
+[[nodiscard]] Mapped to_case(const Row& row, const Calibrations& calibrations);
 
 // Seconds of a step as measured, by the best of the columns; absent when none is there. `origin` says which.
 [[nodiscard]] std::optional<double> measured_step(const Row& row, std::string& origin);

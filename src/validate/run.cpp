@@ -42,7 +42,8 @@ Predictor step_model() {
   };
 }
 
-void parallel_for(std::int64_t count, std::int32_t threads, const std::function<void(std::int64_t)>& body) {
+void parallel_for(std::int64_t count, std::int64_t chunk, std::int32_t threads,
+                  const std::function<void(std::int64_t)>& body) {
   if (threads <= 1 || count < 2) {
     for (std::int64_t i = 0; i < count; ++i) body(i);
     return;
@@ -50,11 +51,10 @@ void parallel_for(std::int64_t count, std::int32_t threads, const std::function<
   std::atomic<std::int64_t> next{0};
   std::exception_ptr failure;
   std::mutex mutex;
-  constexpr std::int64_t kChunk = 16;
   const auto work = [&] {
     try {
-      for (std::int64_t begin = next.fetch_add(kChunk); begin < count; begin = next.fetch_add(kChunk)) {
-        for (std::int64_t i = begin; i < std::min(count, begin + kChunk); ++i) body(i);
+      for (std::int64_t begin = next.fetch_add(chunk); begin < count; begin = next.fetch_add(chunk)) {
+        for (std::int64_t i = begin; i < std::min(count, begin + chunk); ++i) body(i);
       }
     } catch (...) {
       const std::lock_guard lock(mutex);
@@ -70,12 +70,13 @@ void parallel_for(std::int64_t count, std::int32_t threads, const std::function<
   if (failure) std::rethrow_exception(failure);
 }
 
-std::vector<Outcome> run(std::span<const Row> rows, const Predictor& predictor, std::int32_t threads) {
+std::vector<Outcome> run(std::span<const Row> rows, const Calibrations& calibrations,
+                         const Predictor& predictor, std::int32_t threads) {
   std::vector<Outcome> outcomes(rows.size());
-  parallel_for(static_cast<std::int64_t>(rows.size()), threads, [&](std::int64_t i) {
+  parallel_for(static_cast<std::int64_t>(rows.size()), 16, threads, [&](std::int64_t i) {
     Outcome& o = outcomes[static_cast<std::size_t>(i)];
     o.row = rows[static_cast<std::size_t>(i)];
-    Mapped mapped = to_case(o.row);
+    Mapped mapped = to_case(o.row, calibrations);
     if (!mapped.value) {
       o.reason = std::move(mapped.reason);
       o.detail = std::move(mapped.detail);
@@ -88,7 +89,7 @@ std::vector<Outcome> run(std::span<const Row> rows, const Predictor& predictor, 
 }
 
 void predict_again(std::span<Outcome> outcomes, const Predictor& predictor, std::int32_t threads) {
-  parallel_for(static_cast<std::int64_t>(outcomes.size()), threads, [&](std::int64_t i) {
+  parallel_for(static_cast<std::int64_t>(outcomes.size()), 16, threads, [&](std::int64_t i) {
     Outcome& o = outcomes[static_cast<std::size_t>(i)];
     if (o.question) predict(o, predictor);
   });

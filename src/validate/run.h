@@ -1,7 +1,7 @@
 // Every row predicted, or the reason why not. Rows are independent: they run on all threads, the result does
 // not depend on how many.
 //
-//   const std::vector<Outcome> outcomes = run(rows, step_model(), 2);
+//   const std::vector<Outcome> outcomes = run(rows, shipped_calibrations(), step_model(), 2);
 //   outcomes[7].error();  // predicted / measured - 1
 #pragma once
 #include <cstdint>
@@ -38,13 +38,14 @@ struct Outcome {
   [[nodiscard]] double error() const { return predicted() / measured() - 1.0; }
 };
 
-[[nodiscard]] std::vector<Outcome> run(std::span<const Row> rows, const Predictor& predictor,
-                                       std::int32_t threads);
-// The same questions again, for other calibrations: the costs of `outcomes` that have a question.
+[[nodiscard]] std::vector<Outcome> run(std::span<const Row> rows, const Calibrations& calibrations,
+                                       const Predictor& predictor, std::int32_t threads);
+// The same questions again, after their calibrations changed.
 void predict_again(std::span<Outcome> outcomes, const Predictor& predictor, std::int32_t threads);
 
-// body(i) for i in [0, count) on `threads` threads in contiguous stripes; rethrows the first failure.
-void parallel_for(std::int64_t count, std::int32_t threads, const std::function<void(std::int64_t)>& body);
+// body(i) for i in [0, count) on `threads` threads `chunk` at a time; rethrows the first failure.
+void parallel_for(std::int64_t count, std::int64_t chunk, std::int32_t threads,
+                  const std::function<void(std::int64_t)>& body);
 
 // Rows that could not be predicted, by reason, most frequent first.
 struct ReasonCount {
