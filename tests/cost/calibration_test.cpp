@@ -7,6 +7,7 @@
 #include <fstream>
 #include <limits>
 
+#include "base/file.h"
 #include "base/text.h"
 
 namespace tessera::cost {
@@ -49,6 +50,45 @@ TEST(Calibration, EveryShippedFileIsNamedAsItsFileAndReadsBackEqual) {
     EXPECT_EQ(parse_calibration(to_yaml(c), name, problems), c);
     EXPECT_TRUE(problems.empty()) << all_text(problems);
   }
+}
+
+// Keys of the written form, with their sections: "gemm.bf16.peak".
+std::vector<std::string> keys_of(const Calibration& c) {
+  std::vector<std::string> keys, path;
+  for (const std::string& line : split(to_yaml(c), '\n')) {
+    const std::size_t indent = line.find_first_not_of(' ');
+    if (indent == std::string::npos || line.find(':') == std::string::npos) continue;
+    path.resize(indent / 2);
+    path.push_back(line.substr(indent, line.find(':') - indent));
+    keys.push_back(join(path, "."));
+  }
+  return keys;
+}
+
+TEST(Calibration, ThePageOfTheFormatNamesEveryKey) {
+  const std::string page =
+      read_text(std::filesystem::path(TESSERA_SOURCE_DIR) / "docs/formats/calibration.md");
+  std::size_t leaves = 0;
+  for (const std::string& key : keys_of(calibration("b200-sxm"))) {
+    const std::vector<std::string> parts = split(key, '.');
+    const std::string shown = parts.size() == 3 ? parts[2] : key;  // of each gemm section: its own table
+    if (key == "memory" || key == "gemm" || key == "attention" || key == "links" || key == "step") continue;
+    EXPECT_NE(page.find("`" + shown + "`"), std::string::npos) << key;
+    ++leaves;
+  }
+  EXPECT_GT(leaves, 50U);
+}
+
+TEST(Calibration, TheExampleOfThePageIsAGoodFile) {
+  const std::string page =
+      read_text(std::filesystem::path(TESSERA_SOURCE_DIR) / "docs/formats/calibration.md");
+  const std::size_t begin = page.find("```yaml\n") + 8;
+  Problems problems;
+  const Calibration c =
+      parse_calibration(page.substr(begin, page.find("```", begin) - begin), "page", problems);
+  EXPECT_TRUE(problems.empty()) << all_text(problems);
+  EXPECT_EQ(c.name, "my-h100");
+  EXPECT_EQ(c.bf16.efficiency, 0.71);
 }
 
 TEST(Calibration, HoldsTheDataSheet) {
