@@ -12,8 +12,8 @@ namespace tessera::cost {
 // max(compute, operands and result once through memory). Compute: the fastest of the tile shapes (the
 // calibration's, its halves and quarter, either way round), each
 //   waves x 2 tile_m tile_n (k + k_half) / (rate of a processor x small_tile loss),
-// waves = tiles / processors, rounded up but for the share `tail`. Groups add their tiles; unless batched they
-// also lose grouped_efficiency and take group_latency each.
+// waves = tiles / processors, rounded up but for the share `tail`. Groups add their tiles; unless batched
+// they also lose grouped_efficiency and take group_latency each.
 [[nodiscard]] Seconds gemm_time(const Calibration& c, const graph::GemmShape& shape,
                                 spec::Precision precision);
 

@@ -1,4 +1,5 @@
-// Calibrations: the shipped files, `like`, the reader's errors (what, where, mend; all of them at once) and the writer.
+// Calibrations: the shipped files, `like`, the reader's errors (what, where, mend; all of them at once), the
+// writer, and the page of the format.
 #include "cost/calibration.h"
 
 #include <gmock/gmock.h>
