@@ -10,15 +10,25 @@ struct Side {
   double seconds = 0, bytes = 0;
 };
 
-// One collective over the whole of `elements`, as one call (buckets are long enough to ride at full rate).
-Side call(const Setup& s, const GroupShape& group, graph::Call what, double elements, double element_bytes) {
+// `elements` in pieces of `piece` elements, each a call of its own.
+Side call(const Setup& s, const GroupShape& group, graph::Call what, double elements, double piece,
+          double element_bytes) {
   if (group.size == 1 || elements == 0.0) return {};
   const double n = group.size;
   const double times = what == graph::Call::all_reduce ? 2.0 : 1.0;
+  const double calls = std::max(1.0, elements / piece);
   const double sent = times * (n - 1.0) / n * elements * element_bytes;
-  return {
-      collective_time(s.cluster, s.calibration, group, what, Bytes(static_cast<std::int64_t>(sent))).value,
-      sent};
+  const Bytes of_call(static_cast<std::int64_t>(sent / calls));
+  return {calls * collective_time(s.cluster, s.calibration, group, what, of_call).value, sent};
+}
+
+// Elements that one call reduces or gathers.
+double piece_of(const Setup& s, const Candidate& c, const GroupShape& group, const RankHolding& h) {
+  const graph::Practice& p = s.practice;
+  if (c.zero_stage == 3) return h.largest_layer_params / p.gathers_per_layer;
+  if (!p.in_bucket_reduce) return 1e18;  // one call
+  return static_cast<double>(
+      std::max(p.bucket_elements, p.bucket_elements_per_replica * std::int64_t{group.size}));
 }
 
 struct Traffic {
@@ -26,27 +36,30 @@ struct Traffic {
 };
 
 // zero_group: state sharded inside of a smaller group; the sums of the groups meet over the rest.
-Traffic traffic(const Setup& s, const Candidate& c, const GroupShape& group, double elements) {
+Traffic traffic(const Setup& s, const Candidate& c, const GroupShape& group, const RankHolding& holding,
+                double elements) {
+  const double piece = piece_of(s, c, group, holding);
   constexpr double kWeightBytes = 2.0;
   const double wire = s.practice.gradient_reduce_bytes;
   Traffic t;
   if (c.zero_stage == 0) {
-    t.gradients = call(s, group, graph::Call::all_reduce, elements, wire);
+    t.gradients = call(s, group, graph::Call::all_reduce, elements, piece, wire);
     return t;
   }
   if (c.zero_group > 0 && c.zero_group < group.size) {
     const std::int64_t stride = std::int64_t{c.tp} * c.cp;
     const GroupShape inner = group_shape(s.cluster, c.zero_group, stride);
     const GroupShape outer = group_shape(s.cluster, group.size / c.zero_group, stride * c.zero_group);
-    t.gradients = call(s, inner, graph::Call::reduce_scatter, elements, wire);
-    const Side across = call(s, outer, graph::Call::all_reduce, elements / c.zero_group, wire);
+    t.gradients = call(s, inner, graph::Call::reduce_scatter, elements, piece, wire);
+    const Side across =
+        call(s, outer, graph::Call::all_reduce, elements / c.zero_group, piece / c.zero_group, wire);
     t.gradients.seconds += across.seconds;
     t.gradients.bytes += across.bytes;
-    t.weights = call(s, inner, graph::Call::all_gather, elements, kWeightBytes);
+    t.weights = call(s, inner, graph::Call::all_gather, elements, piece, kWeightBytes);
     return t;
   }
-  t.gradients = call(s, group, graph::Call::reduce_scatter, elements, wire);
-  t.weights = call(s, group, graph::Call::all_gather, elements, kWeightBytes);
+  t.gradients = call(s, group, graph::Call::reduce_scatter, elements, piece, wire);
+  t.weights = call(s, group, graph::Call::all_gather, elements, piece, kWeightBytes);
   return t;
 }
 
@@ -92,8 +105,9 @@ ReductionGroups reduction_groups(const Setup& setup, const Candidate& c) {
 Reduction reduction_cost(const Setup& setup, const Candidate& c, const RankHolding& holding,
                          const ReductionWindow& window, std::int64_t num_microbatches) {
   const ReductionGroups groups = reduction_groups(setup, c);
-  const Traffic dense = traffic(setup, c, groups.dense, static_cast<double>(holding.params.dense));
-  const Traffic expert = traffic(setup, c, groups.expert, static_cast<double>(holding.params.expert));
+  const Traffic dense = traffic(setup, c, groups.dense, holding, static_cast<double>(holding.params.dense));
+  const Traffic expert =
+      traffic(setup, c, groups.expert, holding, static_cast<double>(holding.params.expert));
   const double slowdown = setup.calibration.overlap_slowdown;
   Reduction r;
   double gradients = dense.gradients.seconds + expert.gradients.seconds;

@@ -307,10 +307,23 @@ SavedBytes mtp_saved(const spec::ModelSpec& m, const Cut& cut, const Practice& p
   return saved;
 }
 
+namespace {
+// At the peak, and of these between forward and backward (the gradient, or the f32 softmax).
+struct LossBytes {
+  std::int64_t peak, kept;
+};
+LossBytes loss_bytes(const Practice& practice) {
+  const std::int64_t peak =
+      practice.fused_cross_entropy ? std::min(4, practice.loss_bytes) : practice.loss_bytes;
+  return {peak, std::min<std::int64_t>(peak, practice.fused_cross_entropy ? 2 : 4)};
+}
+std::int64_t num_logits(const spec::ModelSpec& m, const Cut& cut, const Practice& practice) {
+  return shape_of(m, cut).tokens * div_ceil(m.vocab_size, practice.gathered_logits ? 1 : cut.tp);
+}
+}  // namespace
+
 Bytes head_logits(const spec::ModelSpec& m, const Cut& cut, const Practice& practice) {
-  const Shape s = shape_of(m, cut);
-  const std::int64_t logits = s.tokens * div_ceil(m.vocab_size, cut.tp);
-  return practice.fused_cross_entropy ? s.a(logits) : Bytes(4 * logits);  // gradient, or softmax
+  return Bytes(loss_bytes(practice).kept * num_logits(m, cut, practice));
 }
 
 Transients layer_transients(const spec::ModelSpec& m, const spec::LayerClass& layer, const Cut& cut,
@@ -331,10 +344,8 @@ Transients layer_transients(const spec::ModelSpec& m, const spec::LayerClass& la
 Transients head_transients(const spec::ModelSpec& m, const Cut& cut, const Practice& practice) {
   const Shape s = shape_of(m, cut);
   const Bytes gathered = cut.tp > 1 ? s.a(s.tokens * s.hidden) : Bytes(0);
-  // Beside those of head_logits: the logits themselves forward, their gradient backward.
-  const std::int64_t logits = s.tokens * div_ceil(m.vocab_size, cut.tp);
-  const Bytes loss =
-      practice.fused_cross_entropy ? s.a(logits) : Bytes(std::max(0, practice.loss_bytes - 4) * logits);
+  const LossBytes bytes = loss_bytes(practice);
+  const Bytes loss((bytes.peak - bytes.kept) * num_logits(m, cut, practice));
   return {gathered + loss, gathered + loss};
 }
 

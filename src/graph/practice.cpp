@@ -43,10 +43,15 @@ Practice megatron_deepspeed_2022() {
   return p;
 }
 
-// PipeDream-flush trainers with flash attention 1 and 2 (arXiv 2311.05610).
+// PipeDream-flush trainers with flash attention 1 and 2 (arXiv 2311.05610): 16-bit gradients (a layout of
+// theirs that fits leaves no room for more), logits gathered over tp and copied several times in the loss
+// (those that did not fit follow micro-batch and vocabulary, whatever tp).
 Practice megatron_flash_2023() {
   Practice p = megatron_2021();
   p.name = "megatron-flash-2023";
+  p.gradient_bytes = 2;
+  p.loss_bytes = 18;
+  p.gathered_logits = true;
   p.fused_rope = false;
   p.fused_accumulation = false;
   p.flash_attention = true;
@@ -136,9 +141,11 @@ Practice fsdp2() {
 Practice deepspeed_zero3() {
   Practice p = megatron_2021();
   p.name = "deepspeed-zero3";
+  p.gathers_per_layer = 4;  // each weight on its own
   p.fused_accumulation = false;
   p.grad_overlap = true;
   p.param_overlap = true;
+  p.fsdp_prefetch = false;
   p.in_bucket_reduce = true;
   p.gradient_bytes = 2;
   p.gradient_reduce_bytes = 2;

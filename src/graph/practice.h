@@ -36,14 +36,20 @@ struct Practice {
   bool fsdp_prefetch = true;          // ZeRO-3 gathers run under the layer before
   bool reshard_after_forward = true;  // ZeRO-3 weights are gathered again in backward
   bool separate_sequence_gather = false;  // the gathered input of a column-parallel layer is not stored
+  // Elements of one gradient bucket, grown with the replicas as Megatron-Core does it; ZeRO-3 gathers a
+  // layer at a time, or each of its weights (DeepSpeed).
+  std::int64_t bucket_elements = 40'000'000;
+  std::int64_t bucket_elements_per_replica = 1'000'000;
+  std::int32_t gathers_per_layer = 1;
   // Bytes an element.
   std::int32_t gradient_bytes = 4;         // main gradients, accumulated
   std::int32_t gradient_reduce_bytes = 4;  // on the wire
   std::int32_t optimizer_bytes = 12;       // f32 master weight and two moments
   std::int32_t gradient_copy_bytes = 0;    // beside the main gradients: working gradients, buckets of DDP
-  // A logit at the peak of a loss that is not fused: 6 in place (16 bit, f32), 10 where the cast and the
-  // softmax are tensors of their own.
+  // Bytes of a logit at the peak of the loss: 2 in place, 4 fused (16 bit and its gradient), 6 the f32 copy
+  // in place (Megatron), 10 where cast and softmax are tensors of their own (PyTorch).
   std::int32_t loss_bytes = 6;
+  bool gathered_logits = false;  // over tp, before the loss
   // One buffer for each shape of a weight stands for gradients that kernels add elsewhere (TransformerEngine).
   bool dummy_gradients = false;
   friend bool operator==(const Practice&, const Practice&) = default;
