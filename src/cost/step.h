@@ -86,7 +86,7 @@ struct StageWork {
 struct StepWork {
   std::vector<StageWork> stages;     // [pp * vpp]
   std::vector<double> static_bytes;  // [pp] weights, gradients, optimizer, buffers
-  std::vector<double> grad_seconds;  // [pp] reduction of all gradients of the rank
+  std::vector<double> grad_seconds;  // [pp] reductions of the rank's gradients, all of the step
   std::vector<double> grad_bytes;
   std::vector<double> param_seconds;  // [pp] ZeRO gathers
   std::vector<double> param_bytes;
@@ -96,6 +96,9 @@ struct StepWork {
   std::int64_t num_microbatches = 0;
   bool p2p_overlapped = false;
   bool grad_overlapped = false, param_overlapped = false;
+  // In how many equal shares the seconds above come. grad: 1 after the last micro-batch; m after each (ZeRO-2,
+  // 3). param: 1 before the first forward; m before each (ZeRO-3); 2 m before each backward, too.
+  std::int64_t grad_repeats = 1, param_repeats = 1;
 };
 
 class StepModel {

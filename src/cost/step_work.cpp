@@ -132,6 +132,11 @@ StepWork StepModel::work(const Candidate& c, std::span<const std::int32_t> stage
   w.p2p_overlapped = impl.messages_hidden(c);
   w.grad_overlapped = impl.setup.practice.grad_overlap;
   w.param_overlapped = impl.setup.practice.param_overlap;
+  if (c.zero_stage >= 2) w.grad_repeats = w.num_microbatches;
+  if (c.zero_stage == 3) {
+    w.param_repeats = w.num_microbatches * (impl.setup.practice.reshard_after_forward ? 2 : 1);
+    w.grad_overlapped = w.param_overlapped = impl.setup.practice.fsdp_prefetch;
+  }
   w.overlap_slowdown = impl.setup.calibration.overlap_slowdown;
   return w;
 }

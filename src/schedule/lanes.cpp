@@ -23,11 +23,16 @@ struct LaneState {
 
 // A flow in flight; a lane has at most one.
 struct Flow {
-  double left = 0;         // picoseconds of a link of its own
+  double left = 0;         // picoseconds at full pace
   std::int64_t since = 0;  // when `left` was right
   std::int64_t begin = 0;
-  std::int32_t share = 0;  // flows on its fuller link
+  double stretch = 0;  // time it takes for one of full pace; 0: not begun
   std::int32_t version = 0;
+};
+
+struct Room {
+  std::int32_t noisy = 0;            // flows that keep it busy
+  std::vector<std::int32_t> slowed;  // lanes with a flow beside it
 };
 
 // A flow's start or end; ends that a later change has overtaken carry an old version.
@@ -51,10 +56,9 @@ class Run {
     events_.resize(lanes.signals.size());
     for (std::size_t e = 0; e < events_.size(); ++e) events_[e].missing = lanes.signals[e];
     state_.resize(lanes.lanes.size());
-    if (lanes.num_links > 0) {
-      flows_.resize(lanes.lanes.size());
-      on_link_.resize(static_cast<std::size_t>(lanes.num_links));
-    }
+    if (lanes.num_links > 0 || lanes.num_rooms > 0) flows_.resize(lanes.lanes.size());
+    on_link_.resize(static_cast<std::size_t>(lanes.num_links));
+    rooms_.resize(static_cast<std::size_t>(lanes.num_rooms));
     if (!record_) return;
     times_.ops.resize(lanes.lanes.size());
     for (std::size_t l = 0; l < lanes.lanes.size(); ++l) times_.ops[l].resize(lanes.lanes[l].size());
@@ -90,6 +94,7 @@ class Run {
  private:
   Flow& flow(std::int32_t lane) { return flows_[static_cast<std::size_t>(lane)]; }
   std::vector<std::int32_t>& users(std::int32_t link) { return on_link_[static_cast<std::size_t>(link)]; }
+  Room& room(std::int32_t i) { return rooms_[static_cast<std::size_t>(i)]; }
   [[nodiscard]] const LaneOp& op_of(std::int32_t lane) const {
     return lanes_.lanes[static_cast<std::size_t>(lane)][state_[static_cast<std::size_t>(lane)].next];
   }
@@ -110,7 +115,7 @@ class Run {
         }
         begin = std::max(begin, e.time + op.delay);
       }
-      if (op.out_link >= 0 || op.in_link >= 0) {
+      if (is_flow(op)) {
         queue_.push({.time = begin, .starts = true, .lane = lane});
         return;
       }
@@ -136,15 +141,22 @@ class Run {
     e.waiter = kNobody;
   }
 
+  static bool is_flow(const LaneOp& op) {
+    return op.out_link >= 0 || op.in_link >= 0 || op.noise_in >= 0 || op.beside >= 0;
+  }
+
   void start_flow(const FlowEvent& e) {
     const LaneOp& op = op_of(e.lane);
-    Flow& f = flow(e.lane);
-    f.left = static_cast<double>(op.duration);
-    f.since = f.begin = e.time;
-    f.share = 0;
+    flow(e.lane) = {.left = static_cast<double>(op.duration),
+                    .since = e.time,
+                    .begin = e.time,
+                    .version = flow(e.lane).version};
     for (const std::int32_t link : {op.out_link, op.in_link}) {
       if (link >= 0) users(link).push_back(e.lane);
     }
+    if (op.beside >= 0) room(op.beside).slowed.push_back(e.lane);
+    if (op.noise_in >= 0) ++room(op.noise_in).noisy;
+    retime(e.lane, e.time);
     retime_neighbours(op, e.time);
   }
 
@@ -153,6 +165,8 @@ class Run {
     for (const std::int32_t link : {op.out_link, op.in_link}) {
       if (link >= 0) std::erase(users(link), e.lane);
     }
+    if (op.beside >= 0) std::erase(room(op.beside).slowed, e.lane);
+    if (op.noise_in >= 0) --room(op.noise_in).noisy;
     ++flow(e.lane).version;
     retime_neighbours(op, e.time);
     finish(e.lane, flow(e.lane).begin, e.time);
@@ -164,9 +178,11 @@ class Run {
       if (link < 0) continue;
       for (const std::int32_t lane : users(link)) retime(lane, now);
     }
+    if (op.noise_in < 0) return;
+    for (const std::int32_t lane : room(op.noise_in).slowed) retime(lane, now);
   }
 
-  // Where the share stays the same, the end stays the same, so a flow that never shares ends to the
+  // Where the pace stays the same, the end stays the same: a flow that is never disturbed ends to the
   // picosecond.
   void retime(std::int32_t lane, std::int64_t now) {
     const LaneOp& op = op_of(lane);
@@ -174,12 +190,14 @@ class Run {
     for (const std::int32_t link : {op.out_link, op.in_link}) {
       if (link >= 0) share = std::max(share, users(link).size());
     }
+    double stretch = static_cast<double>(share);
+    if (op.beside >= 0 && room(op.beside).noisy > 0) stretch *= lanes_.slowed;
     Flow& f = flow(lane);
-    if (f.share == static_cast<std::int32_t>(share)) return;
-    if (f.share > 0) f.left = std::max(0.0, f.left - static_cast<double>(now - f.since) / f.share);
+    if (f.stretch == stretch) return;
+    if (f.stretch > 0) f.left = std::max(0.0, f.left - static_cast<double>(now - f.since) / f.stretch);
     f.since = now;
-    f.share = static_cast<std::int32_t>(share);
-    const std::int64_t end = now + std::llround(f.left * static_cast<double>(share));
+    f.stretch = stretch;
+    const std::int64_t end = now + std::llround(f.left * stretch);
     queue_.push({.time = end, .starts = false, .lane = lane, .version = ++f.version});
   }
 
@@ -190,6 +208,7 @@ class Run {
   std::vector<std::int32_t> runnable_;
   std::vector<Flow> flows_;
   std::vector<std::vector<std::int32_t>> on_link_;  // lanes with a flow on the link
+  std::vector<Room> rooms_;
   std::priority_queue<FlowEvent, std::vector<FlowEvent>, Later> queue_;
   LaneTimes times_;
 };

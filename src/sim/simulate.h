@@ -12,7 +12,10 @@
 //   at a time; else it also takes the sender's compute stream. The receiver waits for its end.
 // - Weights that are gathered under compute come in buckets, in the order of the stages: a bucket of the
 //   stage's first forward starts when its weights are here. Gradients leave in buckets while the last
-//   micro-batch of the stage runs backward. Without overlap both stand before and after all compute.
+//   micro-batch of the stage runs backward. Without overlap both stand after all compute. ZeRO-2 and 3 do so
+//   for every micro-batch; weights then come one bucket ahead. Compute beside them is slower by
+//   StepWork::overlap_slowdown; a rank's gathers and reductions share one link.
+// - Stragglers: StepWork::jitter_share of the step stands at its end; slow ranks and replicas are options.
 // - A gradient bucket is reduced when the slowest replica has it. The optimizer starts when all ranks have
 //   their gradients (their norm is global), unless the option says otherwise.
 // - Links (Options::shared_links): each rank has one link out and one in (its share of the NIC). Messages and
@@ -57,7 +60,7 @@ struct Options {
   bool replicas_share_links = false;  // the same pipeline ranks of all simulated replicas have one NIC
   std::uint32_t link_axes = axis_bit(graph::Axis::pp) | axis_bit(graph::Axis::dp);
   bool synchronized_optimizer = true;  // false: a rank updates its weights when its own gradients are there
-  std::int32_t num_buckets = 8;        // of gradients and gathered weights, a stage
+  std::int32_t num_buckets = 16;       // of a rank's gradients and gathered weights, at least one a stage
   Detail detail = Detail::segments;
 };
 
