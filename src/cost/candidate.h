@@ -71,11 +71,11 @@ class StageSplit {
 // Micro-batches of one replica, 0 when they do not come out whole.
 [[nodiscard]] std::int64_t num_microbatches(const Workload& w, const Candidate& c);
 
-// The job file of a candidate: one step, no data. stage_layers are those of StageSplit where layers do not divide
-// evenly. A Job has no zero_group: from_job gives 0.
+// The job file of a candidate: one step, no data. stage_layers are those of StageSplit where layers do not
+// divide evenly. A Job has no zero_group: from_job gives 0.
 [[nodiscard]] spec::Job to_job(const Setup& setup, const Candidate& c);
-// Error{config} for an order of axes that is neither of AxisOrder, a schedule or module that is not known, and
-// selective recomputation without modules is layernorm and moe_act.
+// Error{config} for an order of axes that is neither of AxisOrder, a schedule or a module that is not known.
+// Selective recomputation without modules is layernorm and moe_act.
 [[nodiscard]] Candidate from_job(const spec::Job& job);
 
 }  // namespace tessera::cost

@@ -1,5 +1,5 @@
-// RoutingLoad: how unevenly tokens choose experts, as a distribution, and what follows for a layout: rows of the
-// slowest expert-parallel rank, drops under a capacity factor. Pure, thread safe.
+// RoutingLoad: how unevenly tokens choose experts, as a distribution, and what follows for a layout: rows of
+// the slowest expert-parallel rank, drops under a capacity factor. Pure, thread safe.
 //
 //   const LoadFigures f = load_figures({.kind = LoadKind::power_law, .alpha = 1.2}, 256, 8, 32, 0.0);
 //   f.slowest_rank;  // its expert products take so many times those of balanced routing
@@ -26,8 +26,8 @@ struct RoutingLoad {
   friend bool operator==(const RoutingLoad&, const RoutingLoad&) = default;
 };
 
-// balanced | power:ALPHA (0 < ALPHA <= 10) | file of counts (one an expert, blank, comma or newline apart; 1 to
-// 65536 of them, none negative, not all 0). Error{config}.
+// balanced | power:ALPHA (0 < ALPHA <= 10) | file of counts (one an expert, blank, comma or newline apart; up
+// to 65536 of them, none negative, not all 0). Error{config}.
 [[nodiscard]] RoutingLoad parse_routing_load(std::string_view text);
 [[nodiscard]] std::string to_text(
     const RoutingLoad& load);  // "balanced", "power:1.2", "histogram of 64 experts"
@@ -35,20 +35,20 @@ struct RoutingLoad {
 // Rows of each expert relative to the mean [num_experts], sums to num_experts, ascending for power_law.
 //
 // power_law: x(u) = ((R^(1-alpha) - 1) u + 1)^(1/(1-alpha)), R^u for alpha = 1, at the quantiles
-// u = (i + 0.5) / num_experts. R = xmax / xmin = 0.8 x 4096 tokens (aiconfigurator draws u at random, with its
-// number of tokens). No expert gets more than one choice of every token, num_experts / top_k times the mean; what is
-// above goes to the others in proportion.
+// u = (i + 0.5) / num_experts. R = xmax / xmin = 0.8 x 4096 tokens (aiconfigurator draws u at random, with
+// its number of tokens). No expert gets more than one choice of every token, num_experts / top_k times the
+// mean; what is above goes to the others in proportion.
 // Error{config} when a histogram has another number of experts.
 [[nodiscard]] std::vector<double> expert_loads(const RoutingLoad& load, std::int32_t num_experts,
                                                std::int32_t top_k);
 
-// Of a layer with num_experts experts, top_k choices a token, cut over ep ranks (contiguous experts; REQUIRES that
-// ep divides num_experts). Rows are those that are computed, after drops; the mean is that of all choices, so a
-// time of balanced experts is multiplied by the figure.
+// Of a layer with num_experts experts, top_k choices a token, cut over ep ranks (contiguous experts; REQUIRES
+// that ep divides num_experts). Rows are those that are computed, after drops; the mean is that of all
+// choices, so a time of balanced experts is multiplied by the figure.
 //
-// slowest_rank of power_law: nobody knows which experts are popular, so the expectation over random assignments
-// of experts to ranks, by 256 shuffles from a fixed seed (standard error about 1%; about 0.3 ms for 256 experts:
-// keep the figures of one ep). Of histogram: the experts as they are numbered.
+// slowest_rank of power_law: nobody knows which experts are popular, so the expectation over random
+// assignments of experts to ranks, by 256 shuffles from a fixed seed (standard error about 1 %; some tenths of
+// a millisecond: keep the figures of one ep). Of histogram: the experts as they are numbered.
 struct LoadFigures {
   double slowest_rank = 1.0;    // rows of the most loaded ep rank / mean
   double busiest_expert = 1.0;  // rows of the most loaded expert / mean
