@@ -69,4 +69,19 @@ struct ScheduleFlags {
 };
 int schedule(const ScheduleFlags& flags, const Terminal& terminal);
 
+struct ValidateFlags {
+  std::string runs;                    // CSV of measured runs, as validation/README.md describes
+  std::string csv, svg;                // files to write: one line a row, the scatter plot
+  std::string calibrations;            // folder of calibration files beside the shipped ones
+  std::string write_calibrations;      // folder for the fitted ones
+  std::vector<std::string> constants;  // to fit; empty: all
+  std::string folds;                   // "", source, model
+  std::int32_t threads = 0;            // 0: all cores
+  bool fit = false;
+  bool from_shipped = false;  // fit from the calibration files instead of neutral values
+  bool markdown = false;
+  bool json = false;
+};
+int validate_runs(const ValidateFlags& flags);
+
 }  // namespace tessera::cli

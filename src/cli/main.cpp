@@ -67,6 +67,7 @@ struct AllFlags {
   tessera::cli::ConvertFlags convert;
   tessera::cli::TokenizeFlags tokenize;
   tessera::cli::ScheduleFlags schedule;
+  tessera::cli::ValidateFlags validate;
 };
 
 void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
@@ -168,6 +169,32 @@ void add_schedule(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
   c->callback([&] { code = tessera::cli::schedule(f, terminal); });
 }
 
+void add_validate(CLI::App& app, AllFlags& all, int& code) {
+  auto& f = all.validate;
+  CLI::App* c =
+      add(app, "validate", "Compare predictions with measured runs: errors, order of layouts, memory",
+          "tessera validate validation/published_runs.csv --folds source --svg scatter.svg\n"
+          "The columns of the file: validation/README.md.",
+          f);
+  c->add_option("runs", f.runs, "Measured runs (CSV)")->required();
+  c->add_option("--csv", f.csv, "Write one line a row: measured, predicted, parts of the step, memory");
+  c->add_option("--svg", f.svg, "Write the scatter plot of predicted against measured step time");
+  c->add_flag("--markdown", f.markdown, "The tables as Markdown");
+  c->add_option("--calibrations", f.calibrations,
+                "Folder of calibration files to use beside the shipped ones");
+  c->add_flag("--fit", f.fit, "Fit the constants of whole steps to all rows first");
+  c->add_option("--folds", f.folds, "Predict each source, or each model, with constants fitted on the others")
+      ->check(CLI::IsMember({"source", "model"}));
+  c->add_option("--constants", f.constants, "Constants to fit (default: all)")->delimiter(',');
+  c->add_flag("--from-shipped", f.from_shipped,
+              "Start a fit from the calibration files, not from neutral values");
+  c->add_option("--write-calibrations", f.write_calibrations, "Folder for the fitted calibration files");
+  c->add_option("--threads", f.threads, "0: all cores")
+      ->check(CLI::Range(std::int64_t{0}, kMost))
+      ->capture_default_str();
+  c->callback([&] { code = tessera::cli::validate_runs(f); });
+}
+
 std::vector<std::string> names_of(const CLI::App& app) {
   std::vector<std::string> names;
   for (const CLI::App* c : app.get_subcommands({})) names.push_back(c->get_name());
@@ -221,6 +248,7 @@ int run(int argc, char** argv) {
   add_eval(app, all, code);
   add_data(app, all, code);
   add_schedule(app, all, terminal, code);
+  add_validate(app, all, code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
