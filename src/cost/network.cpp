@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "base/math.h"
+#include "base/error.h"
 
 namespace tessera::cost {
 namespace {
@@ -14,13 +14,15 @@ using graph::Call;
 using spec::ClusterSpec;
 using spec::TierSpec;
 
-// The own share beside the bytes sent, in a step's worth: fits all-gather, reduce-scatter and all-reduce of 2,
-// 4 and 8 ranks on A100 to B300.
+// The own share beside the bytes sent, in a step's worth: fits all-gather, reduce-scatter and all-reduce of
+// 2, 4 and 8 ranks on A100 to B300.
 constexpr double kFirstStep = 0.45;
-// NIC pairs that the rings of one group drive out of a domain: NVL72 racks reach 405 GB/s, not 72 NICs' worth.
+// NICs that the rings of one group drive out of a domain: NVL72 racks reach 405 GB/s, not 72 NICs' worth.
 constexpr std::int32_t kMaxRails = 8;
 // NVLS is taken from this many ranks on: with four the ring is as fast (H200, B200).
 constexpr std::int32_t kMinInNetwork = 5;
+// The longest chunk of a pipelined transfer, in latencies of a chunk.
+constexpr double kLongestChunk = 10.0;
 // Largest chunk that a hop between domains stores before it forwards.
 constexpr double kHopChunk = 2e6;
 // Posting one message of an all-to-all to a further domain.
@@ -28,6 +30,10 @@ constexpr double kPostMessage = 1e-6;
 
 std::size_t at(std::int32_t i) {
   return static_cast<std::size_t>(i);
+}
+
+std::int32_t ceil_div(std::int32_t a, std::int32_t b) {
+  return (a + b - 1) / b;
 }
 
 std::int32_t ceil_log2(std::int32_t n) {
@@ -77,11 +83,6 @@ double ring_bandwidth(const ClusterSpec& cluster, const Calibration& c, const Gr
   return b;
 }
 
-// Domains of the tier below that the group touches.
-std::int32_t domains(const GroupShape& g, std::int32_t tier) {
-  return static_cast<std::int32_t>(div_ceil(g.size, g.members[at(tier - 1)]));
-}
-
 // The chain of hops that a byte takes. In a ring all links work from the first step on; in a tree a domain
 // stores a chunk before it forwards, so that the transfer begins late by a chunk for each hop.
 struct Hops {
@@ -103,28 +104,25 @@ Hops ring_hops(const ClusterSpec& cluster, const Calibration& c, const GroupShap
   Hops h;
   std::int32_t runs = g.size;
   for (std::int32_t t = 0; t < g.num_tiers; ++t) {
-    const auto above = static_cast<std::int32_t>(div_ceil(g.size, g.members[at(t)]));
-    add_hops(h, cluster, c, t, runs - above);
-    runs = above;
+    add_hops(h, cluster, c, t, runs - g.domains[at(t)]);
+    runs = g.domains[at(t)];
   }
   return h;
 }
 
-// Up the tree: a chain in the host, a binary tree of the hosts of one domain, binary trees of the domains.
 Hops tree_hops(const ClusterSpec& cluster, const Calibration& c, const GroupShape& g) {
   Hops h;
-  const std::int32_t in_host = std::clamp(cluster.devices_per_node, 1, g.members[0]);
-  add_hops(h, cluster, c, 0,
-           in_host - 1 + ceil_log2(static_cast<std::int32_t>(div_ceil(g.members[0], in_host))));
-  for (std::int32_t t = 1; t < g.num_tiers; ++t) {
-    add_hops(h, cluster, c, t,
-             ceil_log2(static_cast<std::int32_t>(div_ceil(g.members[at(t)], g.members[at(t - 1)]))));
-  }
+  for (std::int32_t t = 0; t < g.num_tiers; ++t) add_hops(h, cluster, c, t, g.depth[at(t)]);
   return h;
 }
 
-double pipelined(const Calibration& c, double latency, double transfer, double chunk_latency) {
-  return c.collective_launch.value + latency + transfer + 2.0 * std::sqrt(chunk_latency * transfer);
+// A transfer in chunks, each late by chunk_latency: short chunks fill the pipeline soon, long ones cost less.
+// The best length goes with the root of the transfer, up to one whose overhead is a tenth; transfer includes
+// that.
+double chunked(double transfer, double chunk_latency) {
+  const double bare = transfer / (1.0 + 1.0 / kLongestChunk);
+  const double chunk = std::min(std::sqrt(chunk_latency * bare), kLongestChunk * chunk_latency);
+  return chunk > 0.0 ? bare + chunk + bare * chunk_latency / chunk : transfer;
 }
 
 // passes: times around the ring (an all-reduce goes round twice).
@@ -133,8 +131,8 @@ double ring_time(const ClusterSpec& cluster, const Calibration& c, const GroupSh
   const double own_share = kFirstStep / (passes * (g.size - 1));
   const double chunk =
       c.chunk_latency.value + (g.num_tiers > 1 ? hop_latency(cluster, c, g.num_tiers - 1) : 0.0);
-  return pipelined(c, passes * ring_hops(cluster, c, g).latency,
-                   sent / ring_bandwidth(cluster, c, g) * (1.0 + own_share), chunk);
+  return c.collective_launch.value + passes * ring_hops(cluster, c, g).latency +
+         chunked(sent / ring_bandwidth(cluster, c, g) * (1.0 + own_share), chunk);
 }
 
 // Whole: bytes of the tensor. Each domain sums it, the trees carry it between domains.
@@ -149,11 +147,11 @@ double tree_time(const ClusterSpec& cluster, const Calibration& c, const GroupSh
   }
   for (std::int32_t t = 1; t < g.num_tiers; ++t) {
     // Two trees, in each of which a domain has two children; of two domains each is the leaf of one.
-    const double times = cluster.tiers[at(t)].in_network_reduction || domains(g, t) == 2 ? 1.0 : 2.0;
+    const double times = cluster.tiers[at(t)].in_network_reduction || g.domains[at(t - 1)] == 2 ? 1.0 : 2.0;
     transfer = std::max(transfer, times * whole / domain_bandwidth(cluster, c, g, t, ring_rails(g)));
   }
   const Hops up = tree_hops(cluster, c, g);
-  return pipelined(c, 2.0 * up.latency, transfer, c.chunk_latency.value) +
+  return c.collective_launch.value + 2.0 * up.latency + chunked(transfer, c.chunk_latency.value) +
          2.0 * std::min(std::sqrt(2.0 * up.remote * transfer), up.store);
 }
 
@@ -162,7 +160,7 @@ double all_reduce_time(const ClusterSpec& cluster, const Calibration& c, const G
   const double ring = ring_time(cluster, c, g, sent, 2.0);
   const bool in_network = cluster.tiers[0].in_network_reduction && g.members[0] >= kMinInNetwork;
   // NVLink domains of several hosts: two racks go as the tree does, twenty racks as the ring.
-  const bool between = g.members[0] <= cluster.devices_per_node || domains(g, 1) == 2;
+  const bool between = g.members[0] <= cluster.devices_per_node || g.domains[0] == 2;
   const bool tree = g.num_tiers > 1 ? between : in_network;
   return tree ? std::min(ring, tree_time(cluster, c, g, whole)) : ring;
 }
@@ -184,8 +182,8 @@ double pairwise_time(const ClusterSpec& cluster, const Calibration& c, const Gro
     transfer = std::max(transfer, crossing / (b * c.all_to_all_efficiency));
     chunk = latency = hop_latency(cluster, c, t);
   }
-  const double posts = g.num_tiers > 1 ? (domains(g, 1) - 1) * kPostMessage : 0.0;
-  return c.collective_launch.value + latency + posts + transfer + 2.0 * std::sqrt(chunk * transfer);
+  const double posts = g.num_tiers > 1 ? (g.domains[0] - 1) * kPostMessage : 0.0;
+  return c.collective_launch.value + latency + posts + chunked(transfer, chunk);
 }
 
 double send_time(const ClusterSpec& cluster, const Calibration& c, std::int32_t tier, double bytes) {
@@ -194,7 +192,7 @@ double send_time(const ClusterSpec& cluster, const Calibration& c, std::int32_t 
                 : bytes / device_share(cluster, c, tier);
   const double latency = hop_latency(cluster, c, tier);
   const double chunk = tier == 0 ? c.chunk_latency.value : latency;
-  return c.collective_launch.value + latency + transfer + 2.0 * std::sqrt(chunk * transfer);
+  return c.collective_launch.value + latency + chunked(transfer, chunk);
 }
 
 // C(total - avoided, draws) / C(total, draws): no draw falls among the avoided.
@@ -239,6 +237,13 @@ GroupShape group_shape(const ClusterSpec& cluster, std::int32_t inner, std::int6
     g.num_tiers = t + 1;
     if (below == g.size) break;
   }
+  for (std::int32_t t = 0; t < g.num_tiers; ++t) {
+    g.domains[at(t)] = ceil_div(g.size, g.members[at(t)]);
+    if (t > 0) g.depth[at(t)] = ceil_log2(ceil_div(g.members[at(t)], g.members[at(t - 1)]));
+  }
+  // Up the tree: a chain in the host, a binary tree of the hosts of one innermost domain.
+  const std::int32_t in_host = std::clamp(cluster.devices_per_node, 1, g.members[0]);
+  g.depth[0] = in_host - 1 + ceil_log2(ceil_div(g.members[0], in_host));
   g.sharing = std::max(1, cluster.tiers[0].size / g.members[0]);
   return g;
 }
@@ -271,7 +276,7 @@ Seconds all_to_all_time(const ClusterSpec& cluster, const Calibration& c, const 
                         const AllToAll& a) {
   if (group.size <= 1 || a.tokens <= 0 || a.row_bytes <= 0) return Seconds(0.0);
   const double token_bytes = static_cast<double>(a.tokens) * static_cast<double>(a.row_bytes);
-  const std::int32_t nodes = group.num_tiers > 1 ? domains(group, 1) : 1;
+  const std::int32_t nodes = group.num_tiers > 1 ? group.domains[0] : 1;
   const double size = group.size, inside = group.members[0];
   Pairwise p;
   if (a.dedup) {

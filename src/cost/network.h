@@ -1,17 +1,19 @@
-// Collectives on a cluster of tiers: which tiers a group crosses, with how many members in each domain, and the
-// seconds of a call. Pure, thread safe, no allocation; some tens of nanoseconds a call.
+// Collectives on a cluster of tiers: which tiers a group crosses, with how many members in each domain, and
+// the seconds of a call. Pure, thread safe, no allocation; some tens of nanoseconds a call.
 //
 //   const GroupShape dp = group_shape(cluster, 64, 8);   // 64 ranks, one a node of 8
 //   collective_time(cluster, calibration, dp, graph::Call::reduce_scatter, sent);
 //
 // A call takes launch + hops x latency + bytes / bandwidth + the fill of the pipeline:
-//   bandwidth  of a ring, the slowest tier that it crosses: its links inside, and k members' share of the NICs
-//              where k members stand in one domain of the tier below;
+//   bandwidth  of a ring, the slowest tier that it crosses: its links inside, and the NICs' share of k
+//              members (of 8 at most) where k members stand in one domain of the tier below;
 //   first step the own share is handled too (copied, not sent): bytes / bandwidth x (1 + 0.45 / steps);
-//   fill       a transfer cut into chunks of the best size pays 2 sqrt(bytes / bandwidth x latency of a chunk).
-// An all-reduce takes the best of a ring, a tree between domains (2 log2 hops; with two domains half of the
-// bytes), and the switches that add (NVLS, SHARP), as NCCL does. Latencies: intra_latency of the calibration
-// (that of the tier where it is 0) for a hop inside; tier latency + inter_latency for a hop above.
+//   fill       cut into chunks of the best size, a transfer t pays 2 sqrt(t x chunk latency), until a chunk's
+//              overhead is a tenth; the efficiencies are those of such large transfers.
+// An all-reduce takes the best of a ring, a tree between domains (2 log2 hops, each of which stores a chunk
+// before it forwards; with two domains half of the bytes), and the switches that add (NVLS, SHARP), as NCCL
+// does. Latencies: intra_latency of the calibration (that of the tier where it is 0) for a hop inside; tier
+// latency + inter_latency for a hop above.
 //
 // Sources: ring and tree (Thakur, Rabenseifner and Gropp 2005; NCCL's double binary trees), hierarchical
 // all-to-all (DeepEP; arXiv 2412.19437 section 3.2.2). Held to published measurements by a test.
@@ -28,12 +30,16 @@ namespace tessera::cost {
 inline constexpr std::int32_t kMaxTiers = 6;
 
 // A group of ranks `stride` apart, on consecutive devices: how many of its members share one domain of each
-// tier. members[0]: in one innermost domain (NVLink); members[num_tiers - 1] = size. num_tiers: those crossed.
+// tier. members[0]: in one innermost domain (NVLink); members[num_tiers - 1] = size; num_tiers: those
+// crossed.
 struct GroupShape {
   std::int32_t size = 1;
   std::int32_t num_tiers = 1;
   std::array<std::int32_t, kMaxTiers> members{};
-  // Groups like it that use the links of one innermost domain at once; all of them, unless the caller says less.
+  std::array<std::int32_t, kMaxTiers> domains{};  // of each tier that the group touches: size / members
+  std::array<std::int32_t, kMaxTiers>
+      depth{};  // of the tree in one domain of each tier, in hops of that tier
+  // Groups like it that use the links of an innermost domain at once: all of them, unless a caller says less.
   std::int32_t sharing = 1;
 };
 // Ranks of one group: `size` of them, `stride` apart (two-level groups: cp x dp as one run when adjacent).
