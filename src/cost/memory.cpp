@@ -51,17 +51,6 @@ graph::Cut cut_of(const Setup& setup, const Candidate& c) {
           .precision = setup.work.precision};
 }
 
-// [first, last) layers of a stage: even, the first stages take the remainder.
-struct LayerRange {
-  std::int32_t first = 0, last = 0;
-};
-LayerRange layers_of(const spec::ModelSpec& m, std::int32_t num_stages, std::int32_t stage) {
-  const std::int32_t even = m.num_hidden_layers / num_stages;
-  const std::int32_t more = m.num_hidden_layers % num_stages;
-  const std::int32_t first = stage * even + std::min(stage, more);
-  return {first, first + even + (stage < more ? 1 : 0)};
-}
-
 // Adds blocks to a holding.
 class Holder {
  public:
@@ -75,9 +64,7 @@ class Holder {
     add_saved(saved, count);
     h_.transient = std::max({h_.transient, to_double(own.forward),
                              to_double(own.backward) + to_double(saved.total()) - kept(saved)});
-    h_.distinct_gradient_shapes =
-        std::max(h_.distinct_gradient_shapes,
-                 static_cast<double>(graph::layer_distinct_weights(setup_.model, layer, cut_)));
+    layer_shapes_ = std::max(layer_shapes_, graph::layer_distinct_weights(setup_.model, layer, cut_));
   }
   void add_embedding() {
     add_params(graph::embedding_params(setup_.model, cut_), 1);
@@ -92,13 +79,18 @@ class Holder {
       add_params(graph::mtp_params(setup_.model, cut_), 1);
       add_saved(graph::mtp_saved(setup_.model, cut_, setup_.practice), 1);
     }
+    head_shapes_ = graph::head_distinct_weights(setup_.model, cut_);
     const graph::Transients own = graph::head_transients(setup_.model, cut_, setup_.practice);
     const double losses = 1.0 + setup_.model.num_nextn_predict_layers;
     h_.head_logits = losses * to_double(graph::head_logits(setup_.model, cut_, setup_.practice));
     h_.head_logits += to_double(std::max(own.forward, own.backward)) +
                       to_double(graph::head_saved(setup_.model, cut_, setup_.practice).total());
   }
-  [[nodiscard]] const RankHolding& holding() const { return h_; }
+  [[nodiscard]] RankHolding holding() const {
+    RankHolding h = h_;
+    h.distinct_gradient_shapes = static_cast<double>(layer_shapes_ + head_shapes_);
+    return h;
+  }
 
  private:
   [[nodiscard]] double kept(const graph::SavedBytes& saved) const {
@@ -121,6 +113,7 @@ class Holder {
   graph::Cut cut_;
   double in_flight_;
   RankHolding h_;
+  std::int64_t layer_shapes_ = 0, head_shapes_ = 0;
 };
 
 }  // namespace
@@ -157,14 +150,14 @@ RankHolding holding(const Setup& setup, const Candidate& c, std::int32_t pipelin
   const std::int64_t m = num_microbatches(setup.work, c);
   Holder holder(setup, c, in_flight(c.schedule, c.pp, c.vpp, m, pipeline_rank));
   const std::int32_t num_stages = c.pp * c.vpp;
+  const StageSplit split(setup.model, num_stages);
   const bool vee = schedule::placement_of(c.schedule) == schedule::Placement::vee;
   // Counted by class first: a rank has few.
   std::vector<std::pair<spec::LayerClass, std::int32_t>> classes;
   for (std::int32_t chunk = 0; chunk < c.vpp; ++chunk) {
     const std::int32_t stage =
         vee && chunk == 1 ? 2 * c.pp - 1 - pipeline_rank : chunk * c.pp + pipeline_rank;
-    const LayerRange range = layers_of(setup.model, num_stages, stage);
-    for (std::int32_t i = range.first; i < range.last; ++i) {
+    for (std::int32_t i = split.first(stage); i < split.first(stage + 1); ++i) {
       const spec::LayerClass layer = spec::layer_class(setup.model, i);
       const auto at = std::ranges::find(classes, layer, &std::pair<spec::LayerClass, std::int32_t>::first);
       if (at == classes.end())
@@ -184,7 +177,7 @@ MemoryCost rank_memory(const Setup& setup, const Candidate& c, const RankHolding
   const double w = weight_bytes(setup.work.precision);
   // An f32 or f64 model is its own master copy.
   const bool own_master = w > 2.0;
-  const double g = own_master ? w : setup.practice.gradient_bytes;
+  const double g = own_master ? w : setup.practice.gradient_bytes + setup.practice.gradient_copy_bytes;
   const double o = own_master ? 2.0 * w : setup.practice.optimizer_bytes;
   const std::int32_t dense_shards = shards(c.dp * c.cp, c.zero_group);
   const std::int32_t expert_shards = shards(c.edp(), c.zero_group);
@@ -205,6 +198,7 @@ MemoryCost rank_memory(const Setup& setup, const Candidate& c, const RankHolding
     part(MemoryPart::buffers) += 2.0 * w * h.largest_layer_params;
   }
   if (c.zero_stage >= 2) part(MemoryPart::buffers) += w * h.largest_layer_params;
+  if (setup.practice.dummy_gradients) part(MemoryPart::buffers) += w * h.distinct_gradient_shapes;
   part(MemoryPart::activations) = h.saved_in_flight;
   const std::int64_t m = num_microbatches(setup.work, c);
   const double logits_in_flight =

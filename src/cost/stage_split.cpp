@@ -1,28 +1,41 @@
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 #include "cost/candidate.h"
 
 namespace tessera::cost {
 
-StageSplit::StageSplit(std::int32_t num_layers, std::int32_t num_stages)
-    : num_layers_(num_layers), num_stages_(num_stages), base_(num_layers / num_stages) {
-  TESSERA_CHECK(num_stages >= 1 && num_layers + 2 >= num_stages,
+namespace {
+
+// Head, loss and MTP layers in units of a transformer layer.
+double last_weight(const spec::ModelSpec& m) {
+  const auto table = static_cast<double>(m.vocab_size * m.hidden_size);
+  const double layers =
+      static_cast<double>(spec::num_active_parameters(m)) - (m.tie_word_embeddings ? 1.0 : 2.0) * table;
+  const double head = table / std::max(1.0, layers / m.num_hidden_layers);
+  return head + m.num_nextn_predict_layers * (1.0 + head);
+}
+
+}  // namespace
+
+StageSplit::StageSplit(const spec::ModelSpec& model, std::int32_t num_stages)
+    : num_layers_(model.num_hidden_layers), num_stages_(num_stages), base_(num_layers_ / num_stages) {
+  TESSERA_CHECK(num_stages >= 1 && num_layers_ + 2 >= num_stages,
                 "only the first and the last stage may be without layers");
-  const std::int32_t rest = num_layers % num_stages;
-  if (rest == 0) return;
-  if (rest == num_stages - 2) {  // the first and the last one less
-    extra_begin_ = 1;
-    extra_end_ = num_stages - 1;
-  } else if (rest == num_stages - 1) {  // the last one less
-    extra_end_ = num_stages - 1;
-  } else {
-    extra_begin_ = 1;
-    extra_end_ = rest + 1;
-  }
+  if (num_layers_ % num_stages == 0) return;
+  const double last = last_weight(model);
+  const double even = (num_layers_ + 1.0 + last) / num_stages;
+  const auto of_last = std::clamp(static_cast<std::int32_t>(std::lround(even - last)), 0, num_layers_);
+  const std::int32_t others = num_stages - 1;
+  base_ = (num_layers_ - of_last) / others;
+  const std::int32_t rest = (num_layers_ - of_last) % others;
+  extra_begin_ = 1;
+  extra_end_ = 1 + rest;
 }
 
 std::int32_t StageSplit::first(std::int32_t stage) const {
+  if (stage == num_stages_) return num_layers_;
   const std::int32_t extra = std::clamp(stage - extra_begin_, 0, extra_end_ - extra_begin_);
   return base_ * stage + extra;
 }

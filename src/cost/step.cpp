@@ -96,7 +96,7 @@ const LayerTable& StepModel::Impl::table(const Candidate& c) {
 }
 
 StageSplit StepModel::Impl::split_of(const Candidate& c) const {
-  return {setup.model.num_hidden_layers, c.pp * c.vpp};
+  return {setup.model, c.pp * c.vpp};
 }
 
 std::int32_t StepModel::Impl::stage_of(const Candidate& c, std::int32_t r, std::int32_t v) {

@@ -138,8 +138,9 @@ void add_router(BlockWriter& w, const spec::MoeSpec& moe) {
   const RankSizes& s = w.sizes();
   const std::uint32_t module = bit(Module::moe);
   w.linear("router", s.local_tokens, moe.num_experts, s.hidden, module, false);
-  constexpr std::int32_t kRouterKernels = 8;  // softmax or sigmoid, top-k, counts, sort of the choices
-  w.elementwise("topk", 4 * s.local_tokens * moe.num_experts, 2 * s.local_tokens * moe.num_experts, false,
+  // Scores, top-k, scatter to maps, counts, balancing loss, sorting of the choices, offsets.
+  constexpr std::int32_t kRouterKernels = 40;
+  w.elementwise("topk", s.local_tokens * moe.num_experts, s.local_tokens * moe.num_experts / 2, false,
                 kRouterKernels, module);
 }
 

@@ -59,8 +59,11 @@ bool BlockWriter::quantizes() const {
 }
 
 // Read twice (largest value, then cast), written as rows and as columns.
-void BlockWriter::quantize(OpList& list, std::int64_t elements, std::uint32_t modules) {
-  add(list, "quantize", OpKind::memory, modules).bytes_moved = Bytes(elements * (2 * kElement + 2));
+void BlockWriter::quantize(OpList& list, std::int64_t elements, std::int64_t groups, std::uint32_t modules) {
+  Op& op = add(list, "quantize", OpKind::memory, modules);
+  op.bytes_moved = Bytes(elements * (2 * kElement + 2));
+  constexpr std::int64_t kKernels = 2;
+  op.kernels = static_cast<std::int32_t>(kKernels * groups);
 }
 
 void BlockWriter::linear(const char* name, std::int64_t rows, std::int64_t out, std::int64_t in,
@@ -71,13 +74,17 @@ void BlockWriter::linear(const char* name, std::int64_t rows, std::int64_t out, 
     op.flops = Flops(2 * shape.m * shape.n * shape.k * shape.groups);
     op.bytes_moved = Bytes(bytes);
     op.low_precision = low_precision;
-    if (groups > 1 && !practice_.grouped_gemm) op.kernels = static_cast<std::int32_t>(groups);
+    // Host work of a grouped product: a call a group inside of one operator.
+    constexpr std::int32_t kCallsPerOperator = 8;
+    if (groups > 1)
+      op.kernels =
+          static_cast<std::int32_t>(practice_.grouped_gemm ? 1 + groups / kCallsPerOperator : groups);
   };
   const std::int64_t m = ceil_div(rows, groups);
   const std::int64_t rest = kElement * (rows * (in + out) + groups * in * out);
-  if (low_precision && quantizes()) quantize(forward(), rows * in, modules);
+  if (low_precision && quantizes()) quantize(forward(), rows * in, groups, modules);
   product(forward(), {.m = m, .n = out, .k = in, .groups = groups}, rest, modules);
-  if (low_precision && quantizes()) quantize(backward_input(), rows * out, 0);
+  if (low_precision && quantizes()) quantize(backward_input(), rows * out, groups, 0);
   product(backward_input(), {.m = m, .n = in, .k = out, .groups = groups}, rest, 0);
   const std::int64_t weights = groups * in * out;
   if (practice_.fused_accumulation) {

@@ -50,7 +50,7 @@ class BlockWriter {
 
  private:
   Op& add(OpList& list, const char* name, OpKind kind, std::uint32_t modules);
-  void quantize(OpList& list, std::int64_t elements, std::uint32_t modules);
+  void quantize(OpList& list, std::int64_t elements, std::int64_t groups, std::uint32_t modules);
   [[nodiscard]] bool quantizes() const;
 
   BlockWork& out_;

@@ -50,7 +50,7 @@ Practice megatron_flash_2023() {
   Practice p = megatron_2021();
   p.name = "megatron-flash-2023";
   p.gradient_bytes = 2;
-  p.loss_bytes = 18;
+  p.loss_bytes = 24;
   p.gathered_logits = true;
   p.fused_rope = false;
   p.fused_accumulation = false;

@@ -121,7 +121,7 @@ class Mapper {
     cost::Candidate& c = case_.candidate;
     c.ep = to_int(row_.ep.value_or(1));
     c.etp = to_int(row_.etp.value_or(1));
-    if (c.ep > 1 && !row_.etp && c.tp > 1) {
+    if (!row_.etp && c.tp > 1) {
       const std::optional<double> etp = number_after(words_, "etp ");
       c.etp = etp ? to_int(std::llround(*etp)) : c.tp;  // Megatron's default: as the dense layers
     }
