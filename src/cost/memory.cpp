@@ -72,7 +72,7 @@ class Holder {
         in_flight_ * to_double(graph::embedding_saved(setup_.model, cut_, setup_.practice).total());
   }
   void add_head() {
-    const bool shared = c_.pp * c_.vpp == 1;
+    const bool shared = c_.pp == 1;
     const auto tied = shared ? graph::TiedHead::shares_table : graph::TiedHead::own_copy;
     add_params(graph::head_params(setup_.model, cut_, tied), 1);
     for (std::int32_t i = 0; i < setup_.model.num_nextn_predict_layers; ++i) {

@@ -70,7 +70,9 @@ void add_attention(BlockParams& p, const spec::ModelSpec& m, std::int32_t tp) {
   if (m.attention_qkv_bias) p.dense += q + 2 * kv;
   if (m.attention_out_bias) add_replicated(p, h);
   if (m.attention_sinks) p.dense += local_heads(m, tp);
-  if (m.qk_norm) add_replicated(p, m.qk_norm_whole ? m.q_dim() + m.kv_dim() : 2 * m.head_dim);
+  // Llama 4's norms of q and k have no weights.
+  if (m.qk_norm && m.family != spec::Family::llama4)
+    add_replicated(p, m.qk_norm_whole ? m.q_dim() + m.kv_dim() : 2 * m.head_dim);
 }
 
 // A dense MLP, or all shared experts.
