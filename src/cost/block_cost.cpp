@@ -153,11 +153,11 @@ double relative_rate(const Setup& s, const graph::Op& op) {
     case graph::OpKind::attention:
       switch (s.practice.flash_generation) {
         case 1:
-          return c.sustained * c.attention_flash1;
+          return c.attention_flash1;
         case 2:
-          return c.sustained * c.attention_flash2;
+          return c.attention_flash2;
         default:
-          return c.sustained;
+          return 1.0;
       }
     case graph::OpKind::memory:
     case graph::OpKind::collective:
@@ -225,8 +225,10 @@ BlockCost block_cost(const BlockContext& x, const graph::BlockWork& work, spec::
   cost.backward_input = pass_cost(x, backward);
   cost.backward_weight = pass_cost(x, work.ops.backward_weight);
   cost.params = work.params;
-  cost.saved = static_cast<double>(work.saved.kept(recompute, modules).value);
-  cost.transient = static_cast<double>(std::max(work.transient_forward, work.transient_backward).value);
+  const BlockMemory memory = block_memory(work.saved, work.transient_forward, work.transient_backward,
+                                          recompute, modules, x.load.slowest_rank);
+  cost.saved = memory.saved;
+  cost.transient = memory.transient;
   for (const graph::Op& op : work.ops.forward) {
     if (op.kind != graph::OpKind::attention) continue;
     cost.attention_ideal_flops += 3.0 * static_cast<double>(op.flops.value);

@@ -120,6 +120,7 @@ PipelineRank StepModel::Impl::rank_seconds(const LayerTable& t, const StageSplit
 RankHolding StepModel::Impl::rank_holding(const LayerTable& t, const StageSplit& split, const Candidate& c,
                                           std::int32_t r) const {
   RankHolding h;
+  double layer_shapes = 0, head_shapes = 0;
   for (std::int32_t v = 0; v < c.vpp; ++v) {
     for_blocks(t, split, stage_of(c, r, v), [&](const BlockCost& b, double n) {
       const bool shares = &b == &t.head && c.pp == 1 && setup.model.tie_word_embeddings;
@@ -131,9 +132,11 @@ RankHolding StepModel::Impl::rank_holding(const LayerTable& t, const StageSplit&
       h.transient = std::max(h.transient, b.transient);
       h.largest_layer_params = std::max(h.largest_layer_params, static_cast<double>(p.total()));
       h.head_logits = std::max(h.head_logits, b.logits);
-      h.distinct_gradient_shapes = std::max(h.distinct_gradient_shapes, b.distinct_gradients);
+      double& shapes = &b == &t.head ? head_shapes : layer_shapes;
+      shapes = std::max(shapes, b.distinct_gradients);
     });
   }
+  h.distinct_gradient_shapes = layer_shapes + head_shapes;
   h.saved_in_flight =
       h.saved_per_microbatch * in_flight(c.schedule, c.pp, c.vpp, num_microbatches(setup.work, c), r);
   return h;
@@ -141,8 +144,8 @@ RankHolding StepModel::Impl::rank_holding(const LayerTable& t, const StageSplit&
 
 Bytes StepModel::Impl::message_bytes(const Candidate& c) const {
   const std::int64_t tokens = c.micro_batch_size * (setup.work.sequence_length / c.cp);
-  const std::int64_t local = c.sequence_parallel ? tokens / c.tp : tokens;
-  return Bytes(local * setup.model.hidden_size * 2);
+  const bool cut = c.sequence_parallel || setup.practice.p2p_scatter;
+  return Bytes((cut ? tokens / c.tp : tokens) * setup.model.hidden_size * 2);
 }
 
 double StepModel::Impl::message_seconds(const Candidate& c) const {

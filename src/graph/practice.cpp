@@ -38,6 +38,7 @@ Practice megatron_2022() {
 Practice megatron_deepspeed_2022() {
   Practice p = megatron_2021();
   p.name = "megatron-deepspeed-2022";
+  p.p2p_scatter = false;
   p.gradient_bytes = 2;
   p.gradient_reduce_bytes = 2;
   return p;
@@ -49,6 +50,7 @@ Practice megatron_deepspeed_2022() {
 Practice megatron_flash_2023() {
   Practice p = megatron_2021();
   p.name = "megatron-flash-2023";
+  p.p2p_scatter = false;
   p.gradient_bytes = 2;
   p.loss_bytes = 24;
   p.gathered_logits = true;
@@ -98,6 +100,7 @@ Practice megatron_bridge() {
 Practice fsdp1() {
   Practice p;
   p.name = "fsdp1";
+  p.p2p_scatter = false;
   p.fused_rope = false;
   p.fused_accumulation = false;
   p.flash_generation = 1;
@@ -114,6 +117,7 @@ Practice fsdp1() {
 Practice fsdp2_compile() {
   Practice p;
   p.name = "fsdp2-compile";
+  p.p2p_scatter = false;
   p.fused_accumulation = false;
   p.flash_generation = 2;
   p.compiled = true;
@@ -157,6 +161,7 @@ Practice deepspeed_zero3() {
 Practice internevo() {
   Practice p;
   p.name = "internevo";
+  p.p2p_scatter = false;
   p.fused_activation = false;
   p.fused_rope = false;
   p.fused_accumulation = false;
@@ -175,6 +180,7 @@ Practice internevo() {
 Practice nanotron() {
   Practice p;
   p.name = "nanotron";
+  p.p2p_scatter = false;
   p.fused_rope = false;
   p.fused_accumulation = false;
   p.flash_generation = 2;

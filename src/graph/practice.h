@@ -25,11 +25,13 @@ struct Practice {
   bool cuda_graphs = false;          // no launch gaps
   bool grouped_gemm = true;          // else one gemm an expert
   // Communication.
-  bool grad_overlap = true;           // gradient reduction runs under the backward of the last micro-batch
-  bool param_overlap = true;          // ZeRO-1 weight gathers run under the forward of the first micro-batch
-  bool tp_overlap = false;            // tensor-parallel gathers and scatters are chunked against their gemm
-  bool tp_backward_overlap = true;    // sums of input gradients run beside the weight gradient's product
-  bool p2p_overlap = true;            // pipeline sends run beside compute (interleaved schedules)
+  bool grad_overlap = true;         // gradient reduction runs under the backward of the last micro-batch
+  bool param_overlap = true;        // ZeRO-1 weight gathers run under the forward of the first micro-batch
+  bool tp_overlap = false;          // tensor-parallel gathers and scatters are chunked against their gemm
+  bool tp_backward_overlap = true;  // sums of input gradients run beside the weight gradient's product
+  bool p2p_overlap = true;          // pipeline sends run beside compute (interleaved schedules)
+  bool p2p_scatter =
+      true;  // a message is cut over the tp ranks and gathered behind it (arXiv 2104.04473 4.1)
   bool ep_overlap = false;            // all-to-all of one micro-batch under the compute of another
   bool ep_dedup = false;              // a token goes once to a node (DeepEP, HybridEP)
   bool in_bucket_reduce = true;       // gradients are reduced in buckets; else one blocking call at the end

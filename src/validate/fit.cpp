@@ -53,6 +53,8 @@ constexpr std::array kConstants = {
              get_number<&Calibration::straggler>, set_number<&Calibration::straggler>},
     Constant{"inter_efficiency", "of the network's bandwidth", 0.2, 1.0, 0.75,
              get_number<&Calibration::inter_efficiency>, set_number<&Calibration::inter_efficiency>},
+    Constant{"inter_latency", "of one step of a collective between nodes", 1e-6, 20e-6, 4e-6,
+             get_seconds<&Calibration::inter_latency>, set_seconds<&Calibration::inter_latency>},
     Constant{"all_to_all_efficiency", "of an all-to-all beside a ring", 0.2, 1.2, 0.7,
              get_number<&Calibration::all_to_all_efficiency>,
              set_number<&Calibration::all_to_all_efficiency>},
