@@ -116,10 +116,14 @@ void add_residual(BlockWriter& w) {
 }
 
 void add_activation(BlockWriter& w, const spec::ModelSpec& m, std::int64_t elements, std::uint32_t modules) {
+  // Clamped and biased (gpt_oss): bias, clamp twice, sigmoid, two products and a sum, no fused kernel.
+  const bool clamped = m.moe && m.moe->expert_bias;
+  const bool fused = w.practice().fused_activation && !clamped;
+  const std::int32_t eager = clamped ? 7 : 2;
   if (m.gated_mlp) {
-    w.elementwise("act", 3 * elements, 5 * elements, w.practice().fused_activation, 2, modules);
+    w.elementwise("act", 3 * elements, 5 * elements, fused, eager, modules);
   } else {
-    w.elementwise("act", 2 * elements, 3 * elements, w.practice().fused_activation, 2, modules);
+    w.elementwise("act", 2 * elements, 3 * elements, fused, eager, modules);
   }
 }
 

@@ -9,6 +9,8 @@ namespace tessera::graph {
 namespace {
 constexpr std::int64_t kElement = 2;   // bytes of an activation
 constexpr std::int64_t kGradient = 4;  // bytes of an accumulated weight gradient
+// Host work of a grouped operator: a call a group inside of it, an eighth of an operator each.
+constexpr std::int64_t kCallsPerOperator = 8;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -63,7 +65,7 @@ void BlockWriter::quantize(OpList& list, std::int64_t elements, std::int64_t gro
   Op& op = add(list, "quantize", OpKind::memory, modules);
   op.bytes_moved = Bytes(elements * (2 * kElement + 2));
   constexpr std::int64_t kKernels = 2;
-  op.kernels = static_cast<std::int32_t>(kKernels * groups);
+  op.kernels = static_cast<std::int32_t>(kKernels * (1 + groups / kCallsPerOperator));
 }
 
 void BlockWriter::linear(const char* name, std::int64_t rows, std::int64_t out, std::int64_t in,
@@ -74,8 +76,6 @@ void BlockWriter::linear(const char* name, std::int64_t rows, std::int64_t out, 
     op.flops = Flops(2 * shape.m * shape.n * shape.k * shape.groups);
     op.bytes_moved = Bytes(bytes);
     op.low_precision = low_precision;
-    // Host work of a grouped product: a call a group inside of one operator.
-    constexpr std::int32_t kCallsPerOperator = 8;
     if (groups > 1)
       op.kernels =
           static_cast<std::int32_t>(practice_.grouped_gemm ? 1 + groups / kCallsPerOperator : groups);
