@@ -109,8 +109,9 @@ class TrainingRows {
       for (std::size_t i = 0; i < constants_.size(); ++i) constants_[i].set(s.setup.calibration, values[i]);
       const Prediction p = predictor_(s.setup, s.candidate);
       const double e = p.cost ? std::abs(std::log(p.cost->seconds()) - s.log_measured) : 3.0;
-      // One row that is off by an order of magnitude says nothing of constants.
-      sum[static_cast<std::size_t>(s.source)] += std::isfinite(e) ? std::min(e, 1.0) : 1.0;
+      // A row that is off by half has a cause outside of the model and says nothing of constants.
+      constexpr double kFarOff = 0.4;
+      sum[static_cast<std::size_t>(s.source)] += std::isfinite(e) ? std::min(e, kFarOff) : kFarOff;
       ++rows[static_cast<std::size_t>(s.source)];
     }
     double total = 0;
