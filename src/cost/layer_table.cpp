@@ -79,7 +79,10 @@ LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Ca
   // Recomputation is of transformer layers.
   t.embedding = block_cost(x, graph::embedding_work(m, cut, setup.practice), spec::Recompute::none, 0);
   t.head = block_cost(x, graph::head_work(m, cut, setup.practice), spec::Recompute::none, 0);
-  t.head.logits = static_cast<double>(graph::head_logits(m, cut, setup.practice).value);
+  // One micro-batch at a time is between the head's forward and backward.
+  t.head.logits = head_peak(m, cut, setup.practice);
+  t.head.saved = t.head.transient = 0.0;
+  t.head.distinct_gradients = static_cast<double>(graph::head_distinct_weights(m, cut));
   t.shared_head = graph::head_params(m, cut, graph::TiedHead::shares_table);
   if (m.num_nextn_predict_layers > 0) t.mtp = cost(graph::mtp_work(m, cut, setup.practice));
   return t;

@@ -55,15 +55,17 @@ graph::Cut cut_of(const Setup& setup, const Candidate& c) {
 class Holder {
  public:
   Holder(const Setup& setup, const Candidate& c, double in_flight)
-      : setup_(setup), c_(c), cut_(cut_of(setup, c)), in_flight_(in_flight) {}
+      : setup_(setup), c_(c), cut_(cut_of(setup, c)), in_flight_(in_flight) {
+    if (!setup.model.moe) return;
+    slowest_rank_ = load_figures(setup.routing, setup.model.moe->num_experts,
+                                 setup.model.moe->num_experts_per_tok, c.ep, setup.work.capacity_factor)
+                        .slowest_rank;
+  }
 
   void add_layers(const spec::LayerClass& layer, std::int32_t count) {
-    const graph::SavedBytes saved = graph::layer_saved(setup_.model, layer, cut_, setup_.practice);
     const graph::Transients own = graph::layer_transients(setup_.model, layer, cut_, setup_.practice);
     add_params(graph::layer_params(setup_.model, layer, cut_), count);
-    add_saved(saved, count);
-    h_.transient = std::max({h_.transient, to_double(own.forward),
-                             to_double(own.backward) + to_double(saved.total()) - kept(saved)});
+    add_memory(graph::layer_saved(setup_.model, layer, cut_, setup_.practice), own, count);
     layer_shapes_ = std::max(layer_shapes_, graph::layer_distinct_weights(setup_.model, layer, cut_));
   }
   void add_embedding() {
@@ -77,14 +79,11 @@ class Holder {
     add_params(graph::head_params(setup_.model, cut_, tied), 1);
     for (std::int32_t i = 0; i < setup_.model.num_nextn_predict_layers; ++i) {
       add_params(graph::mtp_params(setup_.model, cut_), 1);
-      add_saved(graph::mtp_saved(setup_.model, cut_, setup_.practice), 1);
+      add_memory(graph::mtp_saved(setup_.model, cut_, setup_.practice),
+                 graph::head_transients(setup_.model, cut_, setup_.practice), 1);
     }
     head_shapes_ = graph::head_distinct_weights(setup_.model, cut_);
-    const graph::Transients own = graph::head_transients(setup_.model, cut_, setup_.practice);
-    const double losses = 1.0 + setup_.model.num_nextn_predict_layers;
-    h_.head_logits = losses * to_double(graph::head_logits(setup_.model, cut_, setup_.practice));
-    h_.head_logits += to_double(std::max(own.forward, own.backward)) +
-                      to_double(graph::head_saved(setup_.model, cut_, setup_.practice).total());
+    h_.head_logits = head_peak(setup_.model, cut_, setup_.practice);
   }
   [[nodiscard]] RankHolding holding() const {
     RankHolding h = h_;
@@ -93,25 +92,25 @@ class Holder {
   }
 
  private:
-  [[nodiscard]] double kept(const graph::SavedBytes& saved) const {
-    return to_double(saved.kept(c_.recompute, c_.recompute_modules));
-  }
   void add_params(const graph::BlockParams& p, std::int32_t count) {
     h_.params.dense += count * p.dense;
     h_.params.replicated += count * p.replicated;
     h_.params.expert += count * p.expert;
     h_.largest_layer_params = std::max(h_.largest_layer_params, static_cast<double>(p.total()));
   }
-  void add_saved(const graph::SavedBytes& saved, std::int32_t count) {
-    const double bytes = kept(saved) * count;
-    h_.saved_per_microbatch += bytes;
-    h_.saved_in_flight += in_flight_ * bytes;
+  void add_memory(const graph::SavedBytes& saved, const graph::Transients& own, std::int32_t count) {
+    const BlockMemory block =
+        block_memory(saved, own.forward, own.backward, c_.recompute, c_.recompute_modules, slowest_rank_);
+    h_.saved_per_microbatch += count * block.saved;
+    h_.saved_in_flight += in_flight_ * count * block.saved;
+    h_.transient = std::max(h_.transient, block.transient);
   }
 
   const Setup& setup_;
   const Candidate& c_;
   graph::Cut cut_;
   double in_flight_;
+  double slowest_rank_ = 1.0;
   RankHolding h_;
   std::int64_t layer_shapes_ = 0, head_shapes_ = 0;
 };
@@ -144,6 +143,31 @@ double MemoryCost::allocated() const {
 
 double MemoryCost::reserved() const {
   return allocated() / kAllocatorFill;
+}
+
+BlockMemory block_memory(const graph::SavedBytes& saved, Bytes transient_forward, Bytes transient_backward,
+                         spec::Recompute recompute, std::uint32_t modules, double slowest_rank) {
+  graph::SavedBytes all = saved;
+  if (all.experts.value > 0) {
+    const auto loaded = [&](Bytes b) {
+      return Bytes(static_cast<std::int64_t>(slowest_rank * static_cast<double>(b.value)));
+    };
+    all.experts = loaded(all.experts);
+    all.activation = loaded(all.activation);
+  }
+  BlockMemory block;
+  block.saved = to_double(all.kept(recompute, modules));
+  block.transient = std::max(to_double(transient_forward),
+                             to_double(transient_backward) + to_double(all.total()) - block.saved);
+  return block;
+}
+
+double head_peak(const spec::ModelSpec& m, const graph::Cut& cut, const graph::Practice& practice) {
+  const graph::Transients own = graph::head_transients(m, cut, practice);
+  const double losses = 1.0 + m.num_nextn_predict_layers;
+  return losses * to_double(graph::head_logits(m, cut, practice)) +
+         to_double(std::max(own.forward, own.backward)) +
+         to_double(graph::head_saved(m, cut, practice).total());
 }
 
 RankHolding holding(const Setup& setup, const Candidate& c, std::int32_t pipeline_rank) {

@@ -31,6 +31,19 @@ struct MemoryCost {
   [[nodiscard]] double operator[](MemoryPart p) const { return parts[static_cast<std::size_t>(p)]; }
 };
 
+// Bytes of one block for one micro-batch: kept from forward to backward, and at the block's own peak beside
+// that: its transients, and in backward what recomputation makes again. slowest_rank: rows of the rank's
+// experts / mean (LoadFigures).
+struct BlockMemory {
+  double saved = 0, transient = 0;
+};
+[[nodiscard]] BlockMemory block_memory(const graph::SavedBytes& saved, Bytes transient_forward,
+                                       Bytes transient_backward, spec::Recompute recompute,
+                                       std::uint32_t modules, double slowest_rank);
+// Of final norm, head and loss at the peak of the loss; with MTP layers theirs stand beside.
+[[nodiscard]] double head_peak(const spec::ModelSpec& m, const graph::Cut& cut,
+                               const graph::Practice& practice);
+
 // What one pipeline rank holds, summed by the caller over its stages (or by holding()).
 struct RankHolding {
   graph::BlockParams params;            // elements
@@ -38,7 +51,7 @@ struct RankHolding {
   double saved_in_flight = 0;           // bytes at the peak of the schedule
   double transient = 0;                 // bytes: the largest of a block's own and what recomputation makes
   double largest_layer_params = 0;      // elements of the largest unit that ZeRO-3 gathers
-  double head_logits = 0;               // bytes of one micro-batch, and its transients; 0 without the head
+  double head_logits = 0;               // bytes: head_peak; 0 without the head
   double distinct_gradient_shapes = 0;  // elements: one buffer a distinct weight shape (TE)
 };
 

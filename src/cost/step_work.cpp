@@ -77,7 +77,7 @@ void add_block(const char* block, const BlockCost& cost, StageWork& stage) {
   stage.backward_input_seconds += cost.backward_input.seconds;
   stage.backward_weight_seconds += cost.backward_weight.seconds;
   stage.saved_bytes += cost.saved;
-  stage.transient_bytes = std::max(stage.transient_bytes, cost.transient);
+  stage.transient_bytes = std::max({stage.transient_bytes, cost.transient, cost.logits});
 }
 
 }  // namespace
