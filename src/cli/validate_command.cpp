@@ -18,8 +18,8 @@ namespace fs = std::filesystem;
 using validate::Calibrations;
 using validate::Sample;
 
-Calibrations calibrations_of(const ValidateFlags& flags) {
-  Calibrations out = validate::shipped_calibrations();
+validate::Library library_of(const ValidateFlags& flags) {
+  validate::Library out = validate::shipped_library();
   if (flags.calibrations.empty()) return out;
   if (!fs::is_directory(flags.calibrations)) {
     throw Error(ErrorKind::config, fmt::format("no folder {}", flags.calibrations), "--calibrations",
@@ -28,7 +28,7 @@ Calibrations calibrations_of(const ValidateFlags& flags) {
   for (const fs::directory_entry& e : fs::directory_iterator(flags.calibrations)) {
     if (e.path().extension() != ".yaml") continue;
     cost::Calibration c = cost::read_calibration(e.path());
-    out.insert_or_assign(c.name, std::move(c));
+    out.calibrations.insert_or_assign(c.name, std::move(c));
   }
   return out;
 }
@@ -60,9 +60,9 @@ int validate_runs(const ValidateFlags& flags) {
   problems.throw_if_any();
   const std::int32_t cores = static_cast<std::int32_t>(std::max(1U, std::thread::hardware_concurrency()));
   const std::int32_t threads = flags.threads > 0 ? flags.threads : cores;
-  const Calibrations calibrations = calibrations_of(flags);
+  validate::Library library = library_of(flags);
   const validate::Predictor predictor = validate::step_model();
-  std::vector<validate::Outcome> outcomes = validate::run(rows, calibrations, predictor, threads);
+  std::vector<validate::Outcome> outcomes = validate::run(rows, library, predictor, threads);
   validate::FitOptions options;
   options.names = flags.constants;
   options.threads = threads;
@@ -70,17 +70,17 @@ int validate_runs(const ValidateFlags& flags) {
   Sample sample = Sample::shipped;
   std::string fitted;
   if (flags.fit || !flags.write_calibrations.empty()) {
-    const validate::Fit fit = validate::fit(outcomes, calibrations, predictor, options);
+    const validate::Fit fit = validate::fit(outcomes, library.calibrations, predictor, options);
     fitted = fit_text(fit);
-    const Calibrations better = fit.applied(calibrations);
-    if (!flags.write_calibrations.empty()) write_calibrations(better, flags.write_calibrations);
-    outcomes = validate::run(rows, better, predictor, threads);
+    library.calibrations = fit.applied(library.calibrations);
+    if (!flags.write_calibrations.empty()) write_calibrations(library.calibrations, flags.write_calibrations);
+    outcomes = validate::run(rows, library, predictor, threads);
     sample = Sample::fitted;
   }
   if (!flags.folds.empty()) {
     const bool by_model = flags.folds == "model";
     sample = by_model ? Sample::out_of_model : Sample::out_of_source;
-    validate::predict_out_of_fold(outcomes, calibrations,
+    validate::predict_out_of_fold(outcomes, library.calibrations,
                                   by_model ? validate::fold_by_model : validate::fold_by_source, predictor,
                                   options);
   }

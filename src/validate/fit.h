@@ -2,8 +2,8 @@
 // coordinate descent on the mean |log(predicted / measured)| over rows of quality A and B, every source with
 // equal weight. Deterministic: same rows, same constants.
 //
-//   const Fit f = fit(outcomes, shipped_calibrations(), predictor, options);
-//   predict_out_of_fold(outcomes, shipped_calibrations(), fold_by_source, predictor, options);
+//   const Fit f = fit(outcomes, library.calibrations, predictor, options);
+//   predict_out_of_fold(outcomes, library.calibrations, fold_by_source, predictor, options);
 #pragma once
 #include <cstdint>
 #include <functional>

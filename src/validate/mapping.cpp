@@ -17,8 +17,7 @@ namespace {
 // Fills one Case from one Row; the first fault ends it.
 class Mapper {
  public:
-  Mapper(const Row& row, const Calibrations& calibrations)
-      : row_(row), calibrations_(calibrations), words_(row.words()) {}
+  Mapper(const Row& row, const Library& library) : row_(row), library_(library), words_(row.words()) {}
 
   Mapped map() {
     const bool good = task() && accelerator() && practice() && layout() && model() && batch() && zero() &&
@@ -69,8 +68,9 @@ class Mapper {
   bool accelerator() {
     case_.accelerator = accelerator_of(row_);
     if (case_.accelerator.empty()) return fail("no calibration of this accelerator", row_.gpu);
-    const auto it = calibrations_.find(case_.accelerator);
-    if (it == calibrations_.end()) return fail("no calibration of this accelerator", case_.accelerator);
+    const auto it = library_.calibrations.find(case_.accelerator);
+    if (it == library_.calibrations.end())
+      return fail("no calibration of this accelerator", case_.accelerator);
     case_.setup.calibration = it->second;
     return true;
   }
@@ -142,7 +142,7 @@ class Mapper {
   }
 
   bool model() {
-    NamedModel m = model_of(row_);
+    NamedModel m = model_of(row_, library_);
     if (!m.value) return fail(m.reason, m.detail);
     case_.setup.model = std::move(*m.value);
     for (std::string& a : m.assumptions) assume(std::move(a), false);
@@ -338,7 +338,7 @@ class Mapper {
   }
 
   bool cluster() {
-    case_.setup.cluster = cluster_of(row_, case_.accelerator, case_.candidate.world_size());
+    case_.setup.cluster = cluster_of(row_, library_, case_.accelerator, case_.candidate.world_size());
     case_.setup.cluster.memory = case_.setup.calibration.memory;
     return true;
   }
@@ -372,7 +372,7 @@ class Mapper {
   }
 
   const Row& row_;
-  const Calibrations& calibrations_;
+  const Library& library_;
   std::string words_, reason_, detail_;
   Case case_;
 };
@@ -424,14 +424,8 @@ std::optional<double> measured_step(const Row& row, std::string& origin) {
   return std::nullopt;
 }
 
-Calibrations shipped_calibrations() {
-  Calibrations out;
-  for (const std::string& name : cost::calibration_names()) out.emplace(name, cost::calibration(name));
-  return out;
-}
-
-Mapped to_case(const Row& row, const Calibrations& calibrations) {
-  return Mapper(row, calibrations).map();
+Mapped to_case(const Row& row, const Library& library) {
+  return Mapper(row, library).map();
 }
 
 }  // namespace tessera::validate

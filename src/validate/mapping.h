@@ -2,13 +2,12 @@
 // row does not print are taken from what its source says of its software and network (sources.h); what is
 // assumed is listed, and a row that cannot be modelled is refused with a reason, never guessed at. Pure.
 #pragma once
-#include <functional>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "cost/candidate.h"
+#include "validate/library.h"
 #include "validate/row.h"
 
 namespace tessera::validate {
@@ -43,11 +42,7 @@ struct Mapped {
   std::string detail;  // with the numbers
 };
 
-// The calibrations that rows are priced with, by name: read once.
-using Calibrations = std::map<std::string, cost::Calibration, std::less<>>;
-[[nodiscard]] Calibrations shipped_calibrations();
-
-[[nodiscard]] Mapped to_case(const Row& row, const Calibrations& calibrations);
+[[nodiscard]] Mapped to_case(const Row& row, const Library& library);
 
 // Seconds of a step as measured, by the best of the columns; absent when none is there. `origin` says which.
 [[nodiscard]] std::optional<double> measured_step(const Row& row, std::string& origin);

@@ -6,8 +6,6 @@
 #include <array>
 #include <cmath>
 
-#include "spec/presets.h"
-
 namespace tessera::validate {
 namespace {
 
@@ -51,8 +49,8 @@ constexpr std::array kPresets = {
     Preset{"qwen3-235b", "qwen3-235b-a22b"},
     Preset{"qwen3-30b", "qwen3-30b-a3b"},
     Preset{"qwen2-57b", "qwen2-57b-a14b"},
-    Preset{"llama4-maverick", "llama4-maverick"},
-    Preset{"llama4-scout", "llama4-scout"},
+    Preset{"llama4-maverick", "llama-4-maverick"},
+    Preset{"llama4-scout", "llama-4-scout"},
 };
 
 bool tied(const Row& row, bool usual) {
@@ -88,14 +86,14 @@ void cut_layers(const Row& row, ModelSpec& m) {
   }
 }
 
-NamedModel from_preset(const Row& row, std::string_view preset) {
+NamedModel from_preset(const Row& row, const Library& library, std::string_view preset) {
   NamedModel out;
-  const std::vector<spec::PresetInfo> known = spec::model_presets();
-  if (std::none_of(known.begin(), known.end(), [&](const spec::PresetInfo& p) { return p.name == preset; })) {
+  const auto it = library.models.find(preset);
+  if (it == library.models.end()) {
     out.reason = fmt::format("no shipped model '{}'", preset);
     return out;
   }
-  ModelSpec m = spec::model_preset(preset);
+  ModelSpec m = it->second;
   cut_layers(row, m);
   if (row.vocab) m.vocab_size = *row.vocab;
   if (preset == "deepseek-v3") m.num_nextn_predict_layers = trains_mtp(row) ? 1 : 0;
@@ -213,7 +211,7 @@ NamedModel from_columns(const Row& row) {
 
 }  // namespace
 
-NamedModel model_of(const Row& row) {
+NamedModel model_of(const Row& row, const Library& library) {
   const std::string n = to_lower(row.model);
   for (const Refused& r : kRefused) {
     if (!has(n, {r.word})) continue;
@@ -223,7 +221,7 @@ NamedModel model_of(const Row& row) {
     return out;
   }
   for (const Preset& p : kPresets) {
-    if (has(n, {p.word})) return from_preset(row, p.preset);
+    if (has(n, {p.word})) return from_preset(row, library, p.preset);
   }
   return from_columns(row);
 }

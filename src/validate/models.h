@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "spec/model.h"
+#include "validate/library.h"
 #include "validate/row.h"
 
 namespace tessera::validate {
@@ -15,6 +16,6 @@ struct NamedModel {
   std::string reason, detail;  // when there is none
   std::vector<std::string> assumptions;
 };
-[[nodiscard]] NamedModel model_of(const Row& row);
+[[nodiscard]] NamedModel model_of(const Row& row, const Library& library);
 
 }  // namespace tessera::validate

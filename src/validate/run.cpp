@@ -70,13 +70,13 @@ void parallel_for(std::int64_t count, std::int64_t chunk, std::int32_t threads,
   if (failure) std::rethrow_exception(failure);
 }
 
-std::vector<Outcome> run(std::span<const Row> rows, const Calibrations& calibrations,
-                         const Predictor& predictor, std::int32_t threads) {
+std::vector<Outcome> run(std::span<const Row> rows, const Library& library, const Predictor& predictor,
+                         std::int32_t threads) {
   std::vector<Outcome> outcomes(rows.size());
   parallel_for(static_cast<std::int64_t>(rows.size()), 16, threads, [&](std::int64_t i) {
     Outcome& o = outcomes[static_cast<std::size_t>(i)];
     o.row = rows[static_cast<std::size_t>(i)];
-    Mapped mapped = to_case(o.row, calibrations);
+    Mapped mapped = to_case(o.row, library);
     if (!mapped.value) {
       o.reason = std::move(mapped.reason);
       o.detail = std::move(mapped.detail);

@@ -1,7 +1,7 @@
 // Every row predicted, or the reason why not. Rows are independent: they run on all threads, the result does
 // not depend on how many.
 //
-//   const std::vector<Outcome> outcomes = run(rows, shipped_calibrations(), step_model(), 2);
+//   const std::vector<Outcome> outcomes = run(rows, shipped_library(), step_model(), 2);
 //   outcomes[7].error();  // predicted / measured - 1
 #pragma once
 #include <cstdint>
@@ -38,7 +38,7 @@ struct Outcome {
   [[nodiscard]] double error() const { return predicted() / measured() - 1.0; }
 };
 
-[[nodiscard]] std::vector<Outcome> run(std::span<const Row> rows, const Calibrations& calibrations,
+[[nodiscard]] std::vector<Outcome> run(std::span<const Row> rows, const Library& library,
                                        const Predictor& predictor, std::int32_t threads);
 // The same questions again, after their calibrations changed.
 void predict_again(std::span<Outcome> outcomes, const Predictor& predictor, std::int32_t threads);

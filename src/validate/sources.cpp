@@ -4,38 +4,51 @@
 #include <array>
 #include <cmath>
 
+#include "spec/presets.h"
+
 namespace tessera::validate {
 namespace {
 
 constexpr double kGiga = 1e9;
 constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
 
-// One line an accelerator: what its usual node has. Bandwidths of the data sheets, one direction: NVLink 3 to 5
-// of NVIDIA's, xGMI of AMD's; NICs of DGX A100 (8 x 200 Gb/s), DGX H100 and B200 (8 x 400), B300 (8 x 800),
-// GB200 and GB300 NVL72 (400 and 800 a GPU).
-struct Node {
-  std::string_view accelerator;
-  double intra;          // B/s of one device
-  double network_gbits;  // of one device
-  std::int32_t domain;   // devices that NVLink joins
-  std::int32_t per_node;
+// The shipped cluster that a run's machines are like: of the source where it says which machines it had, else the
+// usual node of the accelerator.
+struct Machines {
+  std::string_view accelerator, cluster;
 };
-constexpr std::array kNodes = {
-    Node{"a100-sxm-40gb", 300e9, 200, 8, 8}, Node{"a100-sxm-80gb", 300e9, 200, 8, 8},
-    Node{"a100-pcie-40gb", 32e9, 25, 8, 8},  Node{"a100-pcie-80gb", 32e9, 25, 8, 8},
-    Node{"a800-sxm", 200e9, 200, 8, 8},      Node{"h800-sxm", 200e9, 400, 8, 8},
-    Node{"h100-sxm", 450e9, 400, 8, 8},      Node{"h100-sxm-hbm2e-500w", 450e9, 400, 8, 8},
-    Node{"h200-sxm", 450e9, 400, 8, 8},      Node{"b200-sxm", 900e9, 400, 8, 8},
-    Node{"b300-sxm", 900e9, 800, 8, 8},      Node{"gb200", 900e9, 400, 72, 4},
-    Node{"gb300", 900e9, 800, 72, 4},        Node{"mi300x", 448e9, 400, 8, 8},
-    Node{"mi325x", 448e9, 400, 8, 8},        Node{"mi355x", 538e9, 400, 8, 8},
+constexpr std::array kMachines = {
+    Machines{"a100-sxm-40gb", "dgx-a100-40gb"},
+    Machines{"a100-sxm-80gb", "dgx-a100"},
+    Machines{"a100-pcie-40gb", "a100-pcie"},
+    Machines{"a100-pcie-80gb", "a100-pcie"},
+    Machines{"a800-sxm", "a800"},
+    Machines{"h800-sxm", "h800"},
+    Machines{"h100-sxm", "dgx-h100"},
+    Machines{"h100-sxm-hbm2e-500w", "dgx-h100"},
+    Machines{"h200-sxm", "dgx-h200"},
+    Machines{"b200-sxm", "dgx-b200"},
+    Machines{"b300-sxm", "dgx-b300"},
+    Machines{"mi300x", "mi300x"},
+    Machines{"mi325x", "mi300x"},
+    Machines{"mi355x", "mi300x"},
 };
 
-const Node& node_of(std::string_view accelerator) {
-  const auto it =
-      std::find_if(kNodes.begin(), kNodes.end(), [&](const Node& n) { return n.accelerator == accelerator; });
-  TESSERA_CHECK(it != kNodes.end(), "an accelerator of accelerator_of has a node");
-  return *it;
+// Racks of 72 are lent in parts of 64 to jobs of powers of two (Slurm segments of 16 nodes, as the launch scripts
+// of these runs ask for).
+std::string nvl_cluster(std::string_view accelerator, std::int32_t devices) {
+  return std::string(accelerator) + (devices <= 72 || devices % 72 == 0 ? "-nvl72" : "-nvl64");
+}
+
+std::string cluster_name(const Row& row, std::string_view accelerator, std::int32_t devices) {
+  if (accelerator == "gb200" || accelerator == "gb300") return nvl_cluster(accelerator, devices);
+  // The playbook's runs are of a cluster on AWS.
+  if (accelerator == "h100-sxm" && has(to_lower(row.overlap_notes + row.source), {"nanotron"}))
+    return "aws-p5";
+  const auto it = std::find_if(kMachines.begin(), kMachines.end(),
+                               [&](const Machines& m) { return m.accelerator == accelerator; });
+  TESSERA_CHECK(it != kMachines.end(), "an accelerator of accelerator_of has a cluster");
+  return std::string(it->cluster);
 }
 
 // Gb/s of a whole node as the row prints it: "4x100Gb", "inter-node 800 Gb/s"; 0 when it does not.
@@ -52,14 +65,6 @@ double printed_network(const Row& row) {
     return (text[at - 1] - '0') * std::stod(text.substr(at + 1, std::min<std::size_t>(end - at - 1, 6)));
   }
   return 0;
-}
-
-// Devices of one NVLink domain in a job: racks of 72 are lent in parts of 64 to jobs of whole powers of two
-// (Slurm segments of 16 nodes, as the launch scripts of these runs ask for).
-std::int32_t domain_of(const Node& node, std::int32_t devices) {
-  if (node.domain <= 8) return node.domain;
-  if (devices <= node.domain || devices % node.domain == 0) return node.domain;
-  return 64;
 }
 
 struct SourcePractice {
@@ -233,29 +238,22 @@ std::string accelerator_of(const Row& row) {
   return "";
 }
 
-spec::ClusterSpec cluster_of(const Row& row, std::string_view accelerator, std::int32_t devices) {
-  const Node& node = node_of(accelerator);
-  spec::ClusterSpec c;
-  c.name = row.prefix();
+spec::ClusterSpec cluster_of(const Row& row, const Library& library, std::string_view accelerator,
+                             std::int32_t devices) {
+  const auto it = library.clusters.find(cluster_name(row, accelerator, devices));
+  TESSERA_CHECK(it != library.clusters.end(), "the clusters of these rows are shipped");
+  spec::ClusterSpec c = it->second;
   c.device = std::string(accelerator);
-  c.num_devices = devices;
-  c.devices_per_node = row.gpus_per_node ? static_cast<std::int32_t>(*row.gpus_per_node) : node.per_node;
-  const std::int32_t domain = domain_of(node, devices);
-  const bool pcie = accelerator.find("pcie") != std::string_view::npos;
-  c.tiers.push_back({.name = pcie ? "pcie" : "nvlink",
-                     .size = domain,
-                     .bandwidth = BytesPerSecond(node.intra),
-                     .latency = Seconds(2e-6)});
-  if (devices > domain) {
-    const double whole = printed_network(row);
-    const double gbits = whole > 0 ? whole / c.devices_per_node : node.network_gbits;
-    const std::int32_t groups = (devices + domain - 1) / domain;
-    c.tiers.push_back({.name = "network",
-                       .size = groups * domain,
-                       .bandwidth = BytesPerSecond(gbits * kGiga / 8),
-                       .latency = Seconds(5e-6)});
+  c.memory = Bytes(0);  // of the device's file
+  const double whole = printed_network(row);
+  if (whole > 0) {
+    const BytesPerSecond each(whole / c.devices_per_node * kGiga / 8);
+    for (std::size_t t = 1; t < c.tiers.size(); ++t) {
+      c.tiers[t].bandwidth = each;
+      c.tiers[t].nics = 0;
+    }
   }
-  return c;
+  return spec::with_devices(std::move(c), devices);
 }
 
 std::optional<graph::Practice> practice_of(const Row& row, std::string& reason) {
@@ -271,6 +269,11 @@ std::optional<graph::Practice> practice_of(const Row& row, std::string& reason) 
   }
   graph::Practice p = graph::practice(name);
   const std::string text = to_lower(row.overlap_notes + " ; " + row.notes);
+  // Megatron-Bridge's recipes for Blackwell capture graphs, whether the row prints it or not.
+  const std::string accelerator = accelerator_of(row);
+  if (p.name == "megatron-bridge" && (accelerator.starts_with("b") || accelerator.starts_with("gb"))) {
+    p.cuda_graphs = !has(text, {"cuda_graph_impl=none", "no cuda graph", "no graphs"});
+  }
   read_kernels(to_lower(row.overlap_notes + " ; " + (row.prefix() == "mlmci" ? row.notes : "")), p);
   read_overlap(text, p);
   read_bytes(row, to_lower(row.precision) + " ; " + text, p);

@@ -8,6 +8,7 @@
 
 #include "graph/practice.h"
 #include "spec/cluster.h"
+#include "validate/library.h"
 #include "validate/row.h"
 
 namespace tessera::validate {
@@ -15,8 +16,8 @@ namespace tessera::validate {
 // Calibration name of the printed accelerator; empty when none fits.
 [[nodiscard]] std::string accelerator_of(const Row& row);
 // The machines: NVLink domains, and the network as printed, else as the accelerator's usual node has it.
-[[nodiscard]] spec::ClusterSpec cluster_of(const Row& row, std::string_view accelerator,
-                                           std::int32_t devices);
+[[nodiscard]] spec::ClusterSpec cluster_of(const Row& row, const Library& library,
+                                           std::string_view accelerator, std::int32_t devices);
 
 // Named practice of the framework, with what the row's text says of overlap and kernels; empty with the reason
 // when the framework cannot be modelled.
