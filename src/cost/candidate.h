@@ -49,12 +49,14 @@ struct Candidate {
   [[nodiscard]] std::int32_t world_size() const { return tp * cp * dp * pp; }
   [[nodiscard]] std::int32_t edp() const { return tp * cp * dp / (ep * etp); }
 };
-// Transformer layers of each stage. Even when they divide; else embedding counts as a layer and head, loss and
-// MTP layers as so many layers as their FLOPs weigh, and the layers go as evenly as whole ones can (what
+
+// Transformer layers of each stage. Even when they divide; else embedding counts as a layer and head, loss
+// and MTP layers as so many layers as their FLOPs weigh, and the layers go as evenly as whole ones can (what
 // Megatron's account_for_embedding_in_pipeline_split, account_for_loss_... and custom layouts are for).
 class StageSplit {
  public:
-  StageSplit(const spec::ModelSpec& model, std::int32_t num_stages);
+  // `balance`: weigh embedding and head also where the layers divide.
+  StageSplit(const spec::ModelSpec& model, std::int32_t num_stages, bool balance = false);
   [[nodiscard]] std::int32_t num_stages() const { return num_stages_; }
   [[nodiscard]] std::int32_t first(std::int32_t stage) const;  // first(num_stages) = num_layers
   [[nodiscard]] std::int32_t layers(std::int32_t stage) const { return first(stage + 1) - first(stage); }
@@ -64,6 +66,8 @@ class StageSplit {
   std::int32_t extra_begin_ = 0, extra_end_ = 0;  // stages with one layer more
 };
 
+// "tp 4 cp 2 pp 4 vpp 5 dp 16 mbs 1 zero 1 interleaved"; what is as usual (cp, ep, etp, vpp of 1, no
+// recomputation, the default order) is left out.
 [[nodiscard]] std::string to_text(const Candidate& c);
 
 // Micro-batches of one replica, 0 when they do not come out whole.

@@ -47,8 +47,8 @@ struct RoutingLoad {
 // choices, so a time of balanced experts is multiplied by the figure.
 //
 // slowest_rank of power_law: nobody knows which experts are popular, so the expectation over random
-// assignments of experts to ranks, by 256 shuffles from a fixed seed (standard error about 1 %; some tenths of
-// a millisecond: keep the figures of one ep). Of histogram: the experts as they are numbered.
+// assignments of experts to ranks, by 256 shuffles from a fixed seed (standard error about 1 %; some tenths
+// of a millisecond: keep the figures of one ep). Of histogram: the experts as they are numbered.
 struct LoadFigures {
   double slowest_rank = 1.0;    // rows of the most loaded ep rank / mean
   double busiest_expert = 1.0;  // rows of the most loaded expert / mean

@@ -1,5 +1,5 @@
-// Uneven routing: the reader with its faults, the power law against hand-computed quantiles, and what follows for
-// a layout (slowest rank, drops) against small cases worked out by hand.
+// Uneven routing: the reader with its faults, the power law against hand-computed quantiles, and what follows
+// for a layout (slowest rank, drops) against small cases worked out by hand.
 #include "cost/routing_load.h"
 
 #include <gtest/gtest.h>
@@ -104,8 +104,8 @@ TEST(RoutingLoad, RefusesAHistogramOfAnotherModel) {
   }
 }
 
-// R = 3276.8. alpha 1: R^u at u = 1/4, 3/4: R^(1/4) = 7.5660, R^(3/4) = 433.10. alpha 0.5: (1 + (sqrt(R) - 1) u)^2 at
-// the same: 15.0610^2 = 226.83 and 43.1825^2 = 1864.73.
+// R = 3276.8. alpha 1: R^u at u = 1/4, 3/4: R^(1/4) = 7.5660, R^(3/4) = 433.10. alpha 0.5:
+// (1 + (sqrt(R) - 1) u)^2 at the same: 15.0610^2 = 226.83 and 43.1825^2 = 1864.73.
 TEST(RoutingLoad, FollowsTheQuantilesOfThePowerLaw) {
   const std::vector<double> one = expert_loads(power(1.0), 2, 1);
   EXPECT_NEAR(one[1] / one[0], std::sqrt(3276.8), 1e-6);
