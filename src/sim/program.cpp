@@ -48,7 +48,10 @@ class Builder {
         lowered_(schedule.is_lowered()),
         replicas_(std::max<std::int32_t>(1, static_cast<std::int32_t>(options.replica_slowdown.size()))),
         cells_(schedule.num_stages() * schedule.num_microbatches) {
-    for (std::int32_t s = 0; s < schedule.num_stages(); ++s) rank_of_.push_back(schedule.rank_of(StageId(s)));
+    for (std::int32_t s = 0; s < schedule.num_stages(); ++s) {
+      rank_of_.push_back(schedule.rank_of(StageId(s)));
+      message_.push_back(picoseconds(work.stages[at(s)].p2p_seconds));
+    }
   }
 
   Program whole() {
@@ -198,8 +201,16 @@ class Builder {
   void rank() {
     pending_ = action_ = stage_ = microbatch_ = kNone;
     const schedule::ActionList& list = schedule_.ranks[at(rank_)];
-    program_.lanes.lanes[at(program_.lane(replica_, rank_, LaneKind::compute))].reserve(list.size() + 8);
-    if (info_) program_.info[at(program_.lane(replica_, rank_, LaneKind::compute))].reserve(list.size() + 8);
+    const auto reserve = [this](LaneKind kind, std::size_t n) {
+      const auto lane = at(program_.lane(replica_, rank_, kind));
+      program_.lanes.lanes[lane].reserve(n);
+      if (info_) program_.info[lane].reserve(n);
+    };
+    reserve(LaneKind::compute, list.size() + 8);
+    if (work_.p2p_overlapped) {
+      reserve(LaneKind::send_forward, at(schedule_.vpp * schedule_.num_microbatches));
+      reserve(LaneKind::send_backward, at(schedule_.vpp * schedule_.num_microbatches));
+    }
     find_ends(list);
     num_gathers_ = num_reductions_ = 0;
     weights_here_ = weights_used_ = kNone;
@@ -331,7 +342,7 @@ class Builder {
       tell(sent);
       return;
     }
-    LaneOp op{.duration = picoseconds(edge.p2p_seconds), .signal = sent};
+    LaneOp op{.duration = message_[at(std::min(to, a.stage.value))], .signal = sent};
     if (shares(graph::Axis::pp)) {
       op.out_link = 2 * node(rank_);
       op.in_link = 2 * node(rank_of_[at(to)]) + 1;
@@ -485,6 +496,7 @@ class Builder {
   bool info_, lowered_;
   std::int32_t replicas_, cells_;
   std::vector<std::int32_t> rank_of_;          // [stages]
+  std::vector<std::int64_t> message_;          // [stages] to the next one
   std::vector<std::int32_t> gradients_there_;  // [pp] first event of the buckets
   std::int32_t all_ranks_ = kNone;
   std::int32_t own_links_ = 0, per_stage_ = 1;

@@ -54,6 +54,13 @@ class Checker {
     }
     const auto replicas =
         static_cast<std::int64_t>(std::max<std::size_t>(1, options_.replica_slowdown.size()));
+    const double buckets = static_cast<double>(replicas) * pp *
+                           static_cast<double>(options_.num_buckets + schedule_.vpp) *
+                           static_cast<double>(work_.grad_repeats + work_.param_repeats);
+    if (!(buckets <= schedule::kMaxCells)) {
+      problems_.add(fmt::format("{} buckets of gradients and weights", buckets), "simulate: num_buckets",
+                    fmt::format("simulate at most {} of them in all", schedule::kMaxCells));
+    }
     const std::int64_t cells = replicas * schedule_.num_stages() * schedule_.num_microbatches;
     if (cells > schedule::kMaxCells) {
       problems_.add(fmt::format("{} replicas of {} stages and {} micro-batches", replicas,
