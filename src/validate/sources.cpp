@@ -97,7 +97,7 @@ constexpr std::array kPractices = {
     SourcePractice{"mtnlg", "megatron-deepspeed-2022"},
     SourcePractice{"bloom", "megatron-deepspeed-2022"},
     SourcePractice{"megascale", "megatron-flash-2023"},
-    SourcePractice{"zb", "megatron-flash-2023"},
+    SourcePractice{"zb", "megatron-2022"},  // its memory shows the scores of attention written out
     SourcePractice{"aa", "megatron-flash-2023"},
     SourcePractice{"skywork", "megatron-flash-2023"},
     SourcePractice{"dsazure", "deepspeed-zero3"},

@@ -47,13 +47,28 @@ struct LogMean {
   }
 };
 
+// Software that runs a layout: layouts are compared within one.
+std::string software(const Outcome& o) {
+  const graph::Practice& p = o.question->setup.practice;
+  std::string out = p.name;
+  for (const bool on : {p.flash_attention, p.fused_norm, p.compiled, p.cuda_graphs, p.grad_overlap,
+                        p.param_overlap, p.tp_overlap, p.p2p_overlap, p.ep_overlap, p.ep_dedup}) {
+    out += on ? '1' : '0';
+  }
+  return out + std::to_string(p.gradient_bytes) + std::to_string(p.optimizer_bytes);
+}
+
+// The id without its last number: one release of one table.
+std::string table_of(const Outcome& o) {
+  return o.row.id.substr(0, o.row.id.rfind('-'));
+}
+
 std::string sweep_key(const Outcome& o) {
   const Case& q = *o.question;
   const cost::Workload& w = q.setup.work;
   return fmt::format("{}|{} on {} {}, seq {}, batch {}|{}|{}|{}", q.source, q.model, q.candidate.world_size(),
                      q.accelerator, w.sequence_length, w.global_batch_size, static_cast<int>(w.precision),
-                     q.setup.practice.flash_attention ? 1 : 0, q.setup.practice.fused_norm ? 1 : 0) +
-         (q.setup.practice.compiled ? "c" : "") + (q.setup.practice.tp_overlap ? "o" : "");
+                     software(o), table_of(o));
 }
 
 }  // namespace
