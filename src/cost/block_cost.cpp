@@ -181,7 +181,7 @@ PassCost& PassCost::operator+=(const PassCost& other) {
   return *this;
 }
 
-PassCost pass_cost(const BlockContext& x, const graph::OpList& ops) {
+PassCost pass_cost(const BlockContext& x, const graph::OpList& ops, double more_host) {
   const Setup& s = x.setup;
   const Calibration& c = s.calibration;
   PassCost out;
@@ -210,7 +210,7 @@ PassCost pass_cost(const BlockContext& x, const graph::OpList& ops) {
   double busy = 0.0;
   for (const double p : out.parts) busy += p;
   const double gaps = out.kernels * c.kernel_latency.value;
-  const double host = s.practice.cuda_graphs ? 0.0 : out.kernels * c.launch.value;
+  const double host = s.practice.cuda_graphs ? 0.0 : std::max(out.kernels * c.launch.value, more_host);
   part(out, Part::launch) += std::max(gaps, host - busy);
   for (const double p : out.parts) out.seconds += p;
   return out;
@@ -219,11 +219,12 @@ PassCost pass_cost(const BlockContext& x, const graph::OpList& ops) {
 BlockCost block_cost(const BlockContext& x, const graph::BlockWork& work, spec::Recompute recompute,
                      std::uint32_t modules) {
   BlockCost cost;
-  cost.forward = pass_cost(x, work.ops.forward);
+  constexpr double kForwardShare = 1.0 / 3.0;
+  cost.forward = pass_cost(x, work.ops.forward, kForwardShare * x.host);
   graph::OpList backward = graph::recomputed(work, recompute, modules);
   backward.insert(backward.end(), work.ops.backward_input.begin(), work.ops.backward_input.end());
-  cost.backward_input = pass_cost(x, backward);
-  cost.backward_weight = pass_cost(x, work.ops.backward_weight);
+  cost.backward_input = pass_cost(x, backward, (1.0 - kForwardShare) * x.host);
+  cost.backward_weight = pass_cost(x, work.ops.backward_weight, 0.0);
   cost.params = work.params;
   const BlockMemory memory = block_memory(work.saved, work.transient_forward, work.transient_backward,
                                           recompute, modules, x.load.slowest_rank);

@@ -43,9 +43,11 @@ struct BlockContext {
   BlockGroups groups;
   LoadFigures load;                // of the experts
   std::int64_t expert_tokens = 0;  // of this rank, that choose experts
+  double host = 0.0;               // seconds of the host beside launches, all passes together
 };
 
-[[nodiscard]] PassCost pass_cost(const BlockContext& context, const graph::OpList& ops);
+// `host`: seconds of this pass beside launches.
+[[nodiscard]] PassCost pass_cost(const BlockContext& context, const graph::OpList& ops, double host);
 [[nodiscard]] BlockCost block_cost(const BlockContext& context, const graph::BlockWork& work,
                                    spec::Recompute recompute, std::uint32_t modules);
 

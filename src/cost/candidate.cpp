@@ -120,7 +120,7 @@ spec::Job to_job(const Setup& setup, const Candidate& c) {
   const std::int32_t stages = c.pp * c.vpp;
   const std::int32_t layers = setup.model.num_hidden_layers;
   if (stages > 1 && stages <= layers && layers % stages != 0) {
-    const StageSplit split(setup.model, stages);
+    const StageSplit split(setup.model, stages, setup.practice.balanced_stages);
     for (std::int32_t s = 0; s < stages; ++s) p.stage_layers.push_back(split.layers(s));
   }
   return job;

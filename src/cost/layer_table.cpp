@@ -50,41 +50,99 @@ BlockGroups block_groups(const Setup& setup, const Candidate& c) {
   return g;
 }
 
-LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Candidate& c) {
-  const graph::Cut cut{.micro_batch_size = c.micro_batch_size,
-                       .sequence_length = setup.work.sequence_length,
-                       .tp = c.tp,
-                       .cp = c.cp,
-                       .ep = c.ep,
-                       .etp = c.etp,
-                       .sequence_parallel = c.sequence_parallel,
-                       .precision = setup.work.precision};
+namespace {
+
+graph::Cut cut_of(const Setup& setup, const Candidate& c) {
+  return {.micro_batch_size = c.micro_batch_size,
+          .sequence_length = setup.work.sequence_length,
+          .tp = c.tp,
+          .cp = c.cp,
+          .ep = c.ep,
+          .etp = c.etp,
+          .sequence_parallel = c.sequence_parallel,
+          .precision = setup.work.precision};
+}
+
+LoadFigures load_of(const Setup& setup, const Candidate& c) {
+  if (!setup.model.moe) return {};
+  return load_figures(setup.routing, setup.model.moe->num_experts, setup.model.moe->num_experts_per_tok, c.ep,
+                      setup.work.capacity_factor);
+}
+
+graph::BlockWork sizes_of(const graph::BlockParams& params, const graph::SavedBytes& saved,
+                          const graph::Transients& t) {
+  graph::BlockWork work;
+  work.params = params;
+  work.saved = saved;
+  work.transient_forward = t.forward;
+  work.transient_backward = t.backward;
+  return work;
+}
+
+// What the sizes of a table have beyond those of its blocks.
+void finish_sizes(const Setup& setup, const LayerClasses& classes, const graph::Cut& cut, LayerTable& t) {
   const spec::ModelSpec& m = setup.model;
-  BlockContext x{.setup = setup, .groups = block_groups(setup, c), .load = {}, .expert_tokens = 0};
-  const std::int64_t tokens = c.micro_batch_size * ((setup.work.sequence_length + c.cp - 1) / c.cp);
-  x.expert_tokens = c.sequence_parallel ? (tokens + c.tp - 1) / c.tp : tokens;
-  if (m.moe) {
-    x.load = load_figures(setup.routing, m.moe->num_experts, m.moe->num_experts_per_tok, c.ep,
-                          setup.work.capacity_factor);
-  }
-  const auto cost = [&](const graph::BlockWork& work) {
-    return block_cost(x, work, c.recompute, c.recompute_modules);
-  };
-  LayerTable t;
   for (std::int32_t i = 0; i < classes.size(); ++i) {
-    t.layers.push_back(cost(graph::layer_work(m, classes[i], cut, setup.practice)));
-    t.layers.back().distinct_gradients =
+    t.layers[at(i)].distinct_gradients =
         static_cast<double>(graph::layer_distinct_weights(m, classes[i], cut));
   }
-  // Recomputation is of transformer layers.
-  t.embedding = block_cost(x, graph::embedding_work(m, cut, setup.practice), spec::Recompute::none, 0);
-  t.head = block_cost(x, graph::head_work(m, cut, setup.practice), spec::Recompute::none, 0);
   // One micro-batch at a time is between the head's forward and backward.
   t.head.logits = head_peak(m, cut, setup.practice);
   t.head.saved = t.head.transient = 0.0;
   t.head.distinct_gradients = static_cast<double>(graph::head_distinct_weights(m, cut));
   t.shared_head = graph::head_params(m, cut, graph::TiedHead::shares_table);
+}
+
+}  // namespace
+
+LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Candidate& c) {
+  const graph::Cut cut = cut_of(setup, c);
+  const spec::ModelSpec& m = setup.model;
+  BlockContext x{
+      .setup = setup, .groups = block_groups(setup, c), .load = load_of(setup, c), .expert_tokens = 0};
+  const std::int64_t tokens = c.micro_batch_size * ((setup.work.sequence_length + c.cp - 1) / c.cp);
+  x.expert_tokens = c.sequence_parallel ? (tokens + c.tp - 1) / c.tp : tokens;
+  const auto cost = [&](const graph::BlockWork& work) {
+    return block_cost(x, work, c.recompute, c.recompute_modules);
+  };
+  LayerTable t;
+  if (c.tp > 1) x.host = c.tp * (c.pp > 1 ? setup.practice.tp_host_pipelined : setup.practice.tp_host);
+  for (std::int32_t i = 0; i < classes.size(); ++i) {
+    t.layers.push_back(cost(graph::layer_work(m, classes[i], cut, setup.practice)));
+  }
+  x.host = 0.0;
+  // Recomputation is of transformer layers.
+  t.embedding = block_cost(x, graph::embedding_work(m, cut, setup.practice), spec::Recompute::none, 0);
+  t.head = block_cost(x, graph::head_work(m, cut, setup.practice), spec::Recompute::none, 0);
   if (m.num_nextn_predict_layers > 0) t.mtp = cost(graph::mtp_work(m, cut, setup.practice));
+  finish_sizes(setup, classes, cut, t);
+  return t;
+}
+
+LayerTable size_table(const Setup& setup, const LayerClasses& classes, const Candidate& c) {
+  const graph::Cut cut = cut_of(setup, c);
+  const spec::ModelSpec& m = setup.model;
+  const graph::Practice& p = setup.practice;
+  const BlockContext x{.setup = setup, .groups = {}, .load = load_of(setup, c), .expert_tokens = 0};
+  const auto size = [&](const graph::BlockWork& work) {
+    return block_cost(x, work, c.recompute, c.recompute_modules);
+  };
+  const graph::Transients head = graph::head_transients(m, cut, p);
+  LayerTable t;
+  for (std::int32_t i = 0; i < classes.size(); ++i) {
+    t.layers.push_back(
+        size(sizes_of(graph::layer_params(m, classes[i], cut), graph::layer_saved(m, classes[i], cut, p),
+                      graph::layer_transients(m, classes[i], cut, p))));
+  }
+  t.embedding =
+      block_cost(x, sizes_of(graph::embedding_params(m, cut), graph::embedding_saved(m, cut, p), {}),
+                 spec::Recompute::none, 0);
+  t.head = block_cost(x, sizes_of(graph::head_params(m, cut), graph::head_saved(m, cut, p), head),
+                      spec::Recompute::none, 0);
+  if (m.num_nextn_predict_layers > 0) {
+    t.mtp = size(sizes_of(graph::mtp_params(m, cut), graph::mtp_saved(m, cut, p), head));
+  }
+  finish_sizes(setup, classes, cut, t);
   return t;
 }
 

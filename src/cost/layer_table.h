@@ -35,5 +35,7 @@ struct LayerTable {
 
 [[nodiscard]] BlockGroups block_groups(const Setup& setup, const Candidate& c);
 [[nodiscard]] LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Candidate& c);
+// Without the operators: parameters and memory alone, all seconds 0. Many times quicker.
+[[nodiscard]] LayerTable size_table(const Setup& setup, const LayerClasses& classes, const Candidate& c);
 
 }  // namespace tessera::cost

@@ -174,7 +174,7 @@ RankHolding holding(const Setup& setup, const Candidate& c, std::int32_t pipelin
   const std::int64_t m = num_microbatches(setup.work, c);
   Holder holder(setup, c, in_flight(c.schedule, c.pp, c.vpp, m, pipeline_rank));
   const std::int32_t num_stages = c.pp * c.vpp;
-  const StageSplit split(setup.model, num_stages);
+  const StageSplit split(setup.model, num_stages, setup.practice.balanced_stages);
   const bool vee = schedule::placement_of(c.schedule) == schedule::Placement::vee;
   // Counted by class first: a rank has few.
   std::vector<std::pair<spec::LayerClass, std::int32_t>> classes;

@@ -19,11 +19,11 @@ double last_weight(const spec::ModelSpec& m) {
 
 }  // namespace
 
-StageSplit::StageSplit(const spec::ModelSpec& model, std::int32_t num_stages)
+StageSplit::StageSplit(const spec::ModelSpec& model, std::int32_t num_stages, bool balance)
     : num_layers_(model.num_hidden_layers), num_stages_(num_stages), base_(num_layers_ / num_stages) {
   TESSERA_CHECK(num_stages >= 1 && num_layers_ + 2 >= num_stages,
                 "only the first and the last stage may be without layers");
-  if (num_layers_ % num_stages == 0) return;
+  if (num_stages == 1 || (num_layers_ % num_stages == 0 && !balance)) return;
   const double last = last_weight(model);
   const double even = (num_layers_ + 1.0 + last) / num_stages;
   const auto of_last = std::clamp(static_cast<std::int32_t>(std::lround(even - last)), 0, num_layers_);

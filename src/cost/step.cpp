@@ -79,24 +79,45 @@ StepModel::Impl::Impl(Setup s)
           spec::train_flops_per_token(setup.model, setup.work.sequence_length, spec::AttentionFlops::full)),
       peak(gemm_model(setup.calibration, setup.work.precision).peak) {}
 
+namespace {
+// So many tables are kept: a search that goes on to other cuts never comes back.
+constexpr std::size_t kMaxTables = 4096;
+
+TableKey key_of(const Candidate& c) {
+  return {.tp = c.tp,
+          .cp = c.cp,
+          .ep = c.ep,
+          .etp = c.etp,
+          .micro_batch_size = c.micro_batch_size,
+          .split_pp = 0,
+          .modules = c.recompute == spec::Recompute::selective ? c.recompute_modules : 0,
+          .recompute = c.recompute,
+          .sequence_parallel = c.sequence_parallel,
+          .pipelined = false};
+}
+}  // namespace
+
 const LayerTable& StepModel::Impl::table(const Candidate& c) {
+  TableKey key = key_of(c);
   const bool cut = c.order == AxisOrder::tp_cp_ep_pp_dp && c.pp > 1 && c.ep * c.etp > c.tp * c.cp;
-  const TableKey key{.tp = c.tp,
-                     .cp = c.cp,
-                     .ep = c.ep,
-                     .etp = c.etp,
-                     .micro_batch_size = c.micro_batch_size,
-                     .split_pp = cut ? c.pp : 0,
-                     .modules = c.recompute == spec::Recompute::selective ? c.recompute_modules : 0,
-                     .recompute = c.recompute,
-                     .sequence_parallel = c.sequence_parallel};
+  if (cut) key.split_pp = c.pp;
+  key.pipelined = c.pp > 1 && setup.practice.tp_host_pipelined > 0.0;
   const auto found = tables.find(key);
   if (found != tables.end()) return found->second;
+  if (tables.size() >= kMaxTables) tables.clear();
   return tables.emplace(key, layer_table(setup, classes, c)).first->second;
 }
 
+const LayerTable& StepModel::Impl::sizes(const Candidate& c) {
+  const TableKey key = key_of(c);
+  const auto found = size_tables.find(key);
+  if (found != size_tables.end()) return found->second;
+  if (size_tables.size() >= kMaxTables) size_tables.clear();
+  return size_tables.emplace(key, size_table(setup, classes, c)).first->second;
+}
+
 StageSplit StepModel::Impl::split_of(const Candidate& c) const {
-  return {setup.model, c.pp * c.vpp};
+  return {setup.model, c.pp * c.vpp, setup.practice.balanced_stages};
 }
 
 std::int32_t StepModel::Impl::stage_of(const Candidate& c, std::int32_t r, std::int32_t v) {
@@ -277,7 +298,7 @@ StepCost StepModel::predict(const Candidate& c) {
 }
 
 MemoryCost StepModel::memory(const Candidate& c) {
-  return impl_->memory_of(impl_->table(c), impl_->split_of(c), c);
+  return impl_->memory_of(impl_->sizes(c), impl_->split_of(c), c);
 }
 
 double StepModel::lower_bound(const Candidate& c) {

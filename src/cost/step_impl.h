@@ -17,7 +17,7 @@ struct TableKey {
   std::int32_t tp, cp, ep, etp, micro_batch_size, split_pp;
   std::uint32_t modules;
   spec::Recompute recompute;
-  bool sequence_parallel;
+  bool sequence_parallel, pipelined;
   friend bool operator==(const TableKey&, const TableKey&) = default;
 };
 struct TableHash {
@@ -29,12 +29,14 @@ struct StepModel::Impl {
   LayerClasses classes;
   double flops_per_token, flops_per_token_full;
   double peak;
-  std::unordered_map<TableKey, LayerTable, TableHash> tables;
+  std::unordered_map<TableKey, LayerTable, TableHash> tables, size_tables;
   std::vector<PipelineRank> ranks;  // scratch of predict
 
   explicit Impl(Setup s);
 
+  // Each valid until the next call of the same name.
   const LayerTable& table(const Candidate& c);
+  const LayerTable& sizes(const Candidate& c);  // size_table
   [[nodiscard]] StageSplit split_of(const Candidate& c) const;
   // Stage v of pipeline rank r.
   [[nodiscard]] static std::int32_t stage_of(const Candidate& c, std::int32_t r, std::int32_t v);

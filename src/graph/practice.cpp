@@ -174,12 +174,16 @@ Practice internevo() {
   return p;
 }
 
-// nanotron: flash attention 2, f32 gradient accumulation, gradients reduced at the end of the last backward.
-// Beside the f32 gradients the 16-bit ones stay, and DDP has them in buckets once more; gathered inputs are
-// kept (tp_recompute_allgather off).
+// nanotron: flash attention 2, f32 gradient accumulation, gradients reduced after the last backward, stages cut
+// by compute cost. Its charts (ultra-scale playbook, 2025) show a floor a micro-batch that is the same for
+// models of 1.3B to 80B and every micro-batch size, and grows with tp and the layers of a stage alone.
 Practice nanotron() {
   Practice p;
   p.name = "nanotron";
+  p.grad_overlap = false;
+  p.balanced_stages = true;
+  p.tp_host = 0.2e-3;
+  p.tp_host_pipelined = 2.7e-3;
   p.p2p_scatter = false;
   p.fused_rope = false;
   p.fused_accumulation = false;

@@ -25,6 +25,10 @@ struct Practice {
   bool cuda_graphs = false;          // no launch gaps
   bool grouped_gemm = true;          // else one gemm an expert
   // Communication.
+  bool balanced_stages = false;  // embedding and head count when stages are cut, also where layers divide
+  // Host seconds that a layer spends on the collectives of tensor parallelism, a tp rank and micro-batch, all
+  // passes together: without and with a pipeline. Lists of parts, one a rank, handled in Python.
+  double tp_host = 0.0, tp_host_pipelined = 0.0;
   bool grad_overlap = true;         // gradient reduction runs under the backward of the last micro-batch
   bool param_overlap = true;        // ZeRO-1 weight gathers run under the forward of the first micro-batch
   bool tp_overlap = false;          // tensor-parallel gathers and scatters are chunked against their gemm
