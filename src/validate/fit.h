@@ -1,6 +1,6 @@
 // The constants of a calibration that no kernel's benchmark can give, fitted to whole published steps: a
 // coordinate descent on the mean |log(predicted / measured)| over rows of quality A and B, every source with
-// equal weight. Deterministic: same rows, same constants.
+// the root of its rows as weight. Deterministic: same rows, same constants.
 //
 //   const Fit f = fit(outcomes, library.calibrations, predictor, options);
 //   predict_out_of_fold(outcomes, library.calibrations, fold_by_source, predictor, options);
