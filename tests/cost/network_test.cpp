@@ -12,6 +12,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "comm_rows.h"
@@ -286,7 +287,7 @@ TEST(AllToAllTime, CountsATokenOncePerNodeOnTheNetwork) {
   AllToAll a{.tokens = 1 << 16, .top_k = 8, .num_experts = 256, .row_bytes = 14336};
   const double bandwidth = 50e9 * h100().inter_efficiency * h100().all_to_all_efficiency;
   const double flat = all_to_all_time(c, h100(), g, a).value;
-  EXPECT_NEAR(flat, 65536.0 * 14336 * 8 * 56 / 64 / bandwidth, 0.05 * flat);
+  EXPECT_NEAR(flat, 65536.0 * 14336 * 8 * 56 / 64 / (0.85 * bandwidth), 0.05 * flat);
   a.dedup = true;
   const double dedup = all_to_all_time(c, h100(), g, a).value;
   EXPECT_NEAR(dedup, 65536.0 * 14336 * expected_remote_nodes(8, 256, 8, 0) / bandwidth, 0.05 * dedup);
@@ -294,6 +295,20 @@ TEST(AllToAllTime, CountsATokenOncePerNodeOnTheNetwork) {
   const double limited = all_to_all_time(c, h100(), g, a).value;
   EXPECT_LT(limited, 0.75 * dedup);
   EXPECT_LT(dedup, 0.75 * flat);
+}
+
+// Bus bandwidth of large messages on four DGX, as published in charts.
+TEST(AllToAllTime, OfFourDgxIsThatOfThePublishedCharts) {
+  for (const auto& [device, nvlink, nic, bus] :
+       {std::tuple{"a100-sxm-80gb", 300e9, 25e9, 24e9}, std::tuple{"h100-sxm", 450e9, 50e9, 48e9}}) {
+    spec::ClusterSpec c = nodes_of_8();
+    c.tiers[0].bandwidth = BytesPerSecond(nvlink);
+    c.tiers[1].bandwidth = BytesPerSecond(nic);
+    const double t = collective_time(c, calibration(device), group_shape(c, 32, 1), Call::all_to_all_v,
+                                     Bytes(16'000'000'000))
+                         .value;
+    EXPECT_NEAR(16e9 / t, bus, 0.05 * bus) << device;
+  }
 }
 
 TEST(AllToAllTime, FollowsTheBusiestReceiver) {
@@ -363,10 +378,10 @@ TEST(Measurements, AreMetWithinTheStatedMedians) {
     (one.message.value >= 1'000'000 ? large : small).push_back(std::abs(error));
   }
   const Bound bounds[] = {
-      {"NVLink all_reduce", 0.08, 0.10},
-      {"NVLink all_gather", 0.07, 0.08},
-      {"NVLink reduce_scatter", 0.08, 0.08},
-      {"NVLink alltoall", 0.08, 0.27},
+      {"NVLink all_reduce", 0.07, 0.09},
+      {"NVLink all_gather", 0.06, 0.08},
+      {"NVLink reduce_scatter", 0.07, 0.07},
+      {"NVLink alltoall", 0.07, 0.15},
       {"InfiniBand", 0.06, 0.0},
       {"InfiniBand HDR", 0.10, 0.0},
       {"EFA of p4de", 0.06, 0.08},
