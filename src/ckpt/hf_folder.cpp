@@ -138,6 +138,7 @@ class HfFolder final : public WeightSource {
 
 // What the whole model consists of: the parameters of one rank alone.
 std::vector<layout::ParamSpec> parameters_of(const spec::ModelSpec& model) {
+  spec::require_trainable(model, "config.json");  // the layout knows the parameters of these models only
   const layout::Layout alone = layout::make_layout(model, spec::ParallelSpec{}, layout::Placement::loop);
   std::vector<layout::ParamSpec> params = layout::parameters(model, alone, Rank(0));
   std::erase_if(params, [](const layout::ParamSpec& p) { return p.tied_copy; });

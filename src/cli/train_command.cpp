@@ -300,7 +300,7 @@ int train(const TrainFlags& flags, const Terminal& terminal) {
     throw Error(ErrorKind::config, "there is no such job file", flags.job,
                 "give the path of a job in YAML; examples/demo/job.yaml is one");
   }
-  const spec::Job job = spec::read_job(flags.job, flags.overrides);
+  const spec::Job job = spec::read_job(flags.job, flags.overrides, spec::JobUse::train);
   if (flags.print_config) return print_config(job, flags.json);
   const plan::Plan plan = plan::make_plan(job);
   if (flags.dry_run) return print_dry_run(plan, flags.json);

@@ -60,7 +60,7 @@ struct Generator::Model {
 };
 
 Generator::Generator(const spec::ModelSpec& model, const ckpt::WeightSource& source, std::int64_t context)
-    : model_(std::make_unique<Model>(model, context)) {
+    : model_(std::make_unique<Model>(spec::require_trainable(model, "model"), context)) {
   for (const StoredParam& p : model_->store->params()) {
     if (p.shares_value_of >= 0) continue;
     source.read({.name = p.spec.name,

@@ -60,6 +60,7 @@ optim::LrDecay to_optim(spec::LrDecay d) {
 
 RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   const plan::Plan& plan = *options_.plan;
+  spec::require_engine_runs(plan.job, "job");  // a plan may hold more than the engine runs
   comms_ = make_communicators(plan.layout, options_.rank, plan.job.model.tie_word_embeddings,
                               options_.communicators);
   Arena counting;

@@ -61,6 +61,7 @@ class RankEngine {
     comm::CommWorker* worker = nullptr;  // runs bucket reductions beside compute; null: in line
     bool dry_run = false;                // only planned_memory() is valid; takes no memory
   };
+  // Error{config} with every problem of a plan that the engine does not run (spec::check_engine_runs).
   explicit RankEngine(Options options);
   ~RankEngine();
 

@@ -28,6 +28,8 @@ std::vector<double> rope_frequencies(const spec::ModelSpec& model) {
         }
         break;
       }
+      case spec::RopeKind::yarn:
+        TESSERA_CHECK(false, "the engine trains no model with yarn");
     }
     f.push_back(x);
   }

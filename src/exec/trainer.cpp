@@ -286,6 +286,7 @@ void write_trace(Run& run) {
 }  // namespace
 
 RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainHooks& hooks) {
+  spec::require_engine_runs(plan.job, "job");
   const std::int64_t start = wall_ns();
   Run run(plan, inputs, hooks);
   run.world.run([&](Rank rank) { train_rank(run, rank); });

@@ -1,112 +1,208 @@
-// The keys of config.json: one function a group of them, and one table of keys without influence.
+// The keys of config.json: the family, what its members share, and the table of keys without influence.
+// The families themselves are in hf_llama.cpp, hf_moe.cpp and hf_classic.cpp.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <utility>
 
 #include "base/text.h"
-#include "spec/internal.h"
+#include "spec/hf_reader.h"
 
 namespace tessera::spec {
 
 namespace {
 
-// Accepted and not read: file keeping, tokenizer ids, generation, and switches of other engines that leave
-// the maths as it is.
+// Accepted and not read: file keeping, tokenizer ids, generation, the format of stored weights, and switches
+// of other engines that leave the maths as it is.
 const std::vector<std::string>& keys_without_influence() {
-  static const std::vector<std::string> kKeys = {"architectures",
-                                                 "bos_token_id",
-                                                 "eos_token_id",
-                                                 "pad_token_id",
-                                                 "unk_token_id",
-                                                 "sep_token_id",
-                                                 "decoder_start_token_id",
-                                                 "use_cache",
-                                                 "pretraining_tp",
-                                                 "output_router_logits",
-                                                 "torch_dtype",
-                                                 "dtype",
-                                                 "transformers_version",
-                                                 "_name_or_path",
-                                                 "name_or_path",
-                                                 "_attn_implementation",
-                                                 "auto_map",
-                                                 "tokenizer_class",
-                                                 "return_dict",
-                                                 "output_hidden_states",
-                                                 "output_attentions",
-                                                 "torchscript",
-                                                 "use_bfloat16",
-                                                 "tf_legacy_loss",
-                                                 "pruned_heads",
-                                                 "is_encoder_decoder",
-                                                 "is_decoder",
-                                                 "add_cross_attention",
-                                                 "cross_attention_hidden_size",
-                                                 "tie_encoder_decoder",
-                                                 "chunk_size_feed_forward",
-                                                 "id2label",
-                                                 "label2id",
-                                                 "num_labels",
-                                                 "finetuning_task",
-                                                 "task_specific_params",
-                                                 "problem_type",
-                                                 "prefix",
-                                                 "remove_invalid_values",
-                                                 "max_length",
-                                                 "min_length",
-                                                 "do_sample",
-                                                 "early_stopping",
-                                                 "num_beams",
-                                                 "temperature",
-                                                 "top_k",
-                                                 "top_p",
-                                                 "typical_p",
-                                                 "repetition_penalty",
-                                                 "length_penalty",
-                                                 "num_return_sequences",
-                                                 "suppress_tokens",
-                                                 "begin_suppress_tokens",
-                                                 "bad_words_ids",
-                                                 "forced_bos_token_id",
-                                                 "forced_eos_token_id"};
+  static const std::vector<std::string> kKeys = {
+      // clang-format off
+      "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
+      "sep_token_id", "decoder_start_token_id", "use_cache", "pretraining_tp",
+      "output_router_logits", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
+      "name_or_path", "_attn_implementation", "auto_map", "tokenizer_class", "return_dict",
+      "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16", "tf_legacy_loss",
+      "pruned_heads", "is_encoder_decoder", "is_decoder", "add_cross_attention",
+      "cross_attention_hidden_size", "tie_encoder_decoder", "chunk_size_feed_forward", "id2label",
+      "label2id", "num_labels", "finetuning_task", "task_specific_params", "problem_type", "prefix",
+      "remove_invalid_values", "max_length", "min_length", "do_sample", "early_stopping",
+      "num_beams", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+      "length_penalty", "num_return_sequences", "suppress_tokens", "begin_suppress_tokens",
+      "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "quantization_config",
+      "model_parallel", "gradient_checkpointing", "attn_implementation", "diversity_penalty",
+      "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "no_repeat_ngram_size",
+      "num_beam_groups", "output_scores", "return_dict_in_generate", "transformers.js_config"
+      // clang-format on
+  };
   return kKeys;
 }
 
-// A switch whose other positions change the maths.
-void refuse_true(MapReader& r, std::string_view key, std::string_view meaning) {
-  bool on = false;
-  r.optional(key, on);
-  if (on) {
-    r.problem(key, fmt::format("{}=true: {} is not supported by this engine", key, meaning),
-              fmt::format("use a model with {}: false", key));
+constexpr std::array<std::pair<std::string_view, Family>, 19> kModelTypes = {
+    {{"llama", Family::llama},
+     {"mixtral", Family::mixtral},
+     {"mistral", Family::mistral},
+     {"llama4", Family::llama4},
+     {"llama4_text", Family::llama4},
+     {"qwen2", Family::qwen2},
+     {"qwen3", Family::qwen3},
+     {"qwen2_moe", Family::qwen2_moe},
+     {"qwen3_moe", Family::qwen3_moe},
+     {"deepseek_v2", Family::deepseek_v2},
+     {"deepseek_v3", Family::deepseek_v3},
+     {"kimi_k2", Family::deepseek_v3},
+     {"olmoe", Family::olmoe},
+     {"gpt_oss", Family::gpt_oss},
+     {"gpt2", Family::gpt2},
+     {"gpt_neox", Family::gpt_neox},
+     {"mpt", Family::mpt},
+     {"bloom", Family::bloom},
+     {"falcon", Family::falcon}}};
+
+std::optional<Family> read_family(MapReader& r) {
+  std::string type;
+  std::vector<std::string> words;
+  for (const auto& [word, family] : kModelTypes) words.emplace_back(word);
+  if (r.take("model_type") == nullptr) {
+    r.problem("model_type", "model_type is missing", fmt::format("add model_type: {}", join(words, ", ")));
+    return std::nullopt;
   }
+  r.required("model_type", type);
+  if (r.faulty().contains(r.place().child("model_type"))) return std::nullopt;
+  for (const auto& [word, family] : kModelTypes)
+    if (word == type) return family;
+  const std::string near = nearest(type, words);
+  r.problem(
+      "model_type", fmt::format("model_type={} is not a family that Tessera knows", type),
+      fmt::format("known: {}{}", join(words, ", "), near.empty() ? "" : "; did you mean " + near + "?"));
+  return std::nullopt;
 }
-void refuse_nonzero(MapReader& r, std::string_view key, std::string_view meaning) {
-  double value = 0.0;
-  r.optional(key, value);
-  if (value != 0.0) {
-    r.problem(key, fmt::format("{}={}: {} is not supported by this engine", key, value, meaning),
-              fmt::format("set {}: 0.0", key));
+
+void read_by_family(const Reading& in) {
+  switch (in.m.family) {
+    case Family::llama:
+      return read_llama_like(in);
+    case Family::mistral:
+      return read_mistral(in);
+    case Family::mixtral:
+      return read_mixtral(in);
+    case Family::qwen2:
+    case Family::qwen3:
+    case Family::qwen2_moe:
+    case Family::qwen3_moe:
+      return read_qwen(in);
+    case Family::deepseek_v2:
+    case Family::deepseek_v3:
+      return read_deepseek(in);
+    case Family::olmoe:
+      return read_olmoe(in);
+    case Family::gpt_oss:
+      return read_gpt_oss(in);
+    case Family::llama4:
+      return read_llama4(in);
+    case Family::gpt2:
+      return read_gpt2(in);
+    case Family::gpt_neox:
+      return read_gpt_neox(in);
+    case Family::mpt:
+      return read_mpt(in);
+    case Family::bloom:
+      return read_bloom(in);
+    case Family::falcon:
+      return read_falcon(in);
   }
 }
 
-Family read_family(MapReader& r) {
-  std::string type;
-  if (r.take("model_type") == nullptr) {
-    r.problem("model_type", "model_type is missing", "add model_type: llama, or mixtral");
-    return Family::llama;
-  }
-  r.required("model_type", type);
-  if (type == "llama" || r.faulty().contains(r.place().child("model_type"))) return Family::llama;
-  if (type == "mixtral") return Family::mixtral;
-  const std::vector<std::string> families = {"llama", "mixtral"};
-  const std::string near = nearest(type, families);
-  r.problem("model_type", fmt::format("model_type={} is not supported by this engine", type),
-            fmt::format("supported: llama, mixtral{}", near.empty() ? "" : "; did you mean " + near + "?"));
-  return Family::llama;
+// The file of a llama4 model with images: its text model is the one that is planned.
+const std::vector<std::string>& keys_beside_text_config() {
+  static const std::vector<std::string> kKeys = {"text_config",       "vision_config",
+                                                 "boi_token_index",   "eoi_token_index",
+                                                 "image_token_index", "tie_word_embeddings"};
+  return kKeys;
 }
+
+std::set<std::string, std::less<>> inside(const std::set<std::string, std::less<>>& keys,
+                                          const Place& place) {
+  if (place.path.empty()) return keys;
+  std::set<std::string, std::less<>> out;
+  for (const std::string& key : keys)
+    if (key.starts_with(place.path + ".")) out.insert(key.substr(place.path.size() + 1));
+  return out;
+}
+
+}  // namespace
+
+ModelSpec read_model(const Value& map, const Place& place, std::span<const std::string> also_known,
+                     Problems& problems) {
+  MapReader r(map, place, problems);
+  const std::optional<Family> family = read_family(r);
+  if (!family) return {};
+  const Value* text = map.find("text_config");
+  if (family == Family::llama4 && text != nullptr && text->kind == Value::Kind::map) {
+    r.know(keys_beside_text_config());
+    r.know(keys_without_influence());
+    r.know(also_known);
+    r.refuse_unknown();
+    if (text->find("text_config") != nullptr) {
+      r.problem("text_config", "text_config stands inside of text_config", "keep the inner one");
+      return {};
+    }
+    return read_model(*text, {.file = place.file, .path = place.child("text_config")}, {}, problems);
+  }
+  ModelSpec m = family_defaults(*family);
+  read_by_family({r, problems, m});
+  trim_spans(m);
+  r.know(keys_without_influence());
+  r.know(also_known);
+  r.refuse_unknown();
+  Checker checker([&](std::string_view key) { return place.where(key, map.find(key)); },
+                  inside(r.faulty(), place), problems);
+  validate_model(m, checker);
+  return m;
+}
+
+// --- one key
+
+namespace {
+void refuse(MapReader& r, std::string_view key, std::string_view value, std::string_view meaning,
+            std::string mend) {
+  r.problem(key, fmt::format("{}={}: {} is not known to Tessera", key, value, meaning), std::move(mend));
+}
+}  // namespace
+
+void only_false(MapReader& r, std::string_view key, std::string_view meaning) {
+  bool on = false;
+  r.optional(key, on);
+  if (on) refuse(r, key, "true", meaning, fmt::format("use a model with {}: false", key));
+}
+void only_true(MapReader& r, std::string_view key, std::string_view meaning) {
+  bool on = true;
+  r.optional(key, on);
+  if (!on) refuse(r, key, "false", meaning, fmt::format("use a model with {}: true", key));
+}
+void only_zero(MapReader& r, std::string_view key, std::string_view meaning) {
+  double value = 0.0;
+  r.optional(key, value);
+  if (value != 0.0) refuse(r, key, fmt::format("{}", value), meaning, fmt::format("set {}: 0.0", key));
+}
+void only_null(MapReader& r, std::string_view key, std::string_view meaning) {
+  const Value* v = r.take(key);
+  if (v != nullptr && v->kind != Value::Kind::null) {
+    refuse(r, key, v->text.empty() ? "..." : v->text, meaning, fmt::format("use a model with {}: null", key));
+  }
+}
+void only_word(MapReader& r, std::string_view key, std::initializer_list<std::string_view> words) {
+  std::string word(*words.begin());
+  r.optional(key, word);
+  if (std::find(words.begin(), words.end(), word) != words.end()) return;
+  r.problem(key, fmt::format("{}={} is not known for this family", key, word),
+            fmt::format("use a model with {}: {}", key, fmt::join(words, ", ")));
+}
+
+// --- rope
+
+namespace {
 
 // rope_type, in older files type.
 std::string read_rope_type(MapReader& r) {
@@ -121,15 +217,31 @@ std::string read_rope_type(MapReader& r) {
   return type.empty() ? "default" : type;
 }
 
-RopeScaling read_rope_map(MapReader& r) {
+void read_yarn(MapReader& r, RopeScaling& rope) {
+  rope.kind = RopeKind::yarn;
+  r.required("factor", rope.factor);
+  r.required("original_max_position_embeddings", rope.original_max_position_embeddings);
+  r.optional("beta_fast", rope.beta_fast);
+  r.optional("beta_slow", rope.beta_slow);
+  r.optional("mscale", rope.mscale);
+  r.optional("mscale_all_dim", rope.mscale_all_dim);
+  bool truncate = true;  // how the range of betas is rounded: no cost, and no engine of ours
+  double attention_factor = 0.0;
+  r.optional("truncate", truncate);
+  r.optional("attention_factor", attention_factor);
+}
+
+RopeScaling read_rope_map(MapReader& r, ModelSpec& m) {
   RopeScaling rope;
   const std::string type = read_rope_type(r);
-  double partial = 1.0;
+  double partial = m.partial_rotary_factor;
   r.optional("partial_rotary_factor", partial);
-  if (partial != 1.0) {
+  if (partial != m.partial_rotary_factor && m.family != Family::gpt_neox) {
     r.problem("partial_rotary_factor",
-              fmt::format("partial_rotary_factor={} is not supported by this engine", partial),
+              fmt::format("partial_rotary_factor={} is not known for {}", partial, name(m.family)),
               "use a model that rotates whole heads");
+  } else {
+    m.partial_rotary_factor = partial;
   }
   if (type == "default") return rope;
   if (type == "linear") {
@@ -141,15 +253,20 @@ RopeScaling read_rope_map(MapReader& r) {
     r.required("low_freq_factor", rope.low_freq_factor);
     r.required("high_freq_factor", rope.high_freq_factor);
     r.required("original_max_position_embeddings", rope.original_max_position_embeddings);
+  } else if (type == "yarn") {
+    read_yarn(r, rope);
   } else {
-    r.problem("rope_type", fmt::format("rope_type={} is not supported by this engine", type),
-              "supported: default, linear, llama3");
+    r.problem("rope_type", fmt::format("rope_type={} is not known to Tessera", type),
+              "known: default, linear, llama3, yarn");
   }
   return rope;
 }
 
-// rope_theta and rope_scaling, in newer files together as rope_parameters.
-void read_rope(MapReader& r, Problems& problems, ModelSpec& m) {
+}  // namespace
+
+void read_rope(const Reading& in) {
+  MapReader& r = in.r;
+  ModelSpec& m = in.m;
   const Value* theta = r.take("rope_theta");
   r.optional("rope_theta", m.rope_theta);
   const Value* scaling = r.take("rope_scaling");
@@ -178,24 +295,64 @@ void read_rope(MapReader& r, Problems& problems, ModelSpec& m) {
     }
     m.rope_theta = inner_theta;
   }
-  m.rope_scaling = read_rope_map(rope);
-  // After an unsupported type its own keys are not news.
+  m.rope_scaling = read_rope_map(rope, m);
+  // After an unknown type its own keys are not news.
   if (!rope.faulty().contains(rope.place().child("rope_type"))) rope.refuse_unknown();
-  problems.append(inner);
+  in.problems.append(inner);
   if (!inner.empty()) r.mark_faulty("rope_scaling");
 }
 
-void read_attention(MapReader& r, ModelSpec& m) {
+// --- heads
+
+namespace {
+
+// What Hugging Face reads for an absent num_key_value_heads; 0: num_attention_heads. Too easy to get wrong
+// unsaid.
+std::int32_t silent_kv_heads(Family family) {
+  switch (family) {
+    case Family::mixtral:
+    case Family::mistral:
+    case Family::llama4:
+    case Family::gpt_oss:
+      return 8;
+    case Family::qwen2:
+    case Family::qwen3:
+      return 32;
+    case Family::qwen2_moe:
+      return 16;
+    case Family::qwen3_moe:
+      return 4;
+    case Family::llama:
+    case Family::deepseek_v2:
+    case Family::deepseek_v3:
+    case Family::olmoe:
+    case Family::gpt2:
+    case Family::gpt_neox:
+    case Family::mpt:
+    case Family::bloom:
+    case Family::falcon:
+      return 0;
+  }
+  return 0;
+}
+
+// Versions of Hugging Face read different numbers for an absent head_dim.
+bool head_dim_is_required(Family family) {
+  return family == Family::qwen3 || family == Family::qwen3_moe || family == Family::gpt_oss;
+}
+
+}  // namespace
+
+void read_attention(const Reading& in) {
+  MapReader& r = in.r;
+  ModelSpec& m = in.m;
   r.required("num_attention_heads", m.num_attention_heads);
   m.num_key_value_heads = m.num_attention_heads;
-  if (m.family == Family::mixtral) {
-    // Hugging Face reads an absent key as 8 here and as num_attention_heads in llama: too easy to get wrong
-    // unsaid.
-    const Value* v = r.take("num_key_value_heads");
-    if (v == nullptr) {
-      r.problem("num_key_value_heads", "num_key_value_heads is missing (Hugging Face would read 8)",
-                fmt::format("add num_key_value_heads, for example {}", m.num_attention_heads));
-    }
+  const std::int32_t silent = silent_kv_heads(m.family);
+  if (silent > 0 && r.take("num_key_value_heads") == nullptr) {
+    r.problem("num_key_value_heads",
+              fmt::format("num_key_value_heads is missing (Hugging Face would read {})", silent),
+              fmt::format("add num_key_value_heads, for example {}", m.num_attention_heads));
   }
   r.optional("num_key_value_heads", m.num_key_value_heads);
   if (m.num_attention_heads < 1 && m.num_key_value_heads < 1) r.mark_faulty("num_key_value_heads");
@@ -204,127 +361,81 @@ void read_attention(MapReader& r, ModelSpec& m) {
     r.convert("head_dim", *given, m.head_dim);
     return;
   }
+  if (head_dim_is_required(m.family)) {
+    r.problem("head_dim", "head_dim is missing (versions of Hugging Face differ in what they read then)",
+              "add head_dim, for example 128");
+    return;
+  }
+  derive_head_dim(r, m);
+}
+
+void derive_head_dim(MapReader& r, ModelSpec& m) {
+  const KeyNames& k = key_names(m.family);
   if (m.num_attention_heads < 1 || m.hidden_size < 1) {
     r.mark_faulty("head_dim");  // the sizes it follows from are reported
     return;
   }
   m.head_dim = m.hidden_size / m.num_attention_heads;
   if (m.hidden_size % m.num_attention_heads != 0) {
-    r.problem("num_attention_heads",
-              fmt::format("num_attention_heads={} does not divide hidden_size={} and head_dim is not given",
-                          m.num_attention_heads, m.hidden_size),
-              fmt::format("use num_attention_heads in {}, or give head_dim", divisor_choices(m.hidden_size)));
+    r.problem(k.heads,
+              fmt::format("{}={} does not divide {}={}{}", k.heads, m.num_attention_heads, k.hidden,
+                          m.hidden_size, m.norm == NormKind::rms ? " and head_dim is not given" : ""),
+              fmt::format("use {} in {}{}", k.heads, divisor_choices(m.hidden_size),
+                          m.norm == NormKind::rms ? ", or give head_dim" : ""));
   }
 }
 
-void read_moe(MapReader& r, ModelSpec& m) {
-  MoeSpec moe;
-  r.required("num_local_experts", moe.num_experts);
-  r.required("num_experts_per_tok", moe.num_experts_per_tok);
-  r.optional("router_aux_loss_coef", moe.router_aux_loss_coef);
-  // Two keys of Tessera, for router forms that the family does not have at Hugging Face.
-  r.optional("norm_topk_prob", moe.norm_topk_prob);
-  r.optional("softmax_before_topk", moe.softmax_before_topk);
-  refuse_nonzero(r, "router_jitter_noise", "router noise");
-  const Value* window = r.take("sliding_window");
-  if (window != nullptr && window->kind != Value::Kind::null) {
-    r.problem("sliding_window",
-              fmt::format("sliding_window={}: sliding window attention is not supported by this engine yet",
-                          window->text),
-              "use a model with sliding_window: null");
-  }
-  m.moe = moe;
-}
+// --- spans
 
-void set_family_defaults(ModelSpec& m) {  // of Hugging Face, for absent keys
-  const bool mixtral = m.family == Family::mixtral;
-  m.max_position_embeddings = mixtral ? 131'072 : 2'048;
-  m.rms_norm_eps = mixtral ? 1e-5 : 1e-6;
-  m.rope_theta = mixtral ? 1e6 : 1e4;
-  m.initializer_range = 0.02;
-  m.tie_word_embeddings = false;
-}
-
+namespace {
+constexpr std::array<std::pair<std::string_view, AttentionSpan>, 3> kSpanWords = {
+    {{"full_attention", AttentionSpan::full},
+     {"sliding_attention", AttentionSpan::sliding},
+     {"chunked_attention", AttentionSpan::chunked}}};
 }  // namespace
 
-ModelSpec read_model(MapReader& r, Problems& problems) {
-  ModelSpec m;
-  m.family = read_family(r);
-  if (r.faulty().contains(r.place().child("model_type"))) return m;
-  set_family_defaults(m);
-  r.required("num_hidden_layers", m.num_hidden_layers);
-  r.required("hidden_size", m.hidden_size);
-  r.required("intermediate_size", m.intermediate_size);
-  r.required("vocab_size", m.vocab_size);
-  read_attention(r, m);
-  r.optional("max_position_embeddings", m.max_position_embeddings);
-  r.optional("rms_norm_eps", m.rms_norm_eps);
-  read_rope(r, problems, m);
-  r.optional("tie_word_embeddings", m.tie_word_embeddings);
-  r.optional("initializer_range", m.initializer_range);
-  if (m.family == Family::mixtral) read_moe(r, m);
-  std::string act = "silu";
-  r.optional("hidden_act", act);
-  if (act != "silu") {
-    r.problem("hidden_act", fmt::format("hidden_act={} is not supported by this engine", act),
-              "use a model with hidden_act: silu");
-  }
-  refuse_true(r, "attention_bias", "a bias in the attention projections");
-  refuse_true(r, "mlp_bias", "a bias in the MLP");
-  refuse_nonzero(r, "attention_dropout", "dropout");
-  r.know(keys_without_influence());
-  r.refuse_unknown();
-  return m;
+std::string_view span_word(AttentionSpan span) {
+  for (const auto& [word, value] : kSpanWords)
+    if (value == span) return word;
+  return "";
 }
 
-Value model_value(const ModelSpec& m) {
-  Value v = map_value();
-  const bool mixtral = m.family == Family::mixtral;
-  Value architectures;
-  architectures.kind = Value::Kind::list;
-  architectures.items.push_back(
-      scalar(std::string_view(mixtral ? "MixtralForCausalLM" : "LlamaForCausalLM")));
-  v.set("architectures", std::move(architectures));
-  v.set("model_type", scalar(name(m.family)));
-  v.set("num_hidden_layers", scalar(std::int64_t{m.num_hidden_layers}));
-  v.set("hidden_size", scalar(m.hidden_size));
-  v.set("intermediate_size", scalar(m.intermediate_size));
-  v.set("num_attention_heads", scalar(std::int64_t{m.num_attention_heads}));
-  v.set("num_key_value_heads", scalar(std::int64_t{m.num_key_value_heads}));
-  v.set("head_dim", scalar(m.head_dim));
-  v.set("vocab_size", scalar(m.vocab_size));
-  v.set("max_position_embeddings", scalar(m.max_position_embeddings));
-  v.set("hidden_act", scalar(std::string_view("silu")));
-  v.set("rms_norm_eps", scalar(m.rms_norm_eps));
-  v.set("rope_theta", scalar(m.rope_theta));
-  const RopeScaling& rope = m.rope_scaling;
-  if (rope.kind == RopeKind::none) {
-    v.set("rope_scaling", Value{});
-  } else {
-    Value scaling = map_value();
-    const bool llama3 = rope.kind == RopeKind::llama3;
-    scaling.set("rope_type", scalar(std::string_view(llama3 ? "llama3" : "linear")));
-    scaling.set("factor", scalar(rope.factor));
-    if (llama3) {
-      scaling.set("low_freq_factor", scalar(rope.low_freq_factor));
-      scaling.set("high_freq_factor", scalar(rope.high_freq_factor));
-      scaling.set("original_max_position_embeddings", scalar(rope.original_max_position_embeddings));
+bool read_layer_types(const Reading& in, AttentionSpan narrow) {
+  constexpr std::string_view kKey = "layer_types";
+  const Value* v = in.r.take(kKey);
+  if (v == nullptr || v->kind == Value::Kind::null) return false;
+  std::vector<std::string> words;
+  in.r.convert(kKey, *v, words);
+  if (in.r.faulty().contains(in.r.place().child(kKey))) return true;
+  std::vector<AttentionSpan> spans;
+  for (const std::string& word : words) {
+    AttentionSpan span = AttentionSpan::full;
+    const auto at =
+        std::find_if(kSpanWords.begin(), kSpanWords.end(), [&](const auto& s) { return s.first == word; });
+    if (at != kSpanWords.end()) span = at->second;
+    if (at == kSpanWords.end() || (span != AttentionSpan::full && span != narrow)) {
+      in.r.problem(kKey, fmt::format("layer_types has \"{}\"", word),
+                   fmt::format("use full_attention or {}", span_word(narrow)));
+      return true;
     }
-    v.set("rope_scaling", std::move(scaling));
+    spans.push_back(span);
   }
-  v.set("tie_word_embeddings", scalar(m.tie_word_embeddings));
-  v.set("initializer_range", scalar(m.initializer_range));
-  if (m.moe) {
-    v.set("num_local_experts", scalar(std::int64_t{m.moe->num_experts}));
-    v.set("num_experts_per_tok", scalar(std::int64_t{m.moe->num_experts_per_tok}));
-    v.set("router_aux_loss_coef", scalar(m.moe->router_aux_loss_coef));
-    v.set("sliding_window", Value{});
-    // Hugging Face ignores these two; absent they are what its mixtral does.
-    if (!m.moe->norm_topk_prob) v.set("norm_topk_prob", scalar(false));
-    if (!m.moe->softmax_before_topk) v.set("softmax_before_topk", scalar(false));
+  in.m.layer_spans = std::move(spans);
+  return true;
+}
+
+void set_spans(ModelSpec& m, std::int64_t first, AttentionSpan span) {
+  if (m.num_hidden_layers < 1 || m.num_hidden_layers > kMaxLayers) return;
+  m.layer_spans.assign(static_cast<std::size_t>(m.num_hidden_layers), AttentionSpan::full);
+  for (std::int64_t l = std::max<std::int64_t>(first, 0); l < m.num_hidden_layers; ++l)
+    m.layer_spans[static_cast<std::size_t>(l)] = span;
+}
+
+void trim_spans(ModelSpec& m) {
+  if (std::ssize(m.layer_spans) != m.num_hidden_layers) return;  // validation will say so
+  if (std::ranges::all_of(m.layer_spans, [](AttentionSpan s) { return s == AttentionSpan::full; })) {
+    m.layer_spans.clear();
   }
-  v.set("torch_dtype", scalar(std::string_view("float32")));
-  return v;
 }
 
 }  // namespace tessera::spec

@@ -197,25 +197,12 @@ void apply_override(Value& root, const std::string& flag, Problems& problems) {
 
 // --- the model
 
-std::set<std::string, std::less<>> without_prefix(const std::set<std::string, std::less<>>& keys,
-                                                  std::string_view prefix) {
-  std::set<std::string, std::less<>> out;
-  for (const std::string& key : keys)
-    if (key.starts_with(prefix)) out.insert(key.substr(prefix.size()));
-  return out;
-}
-
 // True when the model can be trusted.
 bool read_inline_model(const Value& map, const Place& place, Job& job, Problems& problems) {
+  static const std::vector<std::string> kOrigin = {"from"};
   Problems inner;
-  MapReader reader(map, place, inner);
-  reader.optional("from", job.model_config);
-  job.model = read_model(reader, inner);
-  if (!reader.faulty().contains("model.model_type")) {
-    Checker checker([&](std::string_view key) { return place.where(key, map.find(key)); },
-                    without_prefix(reader.faulty(), "model."), inner);
-    validate_model(job.model, checker);
-  }
+  MapReader(map, place, inner).optional("from", job.model_config);
+  job.model = read_model(map, place, kOrigin, inner);
   problems.append(inner);
   return inner.empty();
 }
@@ -300,7 +287,7 @@ std::string to_json(const Job& job) {
 }
 
 Job parse_job(std::string_view yaml, const std::filesystem::path& folder, std::string_view where,
-              std::span<const std::string> overrides) {
+              std::span<const std::string> overrides, JobUse use) {
   Value root = parse_yaml(yaml, where);
   if (root.kind == Value::Kind::null) root = map_value();
   if (root.kind != Value::Kind::map) {
@@ -323,13 +310,13 @@ Job parse_job(std::string_view yaml, const std::filesystem::path& folder, std::s
   if (!model_good) faulty.insert("model");
   Checker checker([&](std::string_view key) { return place.where(key, find_path(root, key)); },
                   std::move(faulty), problems);
-  validate_job(job, checker);
+  validate_job(job, checker, use);
   problems.throw_if_any();
   return job;
 }
 
-Job read_job(const std::filesystem::path& path, std::span<const std::string> overrides) {
-  return parse_job(read_text(path), path.parent_path(), path.string(), overrides);
+Job read_job(const std::filesystem::path& path, std::span<const std::string> overrides, JobUse use) {
+  return parse_job(read_text(path), path.parent_path(), path.string(), overrides, use);
 }
 
 void validate(const Job& job, std::string_view where, Problems& problems) {
@@ -340,7 +327,13 @@ void validate(const Job& job, std::string_view where, Problems& problems) {
   problems.append(model);
   Checker checker([&](std::string_view key) { return fmt::format("{}: {}", where, key); }, std::move(faulty),
                   problems);
-  validate_job(job, checker);
+  validate_job(job, checker, JobUse::plan);
+}
+
+std::string_view name(Precision precision) {
+  for (const auto& [value, word] : EnumNames<Precision>::kAll)
+    if (value == precision) return word;
+  return "unknown";
 }
 
 }  // namespace tessera::spec

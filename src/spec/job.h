@@ -91,8 +91,10 @@ struct ParallelSpec {
   std::int32_t vpp = 1;  // stages per pipeline rank
   bool sequence_parallel =
       true;  // with tp: norms and residuals are cut along the sequence (arXiv 2205.05198)
-  std::string order = "tp-cp-ep-dp-pp";  // of the axes in the world, the first has stride 1
-  std::string schedule = "1f1b";         // a name of the schedule room
+  // Of the axes in the world, the first has stride 1: a permutation of the five words. Where ep stands changes
+  // nothing: it folds over tp, cp and dp.
+  std::string order = "tp-cp-ep-dp-pp";
+  std::string schedule = "1f1b";  // a name of the schedule room
   std::vector<std::int32_t>
       stage_layers;  // transformer layers per stage; empty: even, first stages take the remainder
   [[nodiscard]] std::int32_t world_size() const { return tp * cp * dp * pp; }
@@ -136,13 +138,18 @@ struct Job {
   friend bool operator==(const Job&, const Job&) = default;
 };
 
+// What a job is read for. plan: whatever means something. train: the engine's limits are checked as well.
+enum class JobUse : std::uint8_t { plan, train };
+
 // Reads a job file; `overrides` are flags in the form "train.steps=50" with the YAML paths of the file. The
 // model may be given inline (`model: {...config keys...}`) or by `model: {config: PATH}`. Throws
 // Error{config} with every problem found: unknown keys with the nearest known one, wrong types, bad values,
 // missing keys, and those of validate().
-[[nodiscard]] Job read_job(const std::filesystem::path& path, std::span<const std::string> overrides);
+[[nodiscard]] Job read_job(const std::filesystem::path& path, std::span<const std::string> overrides,
+                           JobUse use = JobUse::plan);
 [[nodiscard]] Job parse_job(std::string_view yaml, const std::filesystem::path& folder,
-                            std::string_view where, std::span<const std::string> overrides);
+                            std::string_view where, std::span<const std::string> overrides,
+                            JobUse use = JobUse::plan);
 // YAML that parse_job reads back to an equal Job (the model inline). For --print-config and checkpoints.
 [[nodiscard]] std::string to_yaml(const Job& job);
 // The same as JSON, which parse_job reads too. For files that hold a job beside other things.
@@ -150,10 +157,17 @@ struct Job {
 // All known YAML paths ("train.steps", ...), for help and a test.
 [[nodiscard]] std::vector<std::string> job_keys();
 
-// Cross-checks of model, recipe and layout: tp divides heads, kv heads, vocabulary, tokens of a micro-batch
-// and (dense) the intermediate size; etp divides the expert width; ep divides the experts; tp*cp*dp =
-// etp*ep*edp; dp * micro_batch_size divides the global batch; stage_layers sum; pp*vpp <= layers; cp = 1 (the
-// engine has no context parallelism); sequence within positions; keys of experts with a dense model; ...
+// Cross-checks of model, recipe and layout, whatever is to become of them: tp divides heads, the widths of dense
+// MLPs, and with sequence parallelism the tokens of a micro-batch; kv heads and tp divide one another (heads are
+// repeated, as Megatron does; the vocabulary is padded); 2 cp divides the sequence; etp divides the expert width;
+// ep divides the experts; tp*cp*dp = etp*ep*edp; dp * micro_batch_size divides the global batch; stage_layers sum;
+// pp*vpp <= layers; modules of recomputation and axes of the order by name; keys of experts with a dense model; ...
 void validate(const Job& job, std::string_view where, Problems& problems);
+// What of a valid job the engine does not run: models outside of check_trainable, cp, ZeRO 2 and 3, precisions
+// but f32 and f64, other recomputation, tp without sequence parallelism, another order, sizes that would need
+// padding, sequences beyond the model's positions.
+void check_engine_runs(const Job& job, std::string_view where, Problems& problems);
+// The same as Error{config} with all problems; the engine calls it before it builds anything.
+void require_engine_runs(const Job& job, std::string_view where);
 
 }  // namespace tessera::spec

@@ -10,10 +10,9 @@
 
 namespace tessera::spec {
 
-namespace {
-
 using std::int64_t;
-using Keys = std::initializer_list<std::string_view>;
+
+namespace {
 
 constexpr int64_t kMaxCount = int64_t{1} << 30;  // of tokens, sequences, steps in one field
 constexpr int64_t kMaxWorld = int64_t{1} << 20;
@@ -34,6 +33,10 @@ bool fraction(Checker& c, std::string_view key, double value) {
   return c.check(value >= 0.0 && value < 1.0, {key},
                  fmt::format("{}={} is not in [0, 1)", key.substr(key.find('.') + 1), value),
                  "use 0 or more and less than 1");
+}
+
+bool has_dense_layers(const ModelSpec& m) {
+  return !m.moe || m.moe->first_k_dense_replace > 0 || m.moe->moe_layer_freq > 1;
 }
 
 void check_optimizer(const Job& job, Checker& c) {
@@ -62,18 +65,52 @@ void check_optimizer(const Job& job, Checker& c) {
           fmt::format("use together at most {} steps", job.train.steps));
 }
 
+void check_recompute(const Job& job, Checker& c) {
+  const Recipe& t = job.train;
+  const ModelSpec& m = job.model;
+  static const std::vector<std::string> kKnown = {"core_attn", "layernorm",   "mlp",           "moe",
+                                                  "moe_act",   "mla_up_proj", "shared_experts"};
+  const auto at = [&](bool good, std::string what, std::string mend) {
+    return c.check(good, {"train.recompute_modules"}, std::move(what), std::move(mend));
+  };
+  if (!t.recompute_modules.empty()) {
+    c.check(t.recompute == Recompute::selective, {"train.recompute_modules", "train.recompute"},
+            fmt::format("recompute_modules=[{}] has no effect without recompute: selective",
+                        join(t.recompute_modules, ", ")),
+            "set recompute: selective, or remove recompute_modules");
+  }
+  for (const std::string& module : t.recompute_modules) {
+    const std::string near = nearest(module, kKnown);
+    const bool known = std::ranges::find(kKnown, module) != kKnown.end();
+    at(known, fmt::format("recompute_modules has \"{}\"", module),
+       fmt::format("use {}{}", join(kKnown, ", "), near.empty() ? "" : "; did you mean " + near + "?"));
+    at(std::ranges::count(t.recompute_modules, module) == 1,
+       fmt::format("recompute_modules has {} twice", module), "name it once");
+    if (!c.sound({"model"})) continue;
+    const auto part = [&](std::string_view word, bool there, std::string_view what) {
+      if (module == word) {
+        c.check(there, {"train.recompute_modules", "model"},
+                fmt::format("recompute_modules has {}, and the model has no {}", word, what), "remove it");
+      }
+    };
+    part("moe", m.moe.has_value(), "experts");
+    part("mla_up_proj", m.mla.has_value(), "latent attention");
+    part("shared_experts", m.moe && m.moe->shared_intermediate_size > 0, "shared experts");
+    part("mlp", has_dense_layers(m), "dense MLP");
+  }
+}
+
 void check_train(const Job& job, Checker& c) {
   const Recipe& t = job.train;
   between(c, "train.steps", t.steps, 1, kMaxCount);
   between(c, "train.sequence_length", t.sequence_length, 1, kMaxCount);
   between(c, "train.global_batch_size", t.global_batch_size, 1, kMaxCount);
   between(c, "train.micro_batch_size", t.micro_batch_size, 1, kMaxCount);
-  between(c, "train.zero_stage", t.zero_stage, 0, 1);
+  between(c, "train.zero_stage", t.zero_stage, 0, 3);
   between(c, "train.bucket_bytes", t.bucket_bytes, 1, int64_t{1} << 40);
-  c.check(t.sequence_length <= job.model.max_position_embeddings, {"train.sequence_length", "model"},
-          fmt::format("sequence_length={} is above the model's max_position_embeddings={}", t.sequence_length,
-                      job.model.max_position_embeddings),
-          fmt::format("use sequence_length from 1 to {}", job.model.max_position_embeddings));
+  // Rope and ALiBi go on past the length of the published model; a table of positions ends.
+  if (job.model.position == PositionKind::learned) check_positions(job, c);
+  check_recompute(job, c);
   check_optimizer(job, c);
 }
 
@@ -121,44 +158,21 @@ bool check_degrees(const Job& job, Checker& c) {
       "use smaller degrees");
 }
 
-// What tp must divide, with the words for it.
-void check_tp(const Job& job, Checker& c) {
-  const std::int32_t tp = job.parallel.tp;
-  const ModelSpec& m = job.model;
-  const bool batch_known = c.sound({"train.micro_batch_size", "train.sequence_length"});
-  struct Divided {
-    std::string_view name;
-    int64_t value;
-  };
-  std::vector<Divided> sizes = {{"num_attention_heads", m.num_attention_heads},
-                                {"num_key_value_heads", m.num_key_value_heads},
-                                {"vocab_size", m.vocab_size}};
-  if (!m.moe) sizes.push_back({"intermediate_size", m.intermediate_size});
-  if (batch_known)
-    sizes.push_back(
-        {"micro_batch_size * sequence_length", job.train.micro_batch_size * job.train.sequence_length});
-  int64_t common = 0;
-  for (const Divided& d : sizes) common = std::gcd(common, d.value);
-  for (const Divided& d : sizes) {
-    c.check(d.value % tp == 0, {"parallel.tp", "model"},
-            fmt::format("tp={} does not divide {}={}", tp, d.name, d.value),
-            fmt::format("use tp in {}", divisor_choices(common)));
-  }
-}
-
 void check_experts(const Job& job, Checker& c) {
   if (!job.model.moe) return;
   const ParallelSpec& p = job.parallel;
   const int64_t replica = int64_t{p.tp} * p.cp * p.dp;
   const int64_t experts = int64_t{p.etp} * p.ep;
-  const int64_t width = job.model.intermediate_size;
+  const KeyNames& k = key_names(job.model.family);
+  const int64_t width = expert_intermediate_size(job.model);
+  const std::string_view width_key =
+      job.model.moe->moe_intermediate_size > 0 ? k.expert_width : "intermediate_size";
   const int64_t num = job.model.moe->num_experts;
-  bool good =
-      c.check(width % p.etp == 0, {"parallel.etp", "model"},
-              fmt::format("etp={} does not divide the expert width intermediate_size={}", p.etp, width),
-              fmt::format("use etp in {}", divisor_choices(std::gcd(width, replica))));
+  bool good = c.check(width % p.etp == 0, {"parallel.etp", "model"},
+                      fmt::format("etp={} does not divide the expert width {}={}", p.etp, width_key, width),
+                      fmt::format("use etp in {}", divisor_choices(std::gcd(width, replica))));
   good &= c.check(num % p.ep == 0, {"parallel.ep", "model"},
-                  fmt::format("ep={} does not divide num_local_experts={}", p.ep, num),
+                  fmt::format("ep={} does not divide {}={}", p.ep, k.experts, num),
                   fmt::format("use ep in {}", divisor_choices(std::gcd(num, replica))));
   if (!good) return;
   c.check(replica % experts == 0, {"parallel.ep", "parallel.etp", "model"},
@@ -249,20 +263,93 @@ void check_files(const Job& job, Checker& c) {
 
 }  // namespace
 
-void validate_job(const Job& job, Checker& c) {
+void check_positions(const Job& job, Checker& c) {
+  const int64_t positions = job.model.max_position_embeddings;
+  c.check(job.train.sequence_length <= positions, {"train.sequence_length", "model"},
+          fmt::format("sequence_length={} is above the model's max_position_embeddings={}",
+                      job.train.sequence_length, positions),
+          fmt::format("use sequence_length from 1 to {}", positions));
+}
+
+void check_tp(const Job& job, Checker& c, JobUse use) {
+  const std::int32_t tp = job.parallel.tp;
+  const std::int32_t cp = job.parallel.cp;
+  const ModelSpec& m = job.model;
+  const KeyNames& k = key_names(m.family);
+  const bool engine = use == JobUse::train;
+  struct Divided {
+    std::string_view name;
+    int64_t value;
+  };
+  std::vector<Divided> sizes = {{k.heads, m.num_attention_heads}};
+  if (engine) sizes.push_back({k.kv_heads, m.num_key_value_heads});
+  if (engine) sizes.push_back({"vocab_size", m.vocab_size});
+  if (has_dense_layers(m)) sizes.push_back({"intermediate_size", m.intermediate_size});
+  if (m.moe && m.moe->shared_intermediate_size > 0) {
+    sizes.push_back({"the width of the shared experts", m.moe->shared_intermediate_size});
+  }
+  const bool cut =
+      job.parallel.sequence_parallel && c.sound({"train.micro_batch_size", "train.sequence_length"});
+  if (cut && job.train.sequence_length % cp == 0) {
+    sizes.push_back(
+        {cp > 1 ? "micro_batch_size * sequence_length / cp" : "micro_batch_size * sequence_length",
+         job.train.micro_batch_size * (job.train.sequence_length / cp)});
+  }
+  int64_t common = 0;
+  for (const Divided& d : sizes) common = std::gcd(common, d.value);
+  for (const Divided& d : sizes) {
+    c.check(d.value % tp == 0, {"parallel.tp", "model"},
+            fmt::format("tp={} does not divide {}={}", tp, d.name, d.value),
+            fmt::format("use tp in {}", divisor_choices(common)));
+  }
+  if (engine) return;
+  c.check(
+      m.num_key_value_heads % tp == 0 || tp % m.num_key_value_heads == 0, {"parallel.tp", "model"},
+      fmt::format("neither of tp={} and num_key_value_heads={} divides the other", tp, m.num_key_value_heads),
+      fmt::format("use tp in {}, or a multiple of {}", divisor_choices(m.num_key_value_heads),
+                  m.num_key_value_heads));
+}
+
+namespace {
+
+void check_order(const Job& job, Checker& c) {
+  const std::vector<std::string> known = {"cp", "dp", "ep", "pp", "tp"};
+  std::vector<std::string> axes = split(job.parallel.order, '-');
+  std::ranges::sort(axes);
+  c.check(axes == known, {"parallel.order"},
+          fmt::format("order={} does not name each of tp, cp, ep, dp and pp once", job.parallel.order),
+          "use tp-cp-ep-dp-pp, or for example tp-cp-ep-pp-dp");
+}
+
+void check_cp(const Job& job, Checker& c) {
+  const int64_t cp = job.parallel.cp;
+  if (cp <= 1 || cp > kMaxWorld) return;
+  const int64_t length = job.train.sequence_length;
+  c.check(
+      length % (2 * cp) == 0, {"parallel.cp", "train.sequence_length"},
+      fmt::format("2 * cp={} does not divide sequence_length={}: each rank holds an early and a late part",
+                  2 * cp, length),
+      fmt::format("use cp in {}", divisor_choices(std::max<int64_t>(length / 2, 1))));
+}
+
+}  // namespace
+
+void validate_job(const Job& job, Checker& c, JobUse use) {
   check_train(job, c);
   check_moe(job, c);
   check_files(job, c);
   check_schedule(job, c);
-  c.check(job.parallel.cp <= 1, {"parallel.cp"},
-          fmt::format("cp={}: context parallelism is not supported by this engine yet", job.parallel.cp),
-          "use cp=1");
-  if (!check_degrees(job, c)) return;
-  check_batch(job, c);
-  check_stages(job, c);
-  if (!c.sound({"model"})) return;
-  check_tp(job, c);
-  check_experts(job, c);
+  check_order(job, c);
+  if (check_degrees(job, c)) {
+    check_batch(job, c);
+    check_stages(job, c);
+    check_cp(job, c);
+    if (c.sound({"model"})) {
+      if (use == JobUse::plan) check_tp(job, c, use);
+      check_experts(job, c);
+    }
+  }
+  if (use == JobUse::train) check_engine(job, c);
 }
 
 }  // namespace tessera::spec

@@ -33,13 +33,17 @@ enum class Family : std::uint8_t {
   falcon,    // parallel attention and MLP, one kv head
 };
 
-enum class RopeKind : std::uint8_t { none, linear, llama3 };
+enum class RopeKind : std::uint8_t { none, linear, llama3, yarn };
 struct RopeScaling {  // Hugging Face modeling_rope_utils; see docs/numerics.md
   RopeKind kind = RopeKind::none;
   double factor = 1.0;
   double low_freq_factor = 1.0;
   double high_freq_factor = 4.0;
   std::int64_t original_max_position_embeddings = 0;
+  double beta_fast = 32.0;  // yarn (arXiv 2309.00071)
+  double beta_slow = 1.0;
+  double mscale = 0.0;  // 0: none given
+  double mscale_all_dim = 0.0;
   friend bool operator==(const RopeScaling&, const RopeScaling&) = default;
 };
 
@@ -106,13 +110,15 @@ struct ModelSpec {
   bool attention_qkv_bias = false;
   bool attention_out_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;              // RMSNorm of q and k
-  bool qk_norm_whole = false;        // over all heads at once (olmoe), else one head
-  bool attention_sinks = false;      // one learned logit a head (gpt_oss)
-  bool parallel_residual = false;    // attention and MLP read the same norm (falcon, gpt_neox with two norms)
-  bool embedding_norm = false;       // bloom
-  std::int64_t sliding_window = 0;   // keys of a sliding layer; 0: none
-  std::int64_t attention_chunk = 0;  // keys of a chunk of a chunked layer; 0: none
+  bool qk_norm = false;            // RMSNorm of q and k
+  bool qk_norm_whole = false;      // over all heads at once (olmoe), else one head
+  bool attention_sinks = false;    // one learned logit a head (gpt_oss)
+  bool parallel_residual = false;  // attention and MLP both start from the layer's input (gpt_neox, falcon)
+  bool parallel_shared_norm = false;          // and one norm serves both (falcon 7b); else each has its own
+  bool embedding_norm = false;                // bloom
+  double partial_rotary_factor = 1.0;         // the share of a head that rope turns (gpt_neox)
+  std::int64_t sliding_window = 0;            // keys of a sliding layer; 0: none
+  std::int64_t attention_chunk = 0;           // keys of a chunk of a chunked layer; 0: none
   std::vector<AttentionSpan> layer_spans;     // one a layer; empty: all full
   std::int32_t num_nextn_predict_layers = 0;  // MTP layers (deepseek_v3)
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
@@ -136,21 +142,37 @@ struct LayerClass {
 // Refuses, by name, what the engine cannot train (the planner can price it): other families, MLA, shared
 // experts, ...
 void check_trainable(const ModelSpec& m, std::string_view where, Problems& problems);
+// The same as Error{config}; returns its argument.
+const ModelSpec& require_trainable(const ModelSpec& m, std::string_view where);
 
-// Parameters in all, and those one token uses (attention, norms, router, its top-k experts, embedding and
-// head).
+// Parameters of the main model as stored: a tied table once; without the MTP layers, as published counts are
+// (DeepSeek-V3: 671B and 14B beside).
 [[nodiscard]] std::int64_t num_parameters(const ModelSpec& m);
+// Those one token uses: all but the experts it is not sent to. Embedding table and head count whole, as stored.
 [[nodiscard]] std::int64_t num_active_parameters(const ModelSpec& m);
+// Of the MTP layers beside: each a transformer layer, two norms and a projection of 2 hidden to hidden
+// (arXiv 2412.19437 section 2.2) and a final norm; embedding and head are those of the main model.
+[[nodiscard]] std::int64_t num_mtp_parameters(const ModelSpec& m);
+// Of one transformer layer; active: with the experts of one token only.
+[[nodiscard]] std::int64_t layer_parameters(const ModelSpec& m, const LayerClass& layer);
+[[nodiscard]] std::int64_t layer_active_parameters(const ModelSpec& m, const LayerClass& layer);
 
 // Model FLOPs of forward + backward per token at sequence length `seq`: 6 per matmul weight used, plus
-// attention. causal: attention counts the kept half (seq + 1) / 2 keys per query; otherwise all seq keys
-// (PaLM, nanoGPT).
+// attention. causal: a query counts the keys it keeps, on average (seq + 1) / 2, fewer under a sliding window
+// or a chunk; full: all seq keys (PaLM, nanoGPT), at most those of the window or chunk. An MTP layer counts as
+// one more layer, its projection and one more head.
 enum class AttentionFlops : std::uint8_t { causal, full };
 [[nodiscard]] double train_flops_per_token(const ModelSpec& m, std::int64_t seq, AttentionFlops convention);
 
+// Average number of keys of a query over a sequence of `seq`.
+[[nodiscard]] double mean_keys(const ModelSpec& m, AttentionSpan span, std::int64_t seq,
+                               AttentionFlops convention);
+
 // Reads config.json text. `where` names the file in messages. Adds every problem; keys that change the maths
 // and are not understood are refused by name with the nearest known key, keys without influence are listed in
-// the source.
+// the source. Of the families that the engine does not train, dropout and details that cost nothing (clamps,
+// temperatures of attention) are accepted and not kept. A llama4 file may be the whole of a model with images:
+// its text_config is read. kimi_k2 is deepseek_v3.
 [[nodiscard]] ModelSpec parse_hf_config(std::string_view json, std::string_view where, Problems& problems);
 // Whole read of a file or of a folder's config.json; throws Error{config} with all problems.
 [[nodiscard]] ModelSpec read_hf_config(const std::filesystem::path& path);

@@ -49,7 +49,7 @@ TEST(Plan, RefusesAJobThatIsNotValidWithEveryProblem) {
   } catch (const Error& e) {
     EXPECT_EQ(e.kind(), ErrorKind::config);
     EXPECT_THAT(e.what(), testing::HasSubstr("tp=3 does not divide num_attention_heads=8"));
-    EXPECT_THAT(e.what(), testing::HasSubstr("use tp in {1, 2, 4}"));
+    EXPECT_THAT(e.what(), testing::HasSubstr("use tp in {1, 2, 4, 8}"));
     EXPECT_THAT(e.what(), testing::HasSubstr("steps=0"));
   }
 }
@@ -108,7 +108,7 @@ TEST(Plan, RefusesForeignNewerAndContradictoryFilesByName) {
       {"\"stages\"", "\"stagez\"", ErrorKind::config, "unknown key \"stagez\"", "did you mean stages?"},
       {"\"num_layers\": 3", "\"num_layers\": 4", ErrorKind::config, "stages are not those of the job",
        "job file"},
-      {"\"tp\": 2", "\"tp\": 3", ErrorKind::config, "tp=3 does not divide", "use tp in {1, 2, 4}"},
+      {"\"tp\": 2", "\"tp\": 3", ErrorKind::config, "tp=3 does not divide", "use tp in {1, 2, 4, 8}"},
       {"\"global_batch_size\": 16", "\"global_batch_size\": 32", ErrorKind::config,
        "m=4, the job asks for 1f1b with pp=2 vpp=1 m=8", "job file"},
       {"\"schedule\": [", "\"schedule\": [1,", ErrorKind::config, "a line of the schedule", "job file"},

@@ -163,16 +163,11 @@ TEST_P(CrossCheck, SaysWhatWhereAndHowToMend) {
 INSTANTIATE_TEST_SUITE_P(
     Jobs, CrossCheck,
     testing::Values(
-        BadCase{"vocab_size: 96", "vocab_size: 97", "tp=2 does not divide vocab_size=97",
-                "job.yaml:16: parallel.tp", "{1}"},
-        BadCase{"num_key_value_heads: 4", "num_key_value_heads: 1",
-                "tp=2 does not divide num_key_value_heads=1", "parallel.tp", "{1}"},
         BadCase{"intermediate_size: 48", "intermediate_size: 49", "tp=2 does not divide intermediate_size=49",
                 "parallel.tp", "{1}"},
         BadCase{"sequence_length: 16\n  global_batch_size: 8\n  micro_batch_size: 2",
                 "sequence_length: 15\n  global_batch_size: 8\n  micro_batch_size: 1",
                 "tp=2 does not divide micro_batch_size * sequence_length=15", "parallel.tp", "{1}"},
-        BadCase{"dp: 2", "dp: 2, cp: 2", "cp=2: context parallelism", "parallel.cp", "cp=1"},
         BadCase{"dp: 2", "dp: 3", "dp=3 * micro_batch_size=2 = 6 does not divide global_batch_size=8",
                 "train.global_batch_size", "6 or 12"},
         BadCase{"pp: 2", "pp: 8", "pp=8 * vpp=1 = 8 stages, and the model has num_hidden_layers=4",
@@ -208,12 +203,18 @@ INSTANTIATE_TEST_SUITE_P(
                 "parallel.etp", "{1, 2, 4}"},
         BadCase{"moe|data:", "moe: {capacity_factor: -1}\ndata:", "capacity_factor=-1 is below 0",
                 "moe.capacity_factor", "0 or more"},
-        BadCase{"sequence_length: 16", "sequence_length: 128",
-                "sequence_length=128 is above the model's max_position_embeddings=64",
-                "train.sequence_length", "1 to 64"},
         BadCase{"steps: 10", "steps: 0", "steps=0 is not between 1", "train.steps", "from 1"},
-        BadCase{"lr:", "zero_stage: 2\n  lr:", "zero_stage=2 is not between 0 and 1", "train.zero_stage",
-                "0 to 1"},
+        BadCase{"lr:", "zero_stage: 4\n  lr:", "zero_stage=4 is not between 0 and 3", "train.zero_stage",
+                "0 to 3"},
+        BadCase{"lr:", "recompute: selective\n  recompute_modules: [layernorm, moe_akt]\n  lr:",
+                "recompute_modules has \"moe_akt\"", "train.recompute_modules", "did you mean moe_act?"},
+        BadCase{"lr:", "recompute: selective\n  recompute_modules: [layernorm, moe_act, moe_act]\n  lr:",
+                "recompute_modules has moe_act twice", "train.recompute_modules", "once"},
+        BadCase{"lr:", "recompute_modules: [layernorm, moe_act]\n  lr:",
+                "recompute_modules=[layernorm, moe_act] has no effect", "train.recompute_modules",
+                "recompute: selective"},
+        BadCase{"dp: 2", "dp: 2, order: tp-cp-dp-pp", "order=tp-cp-dp-pp does not name each",
+                "parallel.order", "tp-cp-ep-dp-pp"},
         BadCase{"lr:", "beta1: 1.0\n  lr:", "beta1=1 is not in [0, 1)", "train.beta1", "less than 1"},
         BadCase{"lr:", "eps: 0\n  lr:", "eps=0 is not above 0", "train.eps", "1e-8"},
         BadCase{"lr:", "min_lr: 1\n  lr:", "min_lr=1 is above lr=0.001", "train.min_lr", "0 to 0.001"},
@@ -233,6 +234,97 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"data:", "checkpoint: {folder: x, keep: 0}\ndata:", "keep=0", "checkpoint.keep", "from 1"},
         BadCase{"data:", "output: {trace_steps: -1}\ndata:", "trace_steps=-1", "output.trace_steps",
                 "from 0"}));
+
+class EngineLimit : public testing::TestWithParam<BadCase> {};
+
+TEST_P(EngineLimit, IsRefusedForTrainingAndPlannedAllTheSame) {
+  const BadCase& c = GetParam();
+  const std::string text = replaced(std::string(kDense), c.from, c.to);
+  const auto problems = job_problems(text);
+  EXPECT_TRUE(reports(problems, c.what, c.where, c.mend));
+  EXPECT_EQ(problems.size(), 1) << test::listed(problems);
+  EXPECT_TRUE(job_problems(text, {}, JobUse::plan).empty());
+  const Job job = parsed(text);
+  Problems engine;
+  check_engine_runs(job, "here", engine);
+  EXPECT_EQ(engine.list().size(), 1) << test::listed(engine.list());
+  EXPECT_TRUE(reports(engine.list(), c.what, "here: ", c.mend));
+  EXPECT_THROW(require_engine_runs(job, "here"), Error);
+  EXPECT_EQ(parsed(to_yaml(job)), job);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Jobs, EngineLimit,
+    testing::Values(
+        BadCase{"vocab_size: 96", "vocab_size: 97", "tp=2 does not divide vocab_size=97",
+                "job.yaml:16: parallel.tp", "{1}"},
+        BadCase{"num_key_value_heads: 4", "num_key_value_heads: 1",
+                "tp=2 does not divide num_key_value_heads=1", "parallel.tp", "{1}"},
+        BadCase{"dp: 2", "dp: 2, cp: 2", "cp=2: context parallelism", "parallel.cp", "cp=1"},
+        BadCase{"sequence_length: 16", "sequence_length: 128",
+                "sequence_length=128 is above the model's max_position_embeddings=64",
+                "train.sequence_length", "1 to 64"},
+        BadCase{"model_type: llama", "model_type: mistral\n  sliding_window: null",
+                "the engine does not train model_type=mistral", "job.yaml:1: model", "llama or mixtral"},
+        BadCase{"model_type: llama", "model_type: qwen2", "the engine does not train model_type=qwen2",
+                "job.yaml:1: model", "llama or mixtral"},
+        BadCase{"model_type: llama", "model_type: llama\n  mlp_bias: true", "(mlp_bias)", "job.yaml:1: model",
+                "mlp_bias: false"},
+        BadCase{"lr:", "precision: bf16\n  lr:", "precision=bf16: the engine computes in f32 and f64",
+                "job.yaml:15: train.precision", "f32"},
+        BadCase{"lr:", "zero_stage: 2\n  lr:", "zero_stage=2: the engine cuts the optimiser state only",
+                "train.zero_stage", "0 or 1"},
+        BadCase{"lr:", "zero_stage: 3\n  lr:", "zero_stage=3", "train.zero_stage", "0 or 1"},
+        BadCase{"lr:", "recompute: selective\n  recompute_modules: [core_attn]\n  lr:",
+                "recompute_modules=[core_attn]: the engine", "train.recompute_modules",
+                "[layernorm, moe_act]"},
+        BadCase{"dp: 2", "dp: 2, sequence_parallel: false", "sequence_parallel=false with tp=2",
+                "parallel.sequence_parallel", "tp=1"},
+        BadCase{"dp: 2", "dp: 2, order: tp-cp-ep-pp-dp", "order=tp-cp-ep-pp-dp", "parallel.order",
+                "tp-cp-ep-dp-pp"}));
+
+TEST(Job, RunsWithTheModulesThatTheEngineMakesAgain) {
+  const Job job =
+      parsed(kDense, {"train.recompute=selective", "train.recompute_modules=[moe_act, layernorm]"});
+  Problems problems;
+  check_engine_runs(job, "here", problems);
+  EXPECT_TRUE(problems.empty()) << test::listed(problems.list());
+  require_engine_runs(parsed(kDense, {"parallel.tp=1", "parallel.sequence_parallel=false"}), "here");
+}
+
+TEST(Job, PlansWhatFrameworksPadOrRepeat) {
+  const auto plan = [](const std::vector<std::string>& flags) {
+    return job_problems(kDense, flags, JobUse::plan);
+  };
+  EXPECT_TRUE(plan({"parallel.tp=8"}).empty());  // key-value heads on two ranks each
+  EXPECT_TRUE(reports(plan({"model.num_key_value_heads=8", "model.num_attention_heads=24", "model.head_dim=4",
+                            "parallel.tp=12"}),
+                      "neither of tp=12 and num_key_value_heads=8 divides the other", "parallel.tp",
+                      "{1, 2, 4, 8}"));
+  EXPECT_TRUE(
+      plan({"train.sequence_length=15", "train.micro_batch_size=1", "parallel.sequence_parallel=false"})
+          .empty());
+  EXPECT_TRUE(plan({"parallel.cp=8"}).empty());
+  EXPECT_TRUE(reports(plan({"parallel.cp=3"}), "2 * cp=6 does not divide sequence_length=16", "parallel.cp",
+                      "{1, 2, 4, 8}"));
+  EXPECT_TRUE(reports(plan({"parallel.cp=8", "parallel.tp=8"}),
+                      "tp=8 does not divide micro_batch_size * sequence_length / cp=4", "parallel.tp",
+                      "{1, 2, 4}"));
+  // A table of positions ends, rope does not.
+  constexpr std::string_view kGpt2 = R"(
+model: {model_type: gpt2, n_layer: 4, n_embd: 32, n_head: 8, n_positions: 64, vocab_size: 96}
+train: {steps: 1, sequence_length: 128, global_batch_size: 8, micro_batch_size: 2}
+)";
+  EXPECT_TRUE(reports(job_problems(kGpt2, {}, JobUse::plan),
+                      "sequence_length=128 is above the model's max_position_embeddings=64",
+                      "train.sequence_length", "1 to 64"));
+  for (const char* module : {"moe", "mla_up_proj", "shared_experts"}) {
+    EXPECT_TRUE(
+        reports(plan({"train.recompute=selective", fmt::format("train.recompute_modules=[{}]", module)}),
+                fmt::format("recompute_modules has {}, and the model has no", module),
+                "train.recompute_modules", "remove it"));
+  }
+}
 
 TEST(Job, AcceptsExpertParallelismBeyondDataParallelism) {
   const Job job = parsed(replaced(moe_job(), "dp: 2", "dp: 2, ep: 4"));
@@ -255,14 +347,25 @@ TEST(Job, ReportsEveryFaultAtOnce) {
   EXPECT_EQ(problems.size(), 8) << test::listed(problems);
 }
 
+TEST(Precision, HasTheWordOfItsFileInEveryCase) {
+  for (const char* word : {"f32", "f64", "bf16", "fp16", "fp8", "fp8_block", "mxfp8", "nvfp4"}) {
+    const Job job = parsed(kDense, {std::string("train.precision=") + word});
+    EXPECT_EQ(name(job.train.precision), word);
+  }
+}
+
 TEST(Job, ValidateOfAPlainValueNamesThePlace) {
   Job job = parsed(kDense);
   job.parallel.tp = 3;
   job.model.vocab_size = 99;
   Problems problems;
   validate(job, "here", problems);
+  EXPECT_TRUE(reports(problems.list(), "tp=3 does not divide num_attention_heads=8", "here: parallel.tp",
+                      "{1, 2, 4, 8}"));
+  Problems engine;  // which pads no vocabulary
+  check_engine_runs(job, "here", engine);
   EXPECT_TRUE(
-      reports(problems.list(), "tp=3 does not divide num_attention_heads=8", "here: parallel.tp", "{1}"));
+      reports(engine.list(), "tp=3 does not divide num_attention_heads=8", "here: parallel.tp", "{1}"));
   job.model.num_key_value_heads = 3;
   Problems model;
   validate(job, "here", model);

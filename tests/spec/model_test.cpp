@@ -1,6 +1,7 @@
 // ModelSpec and config.json: published sizes, every refusal by name, round trips, and mutated files.
 #include <gtest/gtest.h>
 
+#include "spec/presets.h"
 #include "spec/support.h"
 
 namespace tessera::spec {
@@ -140,7 +141,7 @@ TEST(HfConfig, FillsAbsentKeysAsHuggingFaceDoes) {
               "num_key_value_heads is missing", "config.json", "add num_key_value_heads"));
 }
 
-TEST(HfConfig, RefusesByNameWhatTheEngineDoesNotCompute) {
+TEST(HfConfig, RefusesByNameWhatIsNotUnderstood) {
   const std::string llama = data_file("llama_config.json");
   const std::string mixtral = data_file("mixtral_config.json");
   const auto refused = [](const std::string& json, const char* what, const char* where, const char* mend) {
@@ -148,23 +149,20 @@ TEST(HfConfig, RefusesByNameWhatTheEngineDoesNotCompute) {
     EXPECT_EQ(problems.size(), 1) << test::listed(problems);
     EXPECT_TRUE(reports(problems, what, where, mend));
   };
-  refused(replaced(llama, "\"attention_bias\": false", "\"attention_bias\": true"), "attention_bias=true",
-          "config.json: attention_bias", "attention_bias: false");
-  refused(replaced(llama, "\"mlp_bias\": false", "\"mlp_bias\": true"), "mlp_bias=true", "mlp_bias", "false");
-  refused(replaced(mixtral, "\"sliding_window\": null", "\"sliding_window\": 4096"),
-          "sliding_window=4096: sliding window attention is not supported by this engine yet",
-          "sliding_window", "sliding_window: null");
+  refused(replaced(mixtral, "\"sliding_window\": null", "\"sliding_window\": null, \"attention_bias\": true"),
+          "attention_bias=true", "config.json: attention_bias", "attention_bias: false");
   refused(replaced(llama, "\"silu\"", "\"gelu\""), "hidden_act=gelu", "hidden_act", "silu");
-  refused(replaced(llama, "\"llama3\"", "\"yarn\""), "rope_type=yarn", "rope_scaling.rope_type",
-          "default, linear, llama3");
+  refused(replaced(llama, "\"llama3\"", "\"longrope\""), "rope_type=longrope", "rope_scaling.rope_type",
+          "default, linear, llama3, yarn");
   refused(replaced(llama, "\"attention_dropout\": 0.0", "\"attention_dropout\": 0.1"),
           "attention_dropout=0.1", "attention_dropout", "0.0");
   refused(replaced(llama, "\"rms_norm_eps\"", "\"rms_norm_epz\""), "unknown key \"rms_norm_epz\"",
           "rms_norm_epz", "did you mean rms_norm_eps?");
   refused(replaced(llama, "\"factor\": 8.0", "\"factor\": 8.0, \"factors\": 8.0"), "unknown key \"factors\"",
           "rope_scaling.factors", "did you mean rope_scaling.factor?");
-  refused(replaced(llama, "\"model_type\": \"llama\"", "\"model_type\": \"qwen3\""), "model_type=qwen3",
-          "config.json: model_type", "supported: llama, mixtral");
+  refused(replaced(llama, "\"model_type\": \"llama\"", "\"model_type\": \"qwen4\""),
+          "model_type=qwen4 is not a family that Tessera knows", "config.json: model_type",
+          "did you mean qwen");
   refused(replaced(llama, "\"model_type\": \"llama\",", ""), "model_type is missing", "config.json", "llama");
   refused(replaced(llama, "\"hidden_size\": 40", "\"hidden_size\": 40, \"hidden_size\": 40"),
           "\"hidden_size\" is given twice", "config.json", "keep one");
@@ -174,6 +172,35 @@ TEST(HfConfig, RefusesByNameWhatTheEngineDoesNotCompute) {
           "num_hidden_layers", "2147483647");
   refused(llama.substr(0, 200), "not valid JSON", "config.json", "syntax");
   refused("[1]", "not one JSON object", "config.json", "config.json of Hugging Face");
+}
+
+TEST(Trainable, NamesWhatTheEngineDoesNotCompute) {
+  const std::string llama = data_file("llama_config.json");
+  const std::string mixtral = data_file("mixtral_config.json");
+  const auto refused = [](const std::string& json, const char* what, const char* mend) {
+    Problems problems;
+    check_trainable(parsed(json), "config.json", problems);
+    EXPECT_EQ(problems.list().size(), 1) << test::listed(problems.list());
+    EXPECT_TRUE(reports(problems.list(), what, "config.json: model_type", mend));
+    EXPECT_THROW(require_trainable(parsed(json), "config.json"), Error);
+  };
+  for (const std::string& good : {llama, mixtral}) {
+    const ModelSpec m = parsed(good);
+    EXPECT_EQ(&require_trainable(m, "config.json"), &m);
+  }
+  refused(replaced(llama, "\"attention_bias\": false", "\"attention_bias\": true"), "(attention_bias)",
+          "attention_bias: false");
+  refused(replaced(llama, "\"mlp_bias\": false", "\"mlp_bias\": true"), "(mlp_bias)", "mlp_bias: false");
+  refused(replaced(mixtral, "\"sliding_window\": null", "\"sliding_window\": 4096"), "(sliding_window=4096)",
+          "sliding_window: null");
+  ModelSpec yarn = parsed(llama);
+  yarn.rope_scaling.kind = RopeKind::yarn;
+  refused(to_hf_config(yarn), "rope_type=yarn", "linear");
+  for (const PresetInfo& p : model_presets()) {
+    const ModelSpec m = model_preset(p.name);
+    if (m.family == Family::llama || m.family == Family::mixtral) continue;
+    refused(to_hf_config(m), fmt::format("model_type={}", name(m.family)).c_str(), "llama or mixtral");
+  }
 }
 
 TEST(HfConfig, ReportsEveryFaultAtOnce) {

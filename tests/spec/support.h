@@ -46,9 +46,11 @@ inline testing::AssertionResult reports(const std::vector<Problem>& problems, st
                                      << listed(problems);
 }
 
-inline std::vector<Problem> job_problems(std::string_view yaml, const std::vector<std::string>& flags = {}) {
+// As `tessera train` reads it: with the limits of the engine.
+inline std::vector<Problem> job_problems(std::string_view yaml, const std::vector<std::string>& flags = {},
+                                         spec::JobUse use = spec::JobUse::train) {
   try {
-    (void)spec::parse_job(yaml, ".", "job.yaml", flags);
+    (void)spec::parse_job(yaml, ".", "job.yaml", flags, use);
   } catch (const Error& e) {
     EXPECT_EQ(e.kind(), ErrorKind::config);
     return e.problems();

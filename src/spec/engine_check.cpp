@@ -1,0 +1,65 @@
+// What the engine refuses of a job that can be planned.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/text.h"
+#include "spec/internal.h"
+
+namespace tessera::spec {
+
+namespace {
+
+void check_recipe(const Recipe& t, Checker& c) {
+  c.check(t.precision == Precision::f32 || t.precision == Precision::f64, {"train.precision"},
+          fmt::format("precision={}: the engine computes in f32 and f64", name(t.precision)),
+          "use precision: f32, or plan this job only");
+  c.check(t.zero_stage <= 1, {"train.zero_stage"},
+          fmt::format("zero_stage={}: the engine cuts the optimiser state only", t.zero_stage),
+          "use zero_stage 0 or 1");
+  std::vector<std::string> modules = t.recompute_modules;
+  std::ranges::sort(modules);
+  c.check(modules.empty() || modules == std::vector<std::string>{"layernorm", "moe_act"},
+          {"train.recompute_modules"},
+          fmt::format("recompute_modules=[{}]: the engine makes norms and activations again, together",
+                      join(t.recompute_modules, ", ")),
+          "remove recompute_modules, or use [layernorm, moe_act]");
+}
+
+void check_parallel(const ParallelSpec& p, Checker& c) {
+  c.check(p.cp <= 1, {"parallel.cp"},
+          fmt::format("cp={}: context parallelism is not supported by this engine yet", p.cp), "use cp=1");
+  c.check(p.sequence_parallel || p.tp <= 1, {"parallel.sequence_parallel", "parallel.tp"},
+          fmt::format("sequence_parallel=false with tp={}: the engine always cuts norms along the sequence",
+                      p.tp),
+          "use sequence_parallel: true, or tp=1");
+  const ParallelSpec plain;
+  c.check(p.order == plain.order, {"parallel.order"},
+          fmt::format("order={}: the engine numbers its ranks one way only", p.order),
+          fmt::format("use order: {}", plain.order));
+}
+
+}  // namespace
+
+void check_engine(const Job& job, Checker& c) {
+  check_recipe(job.train, c);
+  check_parallel(job.parallel, c);
+  check_positions(job, c);
+  if (!c.sound({"model"})) return;
+  check_model_trains(job.model, c, "model");
+  if (c.sound({"parallel.tp"}) && job.parallel.tp >= 1 && job.parallel.cp == 1)
+    check_tp(job, c, JobUse::train);
+}
+
+void check_engine_runs(const Job& job, std::string_view where, Problems& problems) {
+  Checker checker([&](std::string_view key) { return fmt::format("{}: {}", where, key); }, {}, problems);
+  check_engine(job, checker);
+}
+
+void require_engine_runs(const Job& job, std::string_view where) {
+  Problems problems;
+  check_engine_runs(job, where, problems);
+  problems.throw_if_any();
+}
+
+}  // namespace tessera::spec
