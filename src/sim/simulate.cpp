@@ -193,6 +193,17 @@ std::array<double, cost::kNumParts> Result::waterfall() const {
   return mean;
 }
 
+std::array<double, cost::kNumParts> Result::waterfall(const cost::StepCost& cost) const {
+  std::array<double, cost::kNumParts> mean = waterfall();
+  const auto part = [&mean](cost::Part p) -> double& { return mean[static_cast<std::size_t>(p)]; };
+  const double attention = part(cost::Part::attention) - cost[cost::Part::attention];  // useful
+  const double products = cost[cost::Part::ideal] - attention;
+  part(cost::Part::attention) -= attention;
+  part(cost::Part::gemm) -= products;
+  part(cost::Part::ideal) += attention + products;
+  return mean;
+}
+
 Result simulate(const plan::Plan& plan, const cost::StepWork& work, const Options& options) {
   const std::vector<Rank> ranks = plan.layout.dense.group(Rank(0), {layout::Axis::pp});
   return simulate_ranks(plan.schedule, work, options, ranks);

@@ -92,6 +92,9 @@ struct Result {
   [[nodiscard]] double seconds() const { return schedule::to_seconds(makespan).value; }
   // Mean over the ranks, seconds; sums to seconds() but for rounding.
   [[nodiscard]] std::array<double, cost::kNumParts> waterfall() const;
+  // StepWork's products and attention stand whole in their parts; this takes the useful time of `cost`, the
+  // price of the same step, out of them: Part::ideal. The same sum.
+  [[nodiscard]] std::array<double, cost::kNumParts> waterfall(const cost::StepCost& cost) const;
 };
 
 // Throws Error{config} with all problems: work of another shape than the schedule, seconds or factors that
