@@ -177,10 +177,9 @@ void add_saved_attention(SavedBytes& saved, const spec::ModelSpec& m, const Shap
     const spec::MlaSpec& a = *m.mla;
     const std::int64_t qk = a.qk_nope_head_dim + a.qk_rope_head_dim;
     out = heads * a.v_head_dim;
-    // Compressed q and kv before and after their norms; products of the up-projections; q and k put together
-    // with their rotated parts.
+    // Compressed q and kv before and after their norms; q and k put together with their rotated parts, v.
     saved.other += s.a(s.local_tokens * (2 * a.q_lora_rank + 2 * a.kv_lora_rank + a.qk_rope_head_dim));
-    saved.up_proj += s.a(s.tokens * heads * (qk + a.qk_nope_head_dim + a.v_head_dim + 2 * qk));
+    saved.up_proj += s.a(s.tokens * heads * (2 * qk + a.v_head_dim));
   } else {
     const std::int64_t qkv = out + 2 * local_kv_dim(m, cut.tp);
     saved.attention += s.a(s.tokens * qkv);
@@ -213,7 +212,7 @@ void add_saved_moe(SavedBytes& saved, const spec::ModelSpec& m, const spec::MoeS
   const std::int64_t f = div_ceil(spec::expert_intermediate_size(m), cut.etp);
   const MlpSaved expert = mlp_saved(m, s, rows, f, practice);
   saved.router += Bytes(4 * moe.num_experts * div_ceil(s.tokens, cut.tp));
-  saved.experts += s.l(rows * s.hidden) + s.a(rows * s.hidden) + expert.inputs;
+  saved.experts += s.l(rows * s.hidden) + expert.inputs;
   saved.activation += expert.product;
   if (moe.shared_intermediate_size > 0) {
     const MlpSaved shared =
@@ -337,7 +336,8 @@ Transients layer_transients(const spec::ModelSpec& m, const spec::LayerClass& la
   std::int64_t widest = (num_inputs(m) + 1) * s.tokens * div_ceil(m.intermediate_size, cut.tp);
   if (layer.moe) {
     const std::int64_t f = div_ceil(spec::expert_intermediate_size(m), cut.etp);
-    widest = expert_rows(s, cut, *m.moe) * ((num_inputs(m) + 1) * f + s.hidden);
+    // And of the rows: of the output and of the input, each before and behind the exchange.
+    widest = expert_rows(s, cut, *m.moe) * ((num_inputs(m) + 1) * f + 4 * s.hidden);
   }
   // Forward the new stream, backward the gradients of the MLP's product, gate and up.
   return {gathered + s.a(s.local_tokens * s.hidden), gathered + s.a(widest)};
@@ -352,12 +352,13 @@ Transients head_transients(const spec::ModelSpec& m, const Cut& cut, const Pract
 }
 
 std::int64_t layer_distinct_weights(const spec::ModelSpec& m, const spec::LayerClass& layer, const Cut& cut) {
-  if (m.moe) return 0;
   const BlockParams all = layer_params(m, layer, cut);
-  return all.dense - all.replicated;
+  // Experts of a layer share their shapes.
+  const std::int64_t experts = layer.moe ? div_ceil(m.moe->num_experts, cut.ep) : 1;
+  return all.dense + all.expert / experts;
 }
 std::int64_t head_distinct_weights(const spec::ModelSpec& m, const Cut& cut) {
-  return m.moe ? 0 : div_ceil(m.vocab_size, cut.tp) * m.hidden_size;
+  return div_ceil(m.vocab_size, cut.tp) * m.hidden_size;
 }
 
 Bytes SavedBytes::total() const {

@@ -70,6 +70,8 @@ Practice megatron_flash_2023() {
 Practice megatron_core() {
   Practice p;
   p.name = "megatron-core";
+  p.fused_permute = false;
+  p.fused_router = false;
   p.dummy_gradients = true;
   p.separate_sequence_gather = true;
   p.tp_overlap = true;
@@ -88,11 +90,25 @@ Practice megatron_core_plain() {
   return p;
 }
 
-// Megatron-Bridge 2025-26: DeepEP or HybridEP dispatch, CUDA graphs in most Blackwell recipes.
+// Megatron-Bridge to 26.04 (April 2026): all-to-all or HybridEP dispatch as the recipe says, CUDA graphs of parts
+// of a layer where it says so, permutation and router by chains of kernels.
 Practice megatron_bridge() {
   Practice p = megatron_core();
   p.name = "megatron-bridge";
   p.ep_dedup = true;
+  p.fused_permute = false;
+  p.fused_router = false;
+  return p;
+}
+
+// From 26.06 on: permutation and router fused, dispatch overlapped with another micro-batch's compute, whole
+// iterations as CUDA graphs on Blackwell (recipes r0.5.0 and r0.6.0).
+Practice megatron_bridge_2026() {
+  Practice p = megatron_bridge();
+  p.name = "megatron-bridge-2026";
+  p.fused_permute = true;
+  p.fused_router = true;
+  p.ep_overlap = true;
   return p;
 }
 
@@ -104,7 +120,8 @@ Practice fsdp1() {
   p.fused_rope = false;
   p.fused_accumulation = false;
   p.flash_generation = 1;
-  p.loss_bytes = 10;
+  p.fused_cross_entropy = true;  // llm-foundry's loss_fn, its gradient in place
+  p.loss_bytes = 2;
   p.fused_activation = false;
   p.fused_norm = true;
   p.gradient_bytes = 2;
@@ -121,7 +138,7 @@ Practice fsdp2_compile() {
   p.fused_accumulation = false;
   p.flash_generation = 2;
   p.compiled = true;
-  p.loss_bytes = 10;
+  p.loss_bytes = 8;  // compiled with the loss: torchtitan's peaks fall by 2.7 bytes a logit
   p.gradient_bytes = 4;
   p.gradient_reduce_bytes = 4;
   return p;

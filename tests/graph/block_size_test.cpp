@@ -153,16 +153,15 @@ TEST(LayerSaved, IsTheFormOfMlaAndOfExperts) {
   const std::int64_t tokens = 4096, heads = m.num_attention_heads, h = m.hidden_size;
   const std::int64_t qk = a.qk_nope_head_dim + a.qk_rope_head_dim;
   const std::int64_t attention = 4 * h + 4 * a.q_lora_rank + 2 * (a.kv_lora_rank + a.qk_rope_head_dim) +
-                                 2 * a.kv_lora_rank + 2 * heads * qk +
-                                 2 * heads * (a.qk_nope_head_dim + a.v_head_dim) + 4 * heads * qk +
+                                 2 * a.kv_lora_rank + 2 * heads * (2 * qk + a.v_head_dim) +
                                  2 * heads * a.v_head_dim + 4 * heads;
   const Cut cut{.sequence_length = tokens, .ep = 8};
   EXPECT_EQ(layer_saved(m, kDense, cut, flash()).total().value,
             tokens * (attention + 4 * h + 6 * m.intermediate_size));
-  const std::int64_t experts = 8 * (4 * h + 6 * 2048) + 6 * 2048 + 4 * 256;
+  const std::int64_t experts = 8 * (2 * h + 6 * 2048) + 6 * 2048 + 4 * 256;
   const SavedBytes saved = layer_saved(m, kMoe, cut, flash());
   EXPECT_EQ(saved.total().value, tokens * (attention + 4 * h + experts));
-  EXPECT_EQ(saved.experts.value, tokens * 8 * (4 * h + 4 * 2048));
+  EXPECT_EQ(saved.experts.value, tokens * 8 * (2 * h + 4 * 2048));
 }
 
 TEST(LayerSaved, KeepsTheInputsOfProductsNarrowWithAnFp8Recipe) {
