@@ -424,8 +424,8 @@ std::string describe(const ClusterSpec& c) {
       c.price_per_device_hour > 0.0 ? fmt::format(", {} an hour each", c.price_per_device_hour) : "");
   std::size_t width = 4;
   for (const TierSpec& t : c.tiers) width = std::max(width, t.name.size());
-  out += fmt::format("  {:{}}  {:>8}  {:>12}  {:>12}  {:>8}  {:>7}  {}\n", "tier", width, "devices",
-                     "each way", "all at once", "latency", "NICs", "");
+  out += fmt::format("  {:{}}  {:>8}  {:>12}  {:>12}  {:>8}  {:>7}{}\n", "tier", width, "devices", "each way",
+                     "all at once", "latency", "NICs", "");
   for (std::size_t i = 0; i < c.tiers.size(); ++i) {
     const TierSpec& t = c.tiers[i];
     const BandwidthUnit unit = i == 0 ? BandwidthUnit::bytes : BandwidthUnit::bits;
@@ -434,9 +434,9 @@ std::string describe(const ClusterSpec& c) {
                              : t.nics == 0 ? "1 each"
                                            : fmt::format("{} / {}", t.nics, c.tiers[i - 1].size);
     std::string notes;
-    if (t.rail_optimized) notes += "rails ";
-    if (t.in_network_reduction) notes += "reduces in the network";
-    out += fmt::format("  {:{}}  {:>8}  {:>12}  {:>12}  {:>8}  {:>7}  {}\n", t.name, width, t.size,
+    if (t.rail_optimized) notes += "  rails";
+    if (t.in_network_reduction) notes += "  reduces in the network";
+    out += fmt::format("  {:{}}  {:>8}  {:>12}  {:>12}  {:>8}  {:>7}{}\n", t.name, width, t.size,
                        rate(t.bandwidth.value), rate(t.bandwidth.value / t.oversubscription),
                        seconds_text(t.latency), nics, notes);
   }
