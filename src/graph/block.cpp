@@ -145,7 +145,7 @@ void add_router(BlockWriter& w, const spec::MoeSpec& moe) {
   // Scores, top-k, scatter to maps, counts, balancing loss, sorting of the choices, offsets.
   constexpr std::int32_t kRouterKernels = 40;
   w.elementwise("topk", s.local_tokens * moe.num_experts, s.local_tokens * moe.num_experts / 2, false,
-                kRouterKernels, module);
+                w.practice().fused_router ? kRouterKernels / 4 : kRouterKernels, module);
 }
 
 void add_experts(BlockWriter& w, const spec::ModelSpec& m, Beside beside) {
@@ -156,18 +156,20 @@ void add_experts(BlockWriter& w, const spec::ModelSpec& m, Beside beside) {
   const std::int64_t rows = sent * s.etp;                              // of its experts, balanced
   const std::int64_t groups = ceil_div(moe.num_experts, s.ep);
   const std::int64_t f = ceil_div(spec::expert_intermediate_size(m), s.etp);
-  w.elementwise("permute", 2 * sent * s.hidden, 2 * sent * s.hidden, true, 1, module);
+  const bool fused = w.practice().fused_permute;
+  constexpr std::int32_t kChain = 3;  // gather by index, pad or sort, write; a sum by index on the way back
+  w.elementwise("permute", 2 * sent * s.hidden, 2 * sent * s.hidden, fused, kChain, module);
   w.all_to_all("dispatch", sent, s.hidden * 2, beside, module);
   if (s.etp > 1) {
     const std::int64_t part = (s.etp - 1) * sent * s.hidden * 2;
     w.collective(w.forward(), "etp gather", Axis::etp, Call::all_gather_v, part, Beside::nothing, module);
     w.collective(w.backward_input(), "etp scatter", Axis::etp, Call::reduce_scatter_v, part, Beside::nothing);
   }
-  if (groups > 1) w.elementwise("sort", 2 * rows * s.hidden, 2 * rows * s.hidden, true, 1, module);
+  if (groups > 1) w.elementwise("sort", 2 * rows * s.hidden, 2 * rows * s.hidden, fused, kChain, module);
   w.linear("experts up", rows, m.gated_mlp ? 2 * f : f, s.hidden, module, true, groups);
   add_activation(w, m, rows * f, module | bit(Module::moe_act));
   w.linear("experts down", rows, s.hidden, f, module, true, groups);
-  if (groups > 1) w.elementwise("unsort", 2 * rows * s.hidden, 2 * rows * s.hidden, true, 1, module);
+  if (groups > 1) w.elementwise("unsort", 2 * rows * s.hidden, 2 * rows * s.hidden, fused, kChain, module);
   if (s.etp > 1) {
     const std::int64_t part = (s.etp - 1) * sent * s.hidden * 2;
     w.collective(w.forward(), "etp scatter", Axis::etp, Call::reduce_scatter_v, part, Beside::nothing,
@@ -175,7 +177,7 @@ void add_experts(BlockWriter& w, const spec::ModelSpec& m, Beside beside) {
     w.collective(w.backward_input(), "etp gather", Axis::etp, Call::all_gather_v, part, Beside::nothing);
   }
   w.all_to_all("combine", sent, s.hidden * 2, beside, module);
-  w.elementwise("unpermute", (sent + s.local_tokens) * s.hidden, 2 * sent * s.hidden, true, 1, module);
+  w.elementwise("unpermute", (sent + s.local_tokens) * s.hidden, 2 * sent * s.hidden, fused, kChain, module);
 }
 
 void add_moe(BlockWriter& w, const spec::ModelSpec& m) {

@@ -232,6 +232,7 @@ std::vector<Practice> all() {
           megatron_2021(),
           megatron_2022(),
           megatron_bridge(),
+          megatron_bridge_2026(),
           megatron_core(),
           megatron_core_plain(),
           megatron_deepspeed_2022(),

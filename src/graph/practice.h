@@ -23,6 +23,8 @@ struct Practice {
   bool dropout = false;              // masks are made and kept (GPT-2 and -3 recipes)
   bool compiled = false;             // torch.compile fuses elementwise chains
   bool cuda_graphs = false;          // no launch gaps
+  bool fused_permute = true;         // rows are sorted, padded and scattered in one kernel each way
+  bool fused_router = true;          // scores, top-k and counts in few kernels
   bool grouped_gemm = true;          // else one gemm an expert
   // Communication.
   bool balanced_stages = false;  // embedding and head count when stages are cut, also where layers divide

@@ -306,7 +306,10 @@ class Mapper {
       assume("DualPipe priced as ZB-H1 (its idle time is near)", true);
       return true;
     }
-    const bool interleaved = has(text, {"interleaved", "1f1b-i"}) && !has(text, {"interleaved not stated"});
+    // Overlapped messages are the interleaved schedule's.
+    const bool overlapped = !row_.vpp && has(text, {"overlap_p2p_comm"});
+    const bool interleaved =
+        overlapped || (has(text, {"interleaved", "1f1b-i"}) && !has(text, {"interleaved not stated"}));
     if (interleaved && c.vpp == 1) return fail("stages per rank of the interleaved schedule not printed");
     if (c.vpp > 1) c.schedule = schedule::Kind::interleaved;
     return true;

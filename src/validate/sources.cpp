@@ -262,16 +262,17 @@ std::optional<graph::Practice> practice_of(const Row& row, std::string& reason) 
     reason = "JAX and XLA are not modelled";
     return std::nullopt;
   }
-  const std::string_view name = practice_name(row);
+  std::string_view name = practice_name(row);
+  if (name == "megatron-bridge" && row.date >= "2026-06") name = "megatron-bridge-2026";
   if (name.empty()) {
     reason = "framework not known";
     return std::nullopt;
   }
   graph::Practice p = graph::practice(name);
   const std::string text = to_lower(row.overlap_notes + " ; " + row.notes);
-  // Megatron-Bridge's recipes for Blackwell capture graphs, whether the row prints it or not.
+  // From the 26.06 release on, recipes for Blackwell capture whole iterations, whether the row prints it or not.
   const std::string accelerator = accelerator_of(row);
-  if (p.name == "megatron-bridge" && (accelerator.starts_with("b") || accelerator.starts_with("gb"))) {
+  if (p.name == "megatron-bridge-2026" && (accelerator.starts_with("b") || accelerator.starts_with("gb"))) {
     p.cuda_graphs = !has(text, {"cuda_graph_impl=none", "no cuda graph", "no graphs"});
   }
   read_kernels(to_lower(row.overlap_notes + " ; " + (row.prefix() == "mlmci" ? row.notes : "")), p);
