@@ -44,7 +44,7 @@ std::string cluster_name(const Row& row, std::string_view accelerator, std::int3
   if (accelerator == "gb200" || accelerator == "gb300") return nvl_cluster(accelerator, devices);
   // The playbook's runs are of a cluster on AWS.
   if (accelerator == "h100-sxm" && has(to_lower(row.overlap_notes + row.source), {"nanotron"}))
-    return "aws-p5";
+    return "aws-p5-shared";
   const auto it = std::find_if(kMachines.begin(), kMachines.end(),
                                [&](const Machines& m) { return m.accelerator == accelerator; });
   TESSERA_CHECK(it != kMachines.end(), "an accelerator of accelerator_of has a cluster");
