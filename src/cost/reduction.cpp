@@ -35,6 +35,13 @@ struct Traffic {
   Side gradients, weights;
 };
 
+// What so many calls of one owner each cost beside one collective of all: their latency.
+double owners_seconds(const Setup& s, const GroupShape& group) {
+  if (!s.practice.owner_broadcast || group.size == 1) return 0.0;
+  return group.size *
+         collective_time(s.cluster, s.calibration, group, graph::Call::all_gather, Bytes(group.size)).value;
+}
+
 // zero_group: state sharded inside of a smaller group; the sums of the groups meet over the rest.
 Traffic traffic(const Setup& s, const Candidate& c, const GroupShape& group, const RankHolding& holding,
                 double elements) {
@@ -56,10 +63,12 @@ Traffic traffic(const Setup& s, const Candidate& c, const GroupShape& group, con
     t.gradients.seconds += across.seconds;
     t.gradients.bytes += across.bytes;
     t.weights = call(s, inner, graph::Call::all_gather, elements, piece, kWeightBytes);
+    t.weights.seconds += owners_seconds(s, inner);
     return t;
   }
   t.gradients = call(s, group, graph::Call::reduce_scatter, elements, piece, wire);
   t.weights = call(s, group, graph::Call::all_gather, elements, piece, kWeightBytes);
+  if (c.zero_stage == 1) t.weights.seconds += owners_seconds(s, group);
   return t;
 }
 

@@ -178,6 +178,7 @@ Practice deepspeed_zero3() {
 Practice internevo() {
   Practice p;
   p.name = "internevo";
+  p.owner_broadcast = true;
   p.p2p_scatter = false;
   p.fused_activation = false;
   p.fused_rope = false;

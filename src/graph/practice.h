@@ -38,11 +38,13 @@ struct Practice {
   bool p2p_overlap = true;          // pipeline sends run beside compute (interleaved schedules)
   bool p2p_scatter =
       true;  // a message is cut over the tp ranks and gathered behind it (arXiv 2104.04473 4.1)
-  bool ep_overlap = false;            // all-to-all of one micro-batch under the compute of another
-  bool ep_dedup = false;              // a token goes once to a node (DeepEP, HybridEP)
-  bool in_bucket_reduce = true;       // gradients are reduced in buckets; else one blocking call at the end
-  bool fsdp_prefetch = true;          // ZeRO-3 gathers run under the layer before
-  bool reshard_after_forward = true;  // ZeRO-3 weights are gathered again in backward
+  bool ep_overlap = false;       // all-to-all of one micro-batch under the compute of another
+  bool ep_dedup = false;         // a token goes once to a node (DeepEP, HybridEP)
+  bool in_bucket_reduce = true;  // gradients are reduced in buckets; else one blocking call at the end
+  bool owner_broadcast =
+      false;                  // ZeRO-1: each rank reduces to and broadcasts its part alone, one after another
+  bool fsdp_prefetch = true;  // ZeRO-3 gathers run under the layer before
+  bool reshard_after_forward = true;      // ZeRO-3 weights are gathered again in backward
   bool separate_sequence_gather = false;  // the gathered input of a column-parallel layer is not stored
   // Elements of one gradient bucket, grown with the replicas as Megatron-Core does it; ZeRO-3 gathers a
   // layer at a time, or each of its weights (DeepSpeed).
