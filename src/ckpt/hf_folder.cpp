@@ -223,7 +223,8 @@ void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec&
 
 void import_hf_folder(const std::filesystem::path& hf_folder,
                       const std::filesystem::path& checkpoint_folder) {
-  const spec::ModelSpec model = spec::read_hf_config(hf_folder / kConfigFile);
+  const std::filesystem::path config = hf_folder / kConfigFile;
+  const spec::ModelSpec model = spec::require_trainable(spec::read_hf_config(config), config.string());
   const std::unique_ptr<WeightSource> source = open_hf_folder(hf_folder);
   check_hf_folder(*source, model);
   const std::vector<layout::ParamSpec> params = parameters_of(model);

@@ -51,7 +51,7 @@ Weights open_weights(const fs::path& path) {
   }
   Weights w;
   if (is_hf_folder(path)) {
-    w.model = spec::read_hf_config(path);
+    w.model = spec::require_trainable(spec::read_hf_config(path), path.string());
     w.source = ckpt::open_hf_folder(path);
   } else {
     auto reader = open_checkpoint(path);
