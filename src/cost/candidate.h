@@ -55,7 +55,8 @@ struct Candidate {
 // Megatron's account_for_embedding_in_pipeline_split, account_for_loss_... and custom layouts are for).
 class StageSplit {
  public:
-  // `balance`: weigh embedding and head also where the layers divide.
+  // `balance`: a stage ends with the layer that brings it to its share of the FLOPs of layers and head
+  // (nanotron), also where the layers divide.
   StageSplit(const spec::ModelSpec& model, std::int32_t num_stages, bool balance = false);
   [[nodiscard]] std::int32_t num_stages() const { return num_stages_; }
   [[nodiscard]] std::int32_t first(std::int32_t stage) const;  // first(num_stages) = num_layers
@@ -64,6 +65,7 @@ class StageSplit {
  private:
   std::int32_t num_layers_, num_stages_, base_;
   std::int32_t extra_begin_ = 0, extra_end_ = 0;  // stages with one layer more
+  double share_ = 0.0;                            // balanced: of a stage, in layers
 };
 
 // "tp 4 cp 2 pp 4 vpp 5 dp 16 mbs 1 zero 1 interleaved"; what is as usual (cp, ep, etp, vpp of 1, no

@@ -24,7 +24,16 @@ StageSplit::StageSplit(const spec::ModelSpec& model, std::int32_t num_stages, bo
   TESSERA_CHECK(num_stages >= 1 && num_layers_ + 2 >= num_stages,
                 "only the first and the last stage may be without layers");
   if (num_stages == 1 || (num_layers_ % num_stages == 0 && !balance)) return;
+  if (num_layers_ % num_stages == num_stages - 2 && model.num_nextn_predict_layers == 0 && !balance) {
+    extra_begin_ = 1;  // k p - 2 layers: one less on the first and the last stage
+    extra_end_ = num_stages - 1;
+    return;
+  }
   const double last = last_weight(model);
+  if (balance && num_layers_ >= num_stages - 1) {
+    share_ = (num_layers_ + last) / num_stages;
+    return;
+  }
   const double even = (num_layers_ + 1.0 + last) / num_stages;
   const auto of_last = std::clamp(static_cast<std::int32_t>(std::lround(even - last)), 0, num_layers_);
   const std::int32_t others = num_stages - 1;
@@ -36,6 +45,11 @@ StageSplit::StageSplit(const spec::ModelSpec& model, std::int32_t num_stages, bo
 
 std::int32_t StageSplit::first(std::int32_t stage) const {
   if (stage == num_stages_) return num_layers_;
+  if (share_ > 0.0) {
+    constexpr double kRounding = 1e-9;
+    const auto reached = static_cast<std::int32_t>(std::ceil(stage * share_ - kRounding));
+    return std::clamp(reached, stage, num_layers_ - (num_stages_ - 1 - stage));
+  }
   const std::int32_t extra = std::clamp(stage - extra_begin_, 0, extra_end_ - extra_begin_);
   return base_ * stage + extra;
 }

@@ -55,6 +55,7 @@ constexpr std::array kPresets = {
 
 bool tied(const Row& row, bool usual) {
   const std::string notes = to_lower(row.notes + " ; " + row.overlap_notes);
+  if (notes.starts_with("tied embedding")) return true;  // may speak of untied ones further on
   if (has(notes, {"untied"})) return false;
   if (has(notes, {"tied embedding"})) return true;
   return usual;

@@ -194,6 +194,32 @@ TEST(PeakMemory, IsWithinTwoPercentOfPublishedPeaks) {
   }
 }
 
+std::vector<std::int32_t> layers_of(const StageSplit& split) {
+  std::vector<std::int32_t> out;
+  for (std::int32_t s = 0; s < split.num_stages(); ++s) out.push_back(split.layers(s));
+  return out;
+}
+
+TEST(StageSplit, LeavesALayerOffTheFirstAndTheLastStage) {
+  spec::ModelSpec m = spec::model_preset("llama3-8b");
+  m.num_hidden_layers = 22;
+  EXPECT_EQ(layers_of(StageSplit(m, 8)), (std::vector<std::int32_t>{2, 3, 3, 3, 3, 3, 3, 2}));
+}
+
+// 16 layers of 4 h^2 + 3 h f and a head of V h, four of them, in stages of a share each.
+TEST(StageSplit, EndsAStageWithTheLayerThatReachesItsShareOfTheFlops) {
+  spec::ModelSpec m = spec::model_preset("llama3-8b");
+  m.num_hidden_layers = 16;
+  m.hidden_size = 2048;
+  m.intermediate_size = 8192;
+  m.num_attention_heads = m.num_key_value_heads = 32;
+  m.head_dim = 64;
+  m.vocab_size = 131072;
+  EXPECT_EQ(layers_of(StageSplit(m, 2, true)), (std::vector<std::int32_t>{10, 6}));
+  EXPECT_EQ(layers_of(StageSplit(m, 4, true)), (std::vector<std::int32_t>{5, 5, 5, 1}));
+  EXPECT_EQ(layers_of(StageSplit(m, 8, true)), (std::vector<std::int32_t>{3, 2, 3, 2, 3, 2, 1, 0}));
+}
+
 TEST(MemoryCost, ReservesMoreThanItAllocates) {
   MemoryCost cost;
   cost.parts[0] = 94.0;
