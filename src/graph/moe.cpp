@@ -11,6 +11,11 @@ bool exchanges(const Sizes& s) {
   return s.ep * s.etp > 1;
 }
 
+// Of one linear layer of the local experts, over the micro-batches that the rows are of.
+std::int64_t products(const Sizes& s, const MoeSizes& m) {
+  return div_exact(m.num_experts, s.ep) * m.row_microbatches;
+}
+
 // Row numbers are sums over m.row_microbatches micro-batches.
 void to_experts(OpWriter& w, const Sizes& s, const MoeSizes& m) {
   const std::int64_t row = s.hidden * s.element;
@@ -89,9 +94,10 @@ void forward(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& 
   f.per_microbatches(m.row_microbatches);
   f.memory("gather rows", 2 * m.sent * H);
   if (exchanges(s)) to_experts(f, s, m);
-  f.gemm("experts gate_up", m.received, 2 * I, H);
+  const std::int64_t groups = products(s, m);
+  f.grouped_gemm("experts gate_up", groups, OpWriter::RowsAre::m, m.received, 2 * I, H);
   f.memory("swiglu", 3 * m.received * I);
-  f.gemm("experts down", m.received, H, I);
+  f.grouped_gemm("experts down", groups, OpWriter::RowsAre::m, m.received, H, I);
   if (exchanges(s)) from_experts(f, s, m);
   f.memory("combine", 2 * t * H * m.row_microbatches + m.sent * H);
   f.keep(m.max_rows * H);
@@ -108,11 +114,12 @@ void backward_input(OpList& out, const Sizes& s, const MoeSizes& m, const std::s
   i.per_microbatches(m.row_microbatches);
   i.memory("combine backward", t * H * m.row_microbatches + 2 * m.sent * H);
   if (exchanges(s)) to_experts(i, s, m);
-  i.gemm("experts down dgrad", m.received, I, H);
+  const std::int64_t groups = products(s, m);
+  i.grouped_gemm("experts down dgrad", groups, OpWriter::RowsAre::m, m.received, I, H);
   i.keep(m.max_rows * H);
   i.memory("swiglu backward", 5 * m.received * I);
   i.keep(m.max_rows * 2 * I);
-  i.gemm("experts gate_up dgrad", m.received, H, 2 * I);
+  i.grouped_gemm("experts gate_up dgrad", groups, OpWriter::RowsAre::m, m.received, H, 2 * I);
   if (exchanges(s)) from_experts(i, s, m);
   i.memory("sum rows", m.sent * H + t * H * m.row_microbatches);
   i.per_microbatches(1);
@@ -131,8 +138,9 @@ void backward_weight(OpList& out, const Sizes& s, const MoeSizes& m, const std::
   if (s.selective) w.memory("norm again", 2 * t * H);
   w.per_microbatches(m.row_microbatches);
   if (s.selective) w.memory("swiglu again", 3 * m.received * I);
-  w.gemm("experts down wgrad", H, I, m.received);
-  w.gemm("experts gate_up wgrad", 2 * I, H, m.received);
+  const std::int64_t groups = products(s, m);
+  w.grouped_gemm("experts down wgrad", groups, OpWriter::RowsAre::k, m.received, H, I);
+  w.grouped_gemm("experts gate_up wgrad", groups, OpWriter::RowsAre::k, m.received, 2 * I, H);
   w.per_microbatches(1);
   w.gemm("router wgrad", m.num_experts, H, t);
   w.memory("norm wgrad", 2 * t * H);

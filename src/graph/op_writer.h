@@ -26,6 +26,18 @@ class OpWriter {
     op.gemm = {.m = m, .n = n, .k = k, .groups = 1};
     op.bytes_moved = Bytes((m * n + m * k + n * k) * s_.element);
   }
+  // One product an expert; `rows` in all of them, which is m (forward, input gradient) or k (weight gradient)
+  // of a group on average.
+  enum class RowsAre : std::uint8_t { m, k };
+  void grouped_gemm(std::string_view name, std::int64_t groups, RowsAre rows_are, std::int64_t rows,
+                    std::int64_t a, std::int64_t b) {
+    Op& op = add(name, OpKind::gemm);
+    op.flops = Flops(2 * rows * a * b);
+    const std::int64_t each = (rows + groups - 1) / groups;
+    op.gemm = rows_are == RowsAre::m ? GemmShape{.m = each, .n = a, .k = b, .groups = groups}
+                                     : GemmShape{.m = a, .n = b, .k = each, .groups = groups};
+    op.bytes_moved = Bytes((rows * (a + b) + groups * a * b) * s_.element);
+  }
   void memory(std::string_view name, std::int64_t elements_moved) {
     add(name, OpKind::memory).bytes_moved = Bytes(elements_moved * s_.element);
   }

@@ -1,0 +1,333 @@
+#include "cost/engine_step.h"
+
+#include <algorithm>
+
+#include "cost/kernel_time.h"
+#include "cost/network.h"
+#include "cost/pipeline_time.h"
+
+namespace tessera::cost {
+
+namespace {
+
+using graph::Call;
+
+std::size_t at(std::int64_t i) {
+  return static_cast<std::size_t>(i);
+}
+
+double real(std::int64_t v) {
+  return static_cast<double>(v);
+}
+
+Part part_of(const graph::Op& op) {
+  if (op.recomputed && op.kind != graph::OpKind::collective) return Part::recompute;
+  switch (op.kind) {
+    case graph::OpKind::gemm:
+      return Part::gemm;
+    case graph::OpKind::attention:
+      return Part::attention;
+    case graph::OpKind::memory:
+      return Part::memory_bound;
+    case graph::OpKind::collective:
+      break;
+  }
+  switch (op.axis) {
+    case graph::Axis::tp:
+      return Part::tp;
+    case graph::Axis::cp:
+      return Part::cp;
+    case graph::Axis::ep:
+    case graph::Axis::etp:
+      return Part::ep;
+    case graph::Axis::pp:
+      return Part::pp;
+    case graph::Axis::dp:
+    case graph::Axis::tp_dp:
+    case graph::Axis::edp:
+    case graph::Axis::tie:
+    case graph::Axis::world:
+      return Part::dp;
+  }
+  return Part::dp;
+}
+
+// One rank of the job as time.
+class RankCost {
+ public:
+  RankCost(const EngineJob& j, const spec::ClusterSpec& cluster, const Calibration& c, Rank rank,
+           const graph::RoutingCounts& routing)
+      : j_(j), cluster_(cluster), c_(c), rank_(rank), graph_(graph::build(j.job, j.layout, rank, routing)) {
+    for (const graph::StageGraph& s : graph_.stages) stages_.push_back(stage_work(s));
+    for (const graph::Op& op : graph_.step) add_step(op);
+  }
+
+  [[nodiscard]] const graph::StepGraph& graph() const { return graph_; }
+  [[nodiscard]] const std::vector<StageWork>& stages() const { return stages_; }
+  [[nodiscard]] PipelineRank seconds() const {
+    PipelineRank r;
+    for (const StageWork& s : stages_) {
+      r.forward += s.forward_seconds;
+      r.backward_input += s.backward_input_seconds;
+      r.backward_weight += s.backward_weight_seconds;
+    }
+    return r;
+  }
+  // Once a step.
+  double grad_seconds = 0, grad_bytes = 0, param_seconds = 0, param_bytes = 0, world_seconds = 0;
+  std::array<double, graph::kNumAxes> comm_seconds{};  // of a step
+  double attention_flops = 0;                          // model FLOPs of a step
+
+  // Gradients to zero, their norm, AdamW (reads p, g, m, v; writes p, m, v), panels in both directions.
+  [[nodiscard]] double optimizer_seconds(const EngineMemory& m) const {
+    const double owned = real(m.optimizer.value) / 2.0;
+    const double moved = real(m.gradients.value) + 8.0 * owned + 2.0 * real(m.packed_weights.value);
+    return c_.optimizer_passes * memory_time(c_, Bytes(static_cast<std::int64_t>(moved))).value;
+  }
+
+ private:
+  [[nodiscard]] GroupShape group(graph::Axis axis) const {
+    using layout::Axis;
+    const layout::Layout& l = j_.layout;
+    const spec::ParallelSpec& p = j_.job.parallel;
+    const auto ranks = [&]() -> std::vector<Rank> {
+      switch (axis) {
+        case graph::Axis::tp:
+          return l.dense.group(rank_, {Axis::tp});
+        case graph::Axis::cp:
+          return l.dense.group(rank_, {Axis::cp});
+        case graph::Axis::pp:
+        case graph::Axis::tie:
+          return l.dense.group(rank_, {Axis::pp});
+        case graph::Axis::dp:
+          return l.dense.group(rank_, {Axis::cp, Axis::dp});
+        case graph::Axis::tp_dp:
+          return l.dense.group(rank_, {Axis::tp, Axis::cp, Axis::dp});
+        case graph::Axis::edp:
+          return l.expert.group(rank_, {Axis::edp});
+        case graph::Axis::ep:
+          return l.expert.group(rank_, {Axis::ep});
+        case graph::Axis::etp:
+          return l.expert.group(rank_, {Axis::etp});
+        case graph::Axis::world:
+          return l.dense.group(rank_, {Axis::tp, Axis::cp, Axis::dp, Axis::pp});
+      }
+      return {};
+    }();
+    if (ranks.size() < 2) return group_shape(cluster_, 1, 1);
+    // Neighbours of a pipeline, and the ends of a tie, talk in pairs.
+    const bool pair = axis == graph::Axis::pp || axis == graph::Axis::tie;
+    const std::int32_t reach = axis == graph::Axis::tie ? p.pp - 1 : 1;
+    return group_shape(cluster_, pair ? 2 : static_cast<std::int32_t>(ranks.size()),
+                       std::int64_t{ranks[1].value - ranks[0].value} * reach);
+  }
+
+  [[nodiscard]] double collective_seconds(const graph::Op& op) const {  // of all of its calls in a step
+    const std::int64_t calls = std::max<std::int64_t>(1, op.calls);
+    const Bytes each((op.bytes_sent.value * op.count) / calls);
+    return real(calls) * collective_time(cluster_, c_, group(op.axis), op.call, each).value;
+  }
+
+  [[nodiscard]] double compute_seconds(const graph::Op& op) const {
+    const double rate = op.kind == graph::OpKind::gemm ? c_.sustained : 1.0;
+    return kernel_time(c_, op, j_.job.train.precision).value / rate +
+           op.kernels * (c_.launch + c_.kernel_latency).value;
+  }
+
+  void add_pass(const graph::OpList& ops, std::vector<Segment>& out, double& seconds, StageWork& stage) {
+    const double m = graph_.num_microbatches;
+    for (const graph::Op& op : ops) {
+      const bool communication = op.kind == graph::OpKind::collective;
+      const double step = communication ? collective_seconds(op) : compute_seconds(op) * real(op.count);
+      if (communication) comm_seconds[at(static_cast<int>(op.axis))] += step;
+      if (op.kind == graph::OpKind::attention && !op.recomputed)
+        attention_flops += real(op.flops.value * op.count);
+      if (op.axis == graph::Axis::pp && communication) {
+        stage.p2p_seconds = step / m;
+        stage.p2p_bytes = real(op.bytes_sent.value);
+        continue;
+      }
+      Segment s;
+      s.name = op.name;
+      s.part = part_of(op);
+      s.axis = op.axis;
+      s.communication = communication;
+      s.seconds = s.exposed = step / m;
+      s.flops = real(op.flops.value * op.count) / m;
+      s.bytes_sent = real(op.bytes_sent.value * op.count) / m;
+      seconds += s.seconds;
+      out.push_back(std::move(s));
+    }
+  }
+
+  [[nodiscard]] StageWork stage_work(const graph::StageGraph& g) {
+    StageWork w;
+    // The gradient's message first: the stage's own message goes forward, and a last stage has none.
+    add_pass(g.backward_input, w.backward_input, w.backward_input_seconds, w);
+    w.p2p_seconds = w.p2p_bytes = 0.0;
+    add_pass(g.forward, w.forward, w.forward_seconds, w);
+    add_pass(g.backward_weight, w.backward_weight, w.backward_weight_seconds, w);
+    w.saved_bytes = real(g.saved_bytes().value);
+    return w;
+  }
+
+  void add_step(const graph::Op& op) {
+    const double seconds = collective_seconds(op);
+    comm_seconds[at(static_cast<int>(op.axis))] += seconds;
+    if (op.axis == graph::Axis::world) {
+      world_seconds += seconds;
+    } else if (op.call == Call::all_gather) {
+      param_seconds += seconds;
+      param_bytes += real(op.bytes_sent.value);
+    } else {
+      grad_seconds += seconds;
+      grad_bytes += real(op.bytes_sent.value);
+    }
+  }
+
+  const EngineJob& j_;
+  const spec::ClusterSpec& cluster_;
+  const Calibration& c_;
+  Rank rank_;
+  graph::StepGraph graph_;
+  std::vector<StageWork> stages_;
+};
+
+EngineRank rank_figures(const EngineJob& j, const RankCost& cost, Rank rank) {
+  EngineRank r{.flops = cost.graph().flops(), .model_flops = cost.graph().model_flops()};
+  for (std::int32_t a = 0; a < graph::kNumAxes; ++a) {
+    r.bytes_sent[at(a)] = cost.graph().bytes_sent(static_cast<graph::Axis>(a));
+  }
+  r.memory = engine_memory(j, rank);
+  return r;
+}
+
+// `slowest`: one rank for each pipeline rank.
+StepWork step_work(const EngineJob& j, const std::vector<const RankCost*>& slowest,
+                   const std::vector<EngineMemory>& memory) {
+  StepWork w;
+  w.stages.resize(j.layout.stages.size());
+  for (std::size_t r = 0; r < slowest.size(); ++r) {
+    const RankCost& cost = *slowest[r];
+    for (std::size_t i = 0; i < cost.stages().size(); ++i) {
+      w.stages[at(cost.graph().stages[i].stage.value)] = cost.stages()[i];
+    }
+    const MemoryCost m = memory[r].cost(static_cast<std::int32_t>(r));
+    w.static_bytes.push_back(m.allocated() - m[MemoryPart::activations]);
+    w.grad_seconds.push_back(cost.grad_seconds);
+    w.grad_bytes.push_back(cost.grad_bytes);
+    w.param_seconds.push_back(cost.param_seconds);
+    w.param_bytes.push_back(cost.param_bytes);
+    w.optimizer_seconds.push_back(cost.optimizer_seconds(memory[r]) + cost.world_seconds);
+    w.num_microbatches = cost.graph().num_microbatches;
+  }
+  return w;
+}
+
+double& part(StepCost& c, Part p) {
+  return c.parts[static_cast<std::size_t>(p)];
+}
+
+// What the blocks take, over an average rank; recomputation stands in its own part.
+void add_stages(StepCost& c, const StepWork& w, double pp) {
+  const double scale = real(w.num_microbatches) / pp;
+  for (const StageWork& s : w.stages) {
+    for (const std::vector<Segment>* pass : {&s.forward, &s.backward_input, &s.backward_weight}) {
+      for (const Segment& g : *pass) part(c, g.part) += g.exposed * scale;
+    }
+  }
+}
+
+// Figures of an average device; the largest memory.
+void add_ranks(StepCost& c, const EngineJob& j, const std::vector<EngineRank>& ranks,
+               const std::vector<RankCost>& costs) {
+  const double n = real(std::ssize(ranks));
+  const double seq = real(j.job.train.sequence_length);
+  double attention = 0.0;
+  for (std::size_t r = 0; r < ranks.size(); ++r) {
+    c.model_flops += real(ranks[r].model_flops.value) / n;
+    c.hardware_flops += real(ranks[r].flops.value) / n;
+    attention += costs[r].attention_flops / n;
+    for (std::size_t a = 0; a < c.bytes_sent.size(); ++a) {
+      c.bytes_sent[a] += real(ranks[r].bytes_sent[a].value) / n;
+      c.comm_seconds[a] += costs[r].comm_seconds[a] / n;
+    }
+    const MemoryCost m =
+        ranks[r].memory.cost(j.layout.dense.coordinate(Rank(static_cast<std::int32_t>(r)), layout::Axis::pp));
+    if (r == 0 || m.allocated() > c.memory.allocated()) c.memory = m;
+  }
+  // Kept pairs S (S + 1) / 2 against half of the square.
+  c.model_flops_full = c.model_flops + attention * (2.0 * seq / (seq + 1.0) - 1.0);
+  part(c, Part::ideal) = c.model_flops / c.peak;
+  part(c, Part::gemm) -= (c.model_flops - attention) / c.peak;
+  part(c, Part::attention) -= attention / c.peak;
+}
+
+StepCost step_cost(const EngineJob& j, const StepWork& w, const std::vector<const RankCost*>& slowest) {
+  StepCost c;
+  c.num_microbatches = real(w.num_microbatches);
+  const double pp = real(std::ssize(slowest));
+  add_stages(c, w, pp);
+  const double busy = c.seconds();
+  std::vector<PipelineRank> ranks;
+  PipelineShape shape{.kind = j.schedule.kind,
+                      .vpp = j.job.parallel.vpp,
+                      .num_microbatches = w.num_microbatches,
+                      .message = 0.0,
+                      .message_hidden = w.p2p_overlapped};
+  double grad = 0.0, param = 0.0, optimizer = 0.0, world = 0.0;
+  double message = 0.0;
+  for (std::size_t r = 0; r < slowest.size(); ++r) {
+    ranks.push_back(slowest[r]->seconds());
+    c.compute_seconds = std::max(c.compute_seconds, c.num_microbatches * ranks.back().total());
+    grad = std::max(grad, w.grad_seconds[r]);
+    param = std::max(param, w.param_seconds[r]);
+    world = std::max(world, slowest[r]->world_seconds);
+    optimizer = std::max(optimizer, w.optimizer_seconds[r] - slowest[r]->world_seconds);
+  }
+  for (const StageWork& s : w.stages) message = std::max(message, s.p2p_seconds);
+  const double pipeline = pipeline_time(shape, ranks);
+  shape.message = message;
+  part(c, Part::pp) = pipeline_time(shape, ranks) - pipeline;
+  part(c, Part::bubble) = pipeline - busy;
+  const PipelineRank& first = ranks.front();
+  const double window = w.grad_overlapped ? first.backward_input + first.backward_weight : 0.0;
+  part(c, Part::dp) = std::max(0.0, grad - window) + param + world;
+  part(c, Part::optimizer) = optimizer;
+  return c;
+}
+
+}  // namespace
+
+EngineStep engine_step(const EngineJob& job, const spec::ClusterSpec& cluster, const Calibration& calibration,
+                       const graph::RoutingCounts& routing) {
+  EngineStep step;
+  std::vector<RankCost> costs;
+  const std::int32_t world = job.layout.world_size();
+  const std::int32_t pp = job.layout.dense.size(layout::Axis::pp);
+  std::vector<std::int32_t> worst(at(pp), -1);
+  for (std::int32_t r = 0; r < world; ++r) {
+    costs.emplace_back(job, cluster, calibration, Rank(r), routing);
+    step.ranks.push_back(rank_figures(job, costs.back(), Rank(r)));
+    std::int32_t& w = worst[at(job.layout.dense.coordinate(Rank(r), layout::Axis::pp))];
+    if (w < 0 || costs.back().seconds().total() > costs[at(w)].seconds().total()) w = r;
+  }
+  std::vector<const RankCost*> slowest;
+  std::vector<EngineMemory> memory;
+  for (const std::int32_t r : worst) {
+    slowest.push_back(&costs[at(r)]);
+    memory.push_back(step.ranks[at(r)].memory);
+  }
+  step.work = step_work(job, slowest, memory);
+  // The thread that reduces gradients hides nothing where every core computes.
+  step.work.grad_overlapped = cluster.num_devices >= 2 * world;
+  step.work.overlap_slowdown = calibration.overlap_slowdown;
+  step.cost = step_cost(job, step.work, slowest);
+  step.cost.peak = gemm_model(calibration, job.job.train.precision).peak;
+  add_ranks(step.cost, job, step.ranks, costs);
+  const double total = step.cost.seconds();
+  step.cost.bubble_fraction = total > 0.0 ? step.cost[Part::bubble] / total : 0.0;
+  return step;
+}
+
+}  // namespace tessera::cost
