@@ -207,6 +207,13 @@ void read_bytes(const Row& row, const std::string& text, graph::Practice& p) {
   if (has(text, {"fp32 grads", "fp32 grad accumulation"})) p.gradient_bytes = p.gradient_reduce_bytes = 4;
   if (has(text, {"bf16 grads"})) p.gradient_bytes = p.gradient_reduce_bytes = 2;
   if (has(text, {"bf16 grad reduce"})) p.gradient_reduce_bytes = 2;
+  // Megatron of 2021 and 2022 keeps gradients of mixed-precision runs in 16 bit.
+  if (p.name.starts_with("megatron-202") && has(text, {"mixed 16 bit"})) p.gradient_bytes = 2;
+  // Megatron's own defaults: dropout, its loss in f32.
+  if (row.prefix() == "mlmci") {
+    p.dropout = true;
+    p.fused_cross_entropy = false;
+  }
   if (has(text, {"bf16 adam moments", "reduced-precision adam moments"})) p.optimizer_bytes = 8;
 }
 
@@ -297,6 +304,9 @@ MemoryUnit memory_unit(const Row& row) {
   }
   const std::string prefix = row.prefix();
   if (prefix == "titan" || prefix == "ao") unit.bytes = kGib;  // torchtitan prints GiB
+  // nanotron logs torch's max_memory_allocated in GiB; the Zero Bubble tables agree with allocated 1e9 bytes.
+  if (prefix == "nano" || prefix == "zb") unit.kind = MemoryKind::allocated;
+  if (prefix == "nano") unit.bytes = kGib;
   return unit;
 }
 
