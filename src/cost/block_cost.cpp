@@ -153,13 +153,14 @@ double relative_rate(const Setup& s, const graph::Op& op) {
     case graph::OpKind::attention:
       switch (s.practice.flash_generation) {
         case 1:
-          return c.attention_flash1;
+          return c.sustained_attention * c.attention_flash1;
         case 2:
-          return c.attention_flash2;
+          return c.sustained_attention * c.attention_flash2;
         default:
-          return 1.0;
+          return c.sustained_attention;
       }
     case graph::OpKind::memory:
+      return c.sustained_memory;
     case graph::OpKind::collective:
       return 1.0;
   }

@@ -142,6 +142,9 @@ void all_fields(V& v, C& c) {
   v.section("step");
   v.number("sustained", c.sustained);
   v.number("sustained_low", c.sustained_low);
+  v.number("sustained_attention", c.sustained_attention);
+  v.number("sustained_memory", c.sustained_memory);
+  v.number("sustained_network", c.sustained_network);
   v.number("overlap_slowdown", c.overlap_slowdown);
   v.number("straggler", c.straggler);
   v.number("optimizer_passes", c.optimizer_passes);
@@ -474,7 +477,10 @@ void validate(const Calibration& c, std::string_view where, Problems& problems) 
   check.in("links.chunk_latency", c.chunk_latency.value, 0.0, 1.0);
   check.in("links.collective_launch", c.collective_launch.value, 0.0, 1.0);
   check.in("step.sustained", c.sustained, 0.01, 1.0);
-  check.in("step.sustained_low", c.sustained_low, 0.01, 1.0);
+  check.in("step.sustained_low", c.sustained_low, 0.01, 1.1);
+  check.in("step.sustained_attention", c.sustained_attention, 0.01, 1.2);
+  check.in("step.sustained_memory", c.sustained_memory, 0.01, 1.2);
+  check.in("step.sustained_network", c.sustained_network, 0.01, 1.1);
   check.in("attention.flash2", c.attention_flash2, 0.01, 1.0);
   check.in("attention.flash1", c.attention_flash1, 0.01, 1.0);
   check.in("step.overlap_slowdown", c.overlap_slowdown, 0.0, 10.0);

@@ -60,13 +60,16 @@ struct Calibration {
   Seconds chunk_latency;                 // of one chunk of a pipelined transfer in the innermost tier
   Seconds collective_launch;             // fixed, of one call
   // Whole steps: physical constants, fitted on published runs (docs/accuracy.md).
-  // Rate of matrix products and attention under a whole training step beside a single kernel's benchmark: the
-  // clock follows the power. Of 16-bit and wider operands, and of narrower ones.
+  // Rate of kernels under a whole training step beside a single kernel's benchmark: the clock follows the power.
+  // Products of 16-bit and wider operands, of narrower ones, and attention.
   double sustained = 1.0;
   double sustained_low = 1.0;
-  double overlap_slowdown = 0.0;  // of compute while a collective runs beside it (fraction of that time)
-  double straggler = 0.0;         // of the step for each doubling of devices beyond one node
-  double optimizer_passes = 1.0;  // bytes of the optimizer step beside one read and write of each state
+  double sustained_attention = 1.0;
+  double sustained_memory = 1.0;   // rate of elementwise work in a step beside plain streaming
+  double sustained_network = 1.0;  // rate between nodes in a training run beside a collective's own benchmark
+  double overlap_slowdown = 0.0;   // of compute while a collective runs beside it (fraction of that time)
+  double straggler = 0.0;          // of the step for each doubling of devices beyond one node
+  double optimizer_passes = 1.0;   // bytes of the optimizer step beside one read and write of each state
   friend bool operator==(const Calibration&, const Calibration&) = default;
 };
 

@@ -70,8 +70,17 @@ std::size_t TableHash::operator()(const TableKey& k) const {
   return static_cast<std::size_t>(h);
 }
 
+namespace {
+// Links at the rate that a training run sees.
+Setup in_training(Setup s) {
+  s.calibration.inter_efficiency *= s.calibration.sustained_network;
+  s.calibration.sustained_network = 1.0;
+  return s;
+}
+}  // namespace
+
 StepModel::Impl::Impl(Setup s)
-    : setup(std::move(s)),
+    : setup(in_training(std::move(s))),
       classes(setup.model),
       flops_per_token(
           spec::train_flops_per_token(setup.model, setup.work.sequence_length, spec::AttentionFlops::causal)),
@@ -306,6 +315,23 @@ double StepModel::lower_bound(const Candidate& c) {
   double sum = 0.0;
   impl_->for_blocks(t, 0, impl_->setup.model.num_hidden_layers, true, true,
                     [&](const BlockCost& b, double n) { sum += n * b.seconds(); });
+  return sum * static_cast<double>(num_microbatches(impl_->setup.work, c)) / c.pp;
+}
+
+double StepModel::lowest_bound(const Candidate& c) {
+  Candidate plain = c;
+  plain.recompute = spec::Recompute::none;
+  plain.recompute_modules = 0;
+  plain.order = AxisOrder::tp_cp_ep_dp_pp;
+  const LayerTable& t = impl_->table(plain);
+  double sum = 0.0;
+  impl_->for_blocks(t, 0, impl_->setup.model.num_hidden_layers, true, true,
+                    [&](const BlockCost& b, double n) {
+                      sum += n * b.seconds();
+                      for (const PassCost* pass : {&b.forward, &b.backward_input, &b.backward_weight}) {
+                        sum -= n * pass->parts[static_cast<std::size_t>(Part::ep)];
+                      }
+                    });
   return sum * static_cast<double>(num_microbatches(impl_->setup.work, c)) / c.pp;
 }
 
