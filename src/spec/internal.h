@@ -60,7 +60,8 @@ struct KeyNames {
 [[nodiscard]] bool has_experts(Family family);
 [[nodiscard]] bool has_mla(Family family);
 
-// Reads the keys of a config.json from `map` and validates what they say. `also_known` are keys of the caller.
+// Reads the keys of a config.json from `map` and validates what they say. `also_known` are keys of the
+// caller.
 [[nodiscard]] ModelSpec read_model(const Value& map, const Place& place,
                                    std::span<const std::string> also_known, Problems& problems);
 [[nodiscard]] Value model_value(const ModelSpec& m);

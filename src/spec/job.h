@@ -72,8 +72,8 @@ struct Recipe {
   std::int64_t micro_batch_size = 0;   // sequences per pipeline unit of one replica
   Precision precision = Precision::f32;
   Recompute recompute = Recompute::none;
-  // Of selective, Megatron-Core's names: core_attn, layernorm, mlp, moe, moe_act, mla_up_proj, shared_experts.
-  // Empty: layernorm and moe_act (what the engine does).
+  // Of selective, Megatron-Core's names: core_attn, layernorm, mlp, moe, moe_act, mla_up_proj,
+  // shared_experts. Empty: layernorm and moe_act (what the engine does).
   std::vector<std::string> recompute_modules;
   std::uint64_t seed = 1;
   // 1: optimizer state sharded over dp, 2: and gradients, 3: and weights (FSDP). The engine runs 0 and 1.
@@ -91,8 +91,8 @@ struct ParallelSpec {
   std::int32_t vpp = 1;  // stages per pipeline rank
   bool sequence_parallel =
       true;  // with tp: norms and residuals are cut along the sequence (arXiv 2205.05198)
-  // Of the axes in the world, the first has stride 1: a permutation of the five words. Where ep stands changes
-  // nothing: it folds over tp, cp and dp.
+  // Of the axes in the world, the first has stride 1: a permutation of the five words. Where ep stands
+  // changes nothing: it folds over tp, cp and dp.
   std::string order = "tp-cp-ep-dp-pp";
   std::string schedule = "1f1b";  // a name of the schedule room
   std::vector<std::int32_t>
@@ -157,15 +157,16 @@ enum class JobUse : std::uint8_t { plan, train };
 // All known YAML paths ("train.steps", ...), for help and a test.
 [[nodiscard]] std::vector<std::string> job_keys();
 
-// Cross-checks of model, recipe and layout, whatever is to become of them: tp divides heads, the widths of dense
-// MLPs, and with sequence parallelism the tokens of a micro-batch; kv heads and tp divide one another (heads are
-// repeated, as Megatron does; the vocabulary is padded); 2 cp divides the sequence; etp divides the expert width;
-// ep divides the experts; tp*cp*dp = etp*ep*edp; dp * micro_batch_size divides the global batch; stage_layers sum;
-// pp*vpp <= layers; modules of recomputation and axes of the order by name; keys of experts with a dense model; ...
+// Cross-checks of model, recipe and layout, whatever is to become of them: tp divides heads, the widths of
+// dense MLPs, and with sequence parallelism the tokens of a micro-batch; kv heads and tp divide one another
+// (heads are repeated, as Megatron does; the vocabulary is padded); 2 cp divides the sequence; etp divides
+// the expert width; ep divides the experts; tp*cp*dp = etp*ep*edp; dp * micro_batch_size divides the global
+// batch; stage_layers sum; pp*vpp <= layers; modules of recomputation and axes of the order by name; keys of
+// experts with a dense model; ...
 void validate(const Job& job, std::string_view where, Problems& problems);
-// What of a valid job the engine does not run: models outside of check_trainable, cp, ZeRO 2 and 3, precisions
-// but f32 and f64, other recomputation, tp without sequence parallelism, another order, sizes that would need
-// padding, sequences beyond the model's positions.
+// What of a valid job the engine does not run: models outside of check_trainable, cp, ZeRO 2 and 3,
+// precisions but f32 and f64, other recomputation, tp without sequence parallelism, another order, sizes that
+// would need padding, sequences beyond the model's positions.
 void check_engine_runs(const Job& job, std::string_view where, Problems& problems);
 // The same as Error{config} with all problems; the engine calls it before it builds anything.
 void require_engine_runs(const Job& job, std::string_view where);

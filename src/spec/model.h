@@ -148,7 +148,8 @@ const ModelSpec& require_trainable(const ModelSpec& m, std::string_view where);
 // Parameters of the main model as stored: a tied table once; without the MTP layers, as published counts are
 // (DeepSeek-V3: 671B and 14B beside).
 [[nodiscard]] std::int64_t num_parameters(const ModelSpec& m);
-// Those one token uses: all but the experts it is not sent to. Embedding table and head count whole, as stored.
+// Those one token uses: all but the experts it is not sent to. Embedding table and head count whole, as
+// stored.
 [[nodiscard]] std::int64_t num_active_parameters(const ModelSpec& m);
 // Of the MTP layers beside: each a transformer layer, two norms and a projection of 2 hidden to hidden
 // (arXiv 2412.19437 section 2.2) and a final norm; embedding and head are those of the main model.
@@ -159,8 +160,8 @@ const ModelSpec& require_trainable(const ModelSpec& m, std::string_view where);
 
 // Model FLOPs of forward + backward per token at sequence length `seq`: 6 per matmul weight used, plus
 // attention. causal: a query counts the keys it keeps, on average (seq + 1) / 2, fewer under a sliding window
-// or a chunk; full: all seq keys (PaLM, nanoGPT), at most those of the window or chunk. An MTP layer counts as
-// one more layer, its projection and one more head.
+// or a chunk; full: all seq keys (PaLM, nanoGPT), at most those of the window or chunk. An MTP layer counts
+// as one more layer, its projection and one more head.
 enum class AttentionFlops : std::uint8_t { causal, full };
 [[nodiscard]] double train_flops_per_token(const ModelSpec& m, std::int64_t seq, AttentionFlops convention);
 
@@ -171,8 +172,8 @@ enum class AttentionFlops : std::uint8_t { causal, full };
 // Reads config.json text. `where` names the file in messages. Adds every problem; keys that change the maths
 // and are not understood are refused by name with the nearest known key, keys without influence are listed in
 // the source. Of the families that the engine does not train, dropout and details that cost nothing (clamps,
-// temperatures of attention) are accepted and not kept. A llama4 file may be the whole of a model with images:
-// its text_config is read. kimi_k2 is deepseek_v3.
+// temperatures of attention) are accepted and not kept. A llama4 file may be the whole of a model with
+// images: its text_config is read. kimi_k2 is deepseek_v3.
 [[nodiscard]] ModelSpec parse_hf_config(std::string_view json, std::string_view where, Problems& problems);
 // Whole read of a file or of a folder's config.json; throws Error{config} with all problems.
 [[nodiscard]] ModelSpec read_hf_config(const std::filesystem::path& path);

@@ -106,7 +106,8 @@ TEST(Families, ReadTheOtherNamesOfAKey) {
 
 TEST(Families, ReadTheTextOfALlama4WithImages) {
   const std::string whole = fmt::format(
-      R"({{"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4", "vision_config": {{"a": 1}},
+      R"({{"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4",
+          "vision_config": {{"a": 1}},
           "image_token_index": 200092, "text_config": {}}})",
       shipped("llama-4-scout"));
   EXPECT_EQ(parsed(whole), model_preset("llama-4-scout"));
