@@ -1,7 +1,8 @@
 // Lanes of timed operations: the core under every simulation. A lane runs its operations in order; an
-// operation may wait for an event, and its end may be a signal of one. Flows are operations whose pace depends
-// on others: those on one link at once share it evenly, and those beside a busy room go slower. Their ends are
-// only known as time goes by. Everything else is walked without a queue of events and costs some nanoseconds.
+// operation may wait for an event, and its end may be a signal of one. Flows are operations whose pace
+// depends on others: those on one link at once share it evenly, and those beside a busy room go slower. Their
+// ends are only known as time goes by. Everything else is walked without a queue of events and costs some
+// nanoseconds.
 //
 //   Lanes l;
 //   l.signals = {1};                                       // one event, which takes one signal
@@ -54,8 +55,8 @@ struct LaneTimes {
 
 enum class Record : std::uint8_t { makespan, intervals };
 
-// REQUIRES: events, links and rooms in range, durations and delays of 0 or more whose sum stays below 2^63. Signals
-// beyond those that an event takes change nothing.
+// REQUIRES: events, links and rooms in range, durations and delays of 0 or more whose sum stays below 2^63.
+// Signals beyond those that an event takes change nothing.
 [[nodiscard]] LaneTimes run(const Lanes& lanes, Record record = Record::intervals);
 
 }  // namespace tessera::schedule

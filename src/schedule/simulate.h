@@ -43,7 +43,8 @@ struct Simulation {
 [[nodiscard]] Simulation simulate(const Schedule& schedule, const Durations& durations,
                                   Seconds p2p_latency = Seconds(0));
 
-// Error{config} when an action stands on another rank than its stage's, or outside of stages or micro-batches.
+// Error{config} when an action stands on another rank than its stage's, or outside of stages or
+// micro-batches.
 void require_owned(const Schedule& schedule);
 // Error{config} with the first action that was not reached: reached[r] of rank r ended.
 void throw_if_hanging(const Schedule& schedule, const std::vector<std::size_t>& reached);

@@ -191,8 +191,8 @@ TEST(Stragglers, ASlowRankHoldsUpThePipeline) {
   const Schedule s = make(Kind::one_f_one_b, 4, 16);
   const cost::StepWork work = uniform_work(s, 1, 1, 1);
   const Result r = simulate(s, work, {.rank_slowdown = {1, 1.5, 1, 1}});
-  // Rank 1 starts at 1, works 72, waits 3 for its first gradient (three F of 1.5 done at 5.5, it comes at 8.5);
-  // rank 0 ends 2 later.
+  // Rank 1 starts at 1, works 72, waits 3 for its first gradient (three F of 1.5 done at 5.5, it comes at
+  // 8.5); rank 0 ends 2 later.
   EXPECT_NEAR(r.seconds(), 1 + 72 + 3 + 2, 1e-9);
   EXPECT_EQ(part(r.ranks[1], Part::jitter), 24);
   EXPECT_EQ(part(r.ranks[1], Part::ideal), 48);
