@@ -114,6 +114,8 @@ class StepModel {
   [[nodiscard]] MemoryCost memory(const Candidate& c);  // cheaper: for pruning first
   // Seconds that predict() never falls below: busy time alone, no bubble, no reductions. For pruning.
   [[nodiscard]] double lower_bound(const Candidate& c);
+  // The same for every recomputation and order of axes at once: without all-to-all. Looser, and one table a cut.
+  [[nodiscard]] double lowest_bound(const Candidate& c);
   // The same step as pieces, for the simulator. `stage_layers`: of a plan that cuts its stages its own way;
   // empty: StageSplit.
   [[nodiscard]] StepWork work(const Candidate& c, std::span<const std::int32_t> stage_layers = {});

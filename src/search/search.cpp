@@ -64,25 +64,24 @@ class Worker {
         keep_(keep),
         recompute_(recompute_choices(setup, space)),
         coster_(std::move(coster)),
-        finds_{.list = TopList(keep, options.distinct)} {}
+        finds_{.list = TopList(keep, options.distinct)} {
+    for (const RecomputeChoice& r : recompute_) {
+      if (r.mode == spec::Recompute::full) full_ = r;
+    }
+  }
 
   void run(const Task& task, const Known& known) {
     TopList list(keep_, options_.distinct);  // of this task alone: pruning must not depend on who runs it
     for (const std::int32_t pp : task.pp) {
-      cost::Candidate c = task.base;
-      c.pp = pp;
-      c.dp = setup_.cluster.num_devices / (c.tp * c.cp * pp);
-      for (const Pipeline& pipeline : pipelines(setup_, space_, pp)) {
-        c.schedule = pipeline.kind;
-        c.vpp = pipeline.vpp;
-        for (const RecomputeChoice& choice : recompute_) {
-          c.recompute = choice.mode;
-          c.recompute_modules = choice.modules;
-          for (const std::int32_t zero : zero_stages(space_, c)) {
-            c.zero_stage = zero;
-            visit(c, known, list);
-          }
-        }
+      Layout layout{.c = task.base, .pipelines = pipelines(setup_, space_, pp)};
+      layout.c.pp = pp;
+      layout.c.dp = setup_.cluster.num_devices / (layout.c.tp * layout.c.cp * pp);
+      layout.zeros = zero_stages(space_, layout.c);
+      layout.orders = orders(space_, layout.c);
+      layout.too_big.assign(layout.pipelines.size(), false);
+      for (const std::int32_t mbs : micro_batch_sizes(setup_, space_, layout.c.dp)) {
+        layout.c.micro_batch_size = mbs;
+        visit(layout, {.known = known, .list = list});
       }
     }
     finds_.list.merge(list, finds_.tally);
@@ -91,39 +90,130 @@ class Worker {
   Finds take() { return std::exchange(finds_, Finds{.list = TopList(keep_, options_.distinct)}); }
 
  private:
-  // All orders of the axes; memory is the same for them.
-  void visit(cost::Candidate c, const Known& known, TopList& list) {
-    const std::vector<cost::AxisOrder> all = orders(space_, c);
-    finds_.counts.enumerated += static_cast<std::int64_t>(all.size());
-    c.order = all.front();
-    std::string wrong = coster_->why_invalid(c);
-    const bool valid = wrong.empty();
-    cost::MemoryCost memory;
-    if (valid) memory = coster_->memory(c);
-    for (const cost::AxisOrder order : all) {
-      c.order = order;
-      if (!valid) {
-        finds_.tally.add(Reason::schedule, c, wrong);
-      } else if (!(memory.reserved() <= limit_)) {
-        finds_.tally.add_too_big(c, memory, limit_);
+  // One layout and its choices.
+  struct Layout {
+    cost::Candidate c;
+    std::vector<Pipeline> pipelines;
+    std::vector<std::int32_t> zeros;
+    std::vector<cost::AxisOrder> orders;
+    std::vector<bool> too_big;                  // [pipeline] at a smaller micro-batch
+    [[nodiscard]] std::int64_t count() const {  // of a pipeline and a recomputation
+      return static_cast<std::int64_t>(zeros.size() * orders.size());
+    }
+  };
+  struct Found {
+    const Known& known;
+    TopList& list;
+    [[nodiscard]] double threshold() const { return std::min(known.threshold, list.threshold()); }
+  };
+
+  [[nodiscard]] static cost::Candidate with(cost::Candidate c, const Pipeline& p) {
+    c.schedule = p.kind;
+    c.vpp = p.vpp;
+    return c;
+  }
+  [[nodiscard]] static cost::Candidate with(cost::Candidate c, const RecomputeChoice& choice) {
+    c.recompute = choice.mode;
+    c.recompute_modules = choice.modules;
+    return c;
+  }
+
+  // Of all ZeRO stages, the one with the least memory.
+  [[nodiscard]] cost::MemoryCost leanest(const Layout& layout, cost::Candidate& c) {
+    cost::MemoryCost least;
+    std::int32_t stage = -1;
+    for (const std::int32_t zero : layout.zeros) {
+      c.zero_stage = zero;
+      const cost::MemoryCost m = coster_->memory(c);
+      if (stage >= 0 && !(m.reserved() < least.reserved())) continue;
+      least = m;
+      stage = zero;
+    }
+    c.zero_stage = stage;
+    return least;
+  }
+
+  // A micro-batch size: pipelines that are valid and may fit, then what is left of them recomputation by
+  // recomputation.
+  void visit(Layout& layout, const Found& found) {
+    const auto choices = static_cast<std::int64_t>(recompute_.size());
+    const std::int64_t each = layout.count() * choices;
+    finds_.counts.enumerated += each * static_cast<std::int64_t>(layout.pipelines.size());
+    layout.c.order = layout.orders.front();
+    std::vector<Pipeline> open;
+    for (std::size_t p = 0; p < layout.pipelines.size(); ++p) {
+      cost::Candidate c = with(layout.c, layout.pipelines[p]);
+      if (layout.too_big[p]) {
+        finds_.tally.add_more_too_big(each);
+        continue;
+      }
+      if (const std::string wrong = coster_->why_invalid(c); !wrong.empty()) {
+        finds_.tally.add(Reason::schedule, c, wrong, each);
+        continue;
+      }
+      if (full_) {
+        c = with(c, *full_);
+        const cost::MemoryCost memory = leanest(layout, c);
+        if (!(memory.reserved() <= limit_)) {
+          finds_.tally.add_too_big(c, memory, limit_, each);
+          layout.too_big[p] = true;
+          continue;
+        }
+      }
+      open.push_back(layout.pipelines[p]);
+    }
+    if (open.empty()) return;
+    const auto num_open = static_cast<std::int64_t>(open.size());
+    const cost::Candidate first = with(layout.c, open.front());
+    if (options_.prune && pruned(first, coster_->lowest_bound(first), found, each * num_open)) return;
+    for (const RecomputeChoice& choice : recompute_) visit(layout, choice, open, found);
+  }
+
+  void visit(const Layout& layout, const RecomputeChoice& choice, const std::vector<Pipeline>& open,
+             const Found& found) {
+    std::vector<Pipeline> fitting;
+    for (const Pipeline& p : open) {
+      cost::Candidate c = with(with(layout.c, choice), p);
+      const cost::MemoryCost memory = leanest(layout, c);
+      if (memory.reserved() <= limit_) {
+        fitting.push_back(p);
       } else {
-        price(c, known, list);
+        finds_.tally.add_too_big(c, memory, limit_, layout.count());
+      }
+    }
+    if (fitting.empty()) return;
+    const std::int64_t of_order = static_cast<std::int64_t>(fitting.size() * layout.zeros.size());
+    for (const cost::AxisOrder order : layout.orders) {
+      cost::Candidate c = with(with(layout.c, choice), fitting.front());
+      c.order = order;
+      if (options_.prune && pruned(c, coster_->lower_bound(c), found, of_order)) continue;
+      for (const Pipeline& p : fitting) {
+        for (const std::int32_t zero : layout.zeros) {
+          c = with(c, p);
+          c.zero_stage = zero;
+          price(c, found);
+        }
       }
     }
   }
 
-  void price(const cost::Candidate& c, const Known& known, TopList& list) {
-    if (options_.prune) {
-      const double at_least = coster_->lower_bound(c);
-      if (at_least * kBoundSlack > std::min(known.threshold, list.threshold())) {
-        ++finds_.counts.pruned;
-        finds_.tally.add_bound(c, at_least);
-        return;
-      }
+  [[nodiscard]] bool pruned(const cost::Candidate& c, double at_least, const Found& found,
+                            std::int64_t count) {
+    if (!(at_least * kBoundSlack > found.threshold())) return false;
+    finds_.counts.pruned += count;
+    finds_.tally.add_bound(c, at_least, count);
+    return true;
+  }
+
+  void price(const cost::Candidate& c, const Found& found) {
+    const cost::MemoryCost memory = coster_->memory(c);
+    if (!(memory.reserved() <= limit_)) {
+      finds_.tally.add_too_big(c, memory, limit_);
+      return;
     }
     ++finds_.counts.costed;
     const Ranked ranked{.candidate = c, .cost = coster_->predict(c)};
-    list.offer(ranked, lost_to(ranked.cost, known.best), finds_.tally);
+    found.list.offer(ranked, lost_to(ranked.cost, found.known.best), finds_.tally);
   }
 
   const cost::Setup& setup_;
@@ -132,6 +222,7 @@ class Worker {
   double limit_;
   std::int32_t keep_;
   std::vector<RecomputeChoice> recompute_;
+  std::optional<RecomputeChoice> full_;  // of them: needs the least memory
   std::unique_ptr<Coster> coster_;
   Finds finds_;
 };

@@ -27,7 +27,7 @@ struct Ranked {
 enum class Reason : std::uint8_t {
   batch,         // dp x micro-batch does not divide the global batch
   shape,         // degrees do not divide the model
-  schedule,      // the stages, the micro-batches or the choices do not suit each other
+  schedule,      // stages, micro-batches and schedule do not suit each other
   does_not_fit,  // memory
   bound,         // slower than the list even without communication and bubble
   slower,        // costed, and behind the list
@@ -35,7 +35,7 @@ enum class Reason : std::uint8_t {
 inline constexpr std::int32_t kNumReasons = 6;
 [[nodiscard]] std::string_view name(Reason reason);
 
-// All candidates that fell for one reason. `nearest` is the one that missed by least (does_not_fit: bytes;
+// All candidates that fell for one reason, the first that was found. `nearest` is the one that missed by least (does_not_fit: bytes;
 // bound and slower: seconds; else the first of the fixed order).
 struct Rejection {
   Reason reason{};
@@ -90,12 +90,16 @@ class Coster {
   // Empty: valid.
   [[nodiscard]] virtual std::string why_invalid(const cost::Candidate& c) = 0;
   [[nodiscard]] virtual cost::MemoryCost memory(const cost::Candidate& c) = 0;
+  // Not above predict().seconds(); the same for all schedules and ZeRO stages.
   [[nodiscard]] virtual double lower_bound(const cost::Candidate& c) = 0;
+  // Not above lower_bound() of any recomputation and order.
+  [[nodiscard]] virtual double lowest_bound(const cost::Candidate& c) = 0;
   [[nodiscard]] virtual cost::StepCost predict(const cost::Candidate& c) = 0;
 };
 using CosterFactory = std::function<std::unique_ptr<Coster>()>;
-// The same search over any cost model. REQUIRES that memory does not depend on the order of axes, and that
-// the validity of a layout with a micro-batch size shows at vpp 1 of 1f1b without recomputation.
+// The same search over any cost model. REQUIRES of it: whether a candidate is valid does not depend on its
+// recomputation, ZeRO stage or order (and shows at 1f1b for what the schedule does not cause); memory does not
+// depend on the order, is least with full recomputation, and does not fall with the micro-batch size.
 [[nodiscard]] Result search(const cost::Setup& setup, const Space& space, const Options& options,
                             const CosterFactory& make_coster);
 

@@ -11,6 +11,7 @@ class StepCoster final : public Coster {
   std::string why_invalid(const cost::Candidate& c) override { return cost::why_invalid(model_.setup(), c); }
   cost::MemoryCost memory(const cost::Candidate& c) override { return model_.memory(c); }
   double lower_bound(const cost::Candidate& c) override { return model_.lower_bound(c); }
+  double lowest_bound(const cost::Candidate& c) override { return model_.lowest_bound(c); }
   cost::StepCost predict(const cost::Candidate& c) override { return model_.predict(c); }
 
  private:

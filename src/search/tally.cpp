@@ -1,35 +1,35 @@
 #include "search/tally.h"
 
-#include <utility>
-
 namespace tessera::search {
 
-bool Tally::closer(Rejection& r, const cost::Candidate& c, double needs) {
-  const bool first = r.count++ == 0;
+bool Tally::closer(Rejection& r, const cost::Candidate& c, double needs, std::int64_t count) {
+  const bool first = r.count == 0;
+  r.count += count;
   if (!first && (needs > r.needs || (needs == r.needs && compare(c, r.nearest) >= 0))) return false;
   r.nearest = c;
   r.needs = needs;
   return true;
 }
 
-void Tally::add(Reason reason, const cost::Candidate& c, std::string why) {
+void Tally::add(Reason reason, const cost::Candidate& c, std::string_view why, std::int64_t count) {
   Rejection& r = at(reason);
-  if (closer(r, c, 0.0)) r.why = std::move(why);
+  if (closer(r, c, 0.0, count)) r.why = why;
 }
 
-void Tally::add_too_big(const cost::Candidate& c, const cost::MemoryCost& memory, double limit) {
+void Tally::add_too_big(const cost::Candidate& c, const cost::MemoryCost& memory, double limit,
+                        std::int64_t count) {
   Rejection& r = at(Reason::does_not_fit);
-  if (!closer(r, c, memory.reserved())) return;
+  if (!closer(r, c, memory.reserved(), count)) return;
   r.memory = memory;
   r.limit = limit;
 }
 
-void Tally::add_bound(const cost::Candidate& c, double at_least) {
-  closer(at(Reason::bound), c, at_least);
+void Tally::add_bound(const cost::Candidate& c, double at_least, std::int64_t count) {
+  closer(at(Reason::bound), c, at_least, count);
 }
 
 void Tally::add_slower(const cost::Candidate& c, double seconds, cost::Part lost_to) {
-  closer(slower_[static_cast<std::size_t>(lost_to)], c, seconds);
+  closer(slower_[static_cast<std::size_t>(lost_to)], c, seconds, 1);
 }
 
 void Tally::merge(Rejection& into, const Rejection& other) {

@@ -64,9 +64,9 @@ class Walker {
 
  private:
   // Small degrees tend to be fast: they make the bound sharp early.
-  using Key = std::array<std::int64_t, 6>;
+  using Key = std::array<std::int64_t, 5>;
   static Key key(const cost::Candidate& c) {
-    return {std::int64_t{c.tp} * c.cp * c.etp, c.micro_batch_size, c.ep, c.tp, c.cp, c.etp};
+    return {std::int64_t{c.tp} * c.cp * c.etp, c.ep, c.tp, c.cp, c.etp};
   }
 
   void dense_layout(cost::Candidate c) {
@@ -89,27 +89,23 @@ class Walker {
                       fmt::format("dp={} does not divide global_batch_size={}", c.dp, batch));
       return;
     }
-    bool any = false;
-    std::string why =
-        fmt::format("no micro-batch size of the pins divides the {} sequences of a replica", batch / c.dp);
-    Reason reason = Reason::batch;
-    for (const std::int32_t mbs : allowed_divisors(batch / c.dp, space_.micro_batch_size)) {
-      c.micro_batch_size = mbs;
-      std::string wrong = coster_.why_invalid(c);
-      if (wrong.empty()) {
-        any = true;
-        Task& task = tasks_[key(c)];
-        task.base = c;
-        task.base.pp = task.base.dp = 1;
-        task.pp.push_back(c.pp);
-      } else if (reason == Reason::batch) {
-        why = std::move(wrong);
-        reason = Reason::shape;
-      }
+    const std::vector<std::int32_t> sizes = micro_batch_sizes(setup_, space_, c.dp);
+    if (sizes.empty()) {
+      walk_.tally.add(
+          Reason::batch, c,
+          fmt::format("no allowed micro-batch size divides the {} sequences of a replica", batch / c.dp));
+      return;
     }
-    if (any) return;
-    c.micro_batch_size = 1;
-    walk_.tally.add(reason, c, std::move(why));
+    c.micro_batch_size = sizes.front();
+    const std::string wrong = coster_.why_invalid(c);
+    if (!wrong.empty()) {
+      walk_.tally.add(Reason::shape, c, wrong);
+      return;
+    }
+    Task& task = tasks_[key(c)];
+    task.base = c;
+    task.base.pp = task.base.dp = 1;
+    task.pp.push_back(c.pp);
   }
 
   const cost::Setup& setup_;
@@ -124,6 +120,11 @@ class Walker {
 
 Walk make_walk(const cost::Setup& setup, const Space& space, Coster& coster) {
   return Walker(setup, space, coster).run();
+}
+
+std::vector<std::int32_t> micro_batch_sizes(const cost::Setup& setup, const Space& space, std::int32_t dp) {
+  if (setup.work.global_batch_size % dp != 0) return {};
+  return allowed_divisors(setup.work.global_batch_size / dp, space.micro_batch_size);
 }
 
 std::vector<Pipeline> pipelines(const cost::Setup& setup, const Space& space, std::int32_t pp) {

@@ -1,5 +1,5 @@
-// The space as tasks: one a cut (tp, cp, ep, etp, micro-batch size), so that the layer costs of a cut are
-// made once, by one thread. Inside of this room.
+// The space as tasks: one a cut (tp, cp, ep, etp), so that the layer costs of a cut are made once, by one
+// thread. Inside of this room.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -20,6 +20,10 @@ struct Walk {
   std::int64_t layouts = 0;
 };
 [[nodiscard]] Walk make_walk(const cost::Setup& setup, const Space& space, Coster& coster);
+
+// Of a replica, ascending; none where dp does not divide the batch.
+[[nodiscard]] std::vector<std::int32_t> micro_batch_sizes(const cost::Setup& setup, const Space& space,
+                                                          std::int32_t dp);
 
 // The choices beside a layout and its micro-batch size. Those without effect are left out: one schedule for
 // pp 1, one order when dp or pp is 1, one ZeRO stage when there is nothing to share.

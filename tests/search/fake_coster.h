@@ -34,7 +34,6 @@ class FakeCoster : public Coster {
     if (c.pp * c.vpp > m.num_hidden_layers) return "more stages than layers";
     if (c.micro_batch_size > 8) return "micro-batch is more than 8";
     if (c.schedule == schedule::Kind::interleaved && microbatches(c) % c.pp != 0) return "uneven groups";
-    if (c.zero_stage == 3 && c.pp > 4) return "ZeRO-3 in a deep pipeline";
     return "";
   }
   cost::MemoryCost memory(const cost::Candidate& c) override {
@@ -48,6 +47,11 @@ class FakeCoster : public Coster {
     return m;
   }
   double lower_bound(const cost::Candidate& c) override { return compute(c); }
+  double lowest_bound(const cost::Candidate& c) override {
+    cost::Candidate plain = c;
+    plain.recompute = spec::Recompute::none;
+    return compute(plain);
+  }
   cost::StepCost predict(const cost::Candidate& c) override {
     cost::StepCost s;
     const auto part = [&](cost::Part p) -> double& { return s.parts[static_cast<std::size_t>(p)]; };

