@@ -11,6 +11,10 @@ namespace {
 
 using Rows = std::vector<std::vector<std::string>>;
 
+// The nanotron charts come from a shared cluster: repeats of one layout and neighbouring layouts differ by factors
+// of 2 to 100. Figures are printed with and without them.
+constexpr std::string_view kNoisy = "nano";
+
 std::string percent(double v) {
   return std::isfinite(v) ? fmt::format("{:.1f} %", 100 * v) : "-";
 }
@@ -78,7 +82,11 @@ SummaryTable target_table(std::span<const Outcome> outcomes, std::span<const dou
     const auto target = static_cast<Target>(i);
     line(name(target), [&](const Outcome& o) { return counts(o) && belongs(o, target); });
   }
+  line("dense, A100 and H100, without nano", [&](const Outcome& o) {
+    return counts(o) && belongs(o, Target::dense_ampere_hopper) && o.question->source != kNoisy;
+  });
   line("all", counts);
+  line("all, without nano", [](const Outcome& o) { return counts(o) && o.question->source != kNoisy; });
   line("all, also with a guess", [](const Outcome& o) { return o.timed() && o.row.quality != Quality::c; });
   line("quality C", [](const Outcome& o) { return o.timed() && o.row.quality == Quality::c; });
   return t;
@@ -117,10 +125,11 @@ SummaryTable sweep_table(std::string title, std::span<const Outcome> outcomes,
                  .header = {"", "sweeps", "layouts", "mean tau", "mean regret", "worst regret"},
                  .rows = {}};
   std::map<std::string, SweepSums> by_source;
-  SweepSums all;
+  SweepSums all, quiet;
   for (const Sweep& s : sweeps(outcomes, which)) {
     by_source[s.source].add(s);
     all.add(s);
+    if (s.source != kNoisy) quiet.add(s);
   }
   const auto line = [&](std::string name, const SweepSums& s) {
     if (s.sweeps == 0) return;
@@ -130,6 +139,7 @@ SummaryTable sweep_table(std::string title, std::span<const Outcome> outcomes,
   };
   for (const auto& [source, s] : by_source) line(source, s);
   line("all", all);
+  line("all, without nano", quiet);
   return t;
 }
 
@@ -202,6 +212,48 @@ std::string json_text(std::string_view text) {
 
 std::string number(double v) {
   return std::isfinite(v) ? fmt::format("{:.6g}", v) : "";
+}
+
+std::string json_stats(const ErrorStats& s) {
+  return fmt::format(
+      "{{\"rows\": {}, \"median\": {:.6g}, \"mean\": {:.6g}, \"p90\": {:.6g}, \"bias\": {:.6g}}}", s.rows,
+      s.median, s.mean, s.p90, s.bias);
+}
+
+// The figures of the tables as numbers.
+std::string json_figures(std::span<const Outcome> outcomes) {
+  const std::vector<double> baseline =
+      constant_mfu_errors(outcomes, [](const Outcome& o) { return o.question->source; });
+  std::string out = "\"step_time\": [";
+  for (std::int32_t i = 0; i < kNumTargets; ++i) {
+    const auto target = static_cast<Target>(i);
+    const std::vector<Group> g = grouped(
+        outcomes, [&](const Outcome& o) { return counts(o) && belongs(o, target); },
+        [&](const Outcome&) { return std::string(name(target)); }, baseline);
+    const Group group =
+        g.empty() ? Group{.name = std::string(name(target)), .model = {}, .baseline = {}} : g[0];
+    out += fmt::format("{}\n {{\"rows_of\": {}, \"model\": {}, \"constant_mfu\": {}}}", i == 0 ? "" : ",",
+                       json_text(group.name), json_stats(group.model), json_stats(group.baseline));
+  }
+  out += "\n],\n\"sweeps\": [";
+  const std::vector<Sweep> all = sweeps(outcomes, [](const Outcome& o) { return !o.question->guessed; });
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    out += fmt::format(
+        "{}\n {{\"source\": {}, \"sweep\": {}, \"layouts\": {}, \"tau\": {:.5g}, \"regret\": {:.5g}}}",
+        i == 0 ? "" : ",", json_text(all[i].source), json_text(all[i].name), all[i].layouts, all[i].tau,
+        all[i].regret);
+  }
+  out += "\n],\n\"memory\": [";
+  const std::vector<MemoryGroup> memory = memory_groups(outcomes);
+  for (std::size_t i = 0; i < memory.size(); ++i) {
+    out += fmt::format("{}\n {{\"rows_of\": {}, \"error\": {}}}", i == 0 ? "" : ",",
+                       json_text(memory[i].name), json_stats(memory[i].errors));
+  }
+  const Verdicts v = verdicts(outcomes)[0];
+  return out + fmt::format(
+                   "\n],\n\"verdicts\": {{\"ran\": {}, \"ran_right\": {}, \"out_of_memory\": {}, "
+                   "\"out_of_memory_right\": {}, \"no_value\": {}, \"no_value_right\": {}}}",
+                   v.ran, v.ran_right, v.oom, v.oom_right, v.missing, v.missing_right);
 }
 
 std::string json_row(const Outcome& o) {
@@ -359,7 +411,7 @@ std::string to_json(std::span<const Outcome> outcomes, std::span<const SummaryTa
   }
   out += "\n],\n\"rows\": [";
   for (std::size_t i = 0; i < outcomes.size(); ++i) out += (i == 0 ? "\n " : ",\n ") + json_row(outcomes[i]);
-  return out + "\n]\n}\n";
+  return out + "\n],\n" + json_figures(outcomes) + "\n}\n";
 }
 
 }  // namespace tessera::validate

@@ -13,7 +13,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr const char* kCommands[] = {"train", "generate", "eval", "convert", "tokenize", "schedule"};
+constexpr const char* kCommands[] = {"train", "generate", "eval", "convert", "tokenize", "schedule", "validate"};
 
 TEST_F(Program, HelpListsEveryCommandAndIsGood) {
   const Outcome help = run("--help");
