@@ -33,15 +33,15 @@ void set_seconds(Calibration& c, double v) {
 }
 
 constexpr std::array kConstants = {
-    Constant{"sustained", "clock under a whole step beside a single kernel's benchmark", 0.6, 1.05, 0.9,
+    Constant{"sustained", "clock under a whole step beside a single kernel's benchmark", 0.6, 1.05, 0.78,
              get_number<&Calibration::sustained>, set_number<&Calibration::sustained>},
-    Constant{"sustained_low", "the same of 8-bit and narrower operands", 0.5, 1.05, 0.9,
+    Constant{"sustained_low", "the same of 8-bit and narrower operands", 0.5, 1.05, 0.85,
              get_number<&Calibration::sustained_low>, set_number<&Calibration::sustained_low>},
     Constant{"sustained_attention", "the same of attention", 0.5, 1.2, 0.9,
              get_number<&Calibration::sustained_attention>, set_number<&Calibration::sustained_attention>},
     Constant{"flash1", "FlashAttention-1 and Triton's kernel beside it", 0.15, 1.0, 0.5,
              get_number<&Calibration::attention_flash1>, set_number<&Calibration::attention_flash1>},
-    Constant{"launch", "host time of one operator", 1e-6, 120e-6, 40e-6, get_seconds<&Calibration::launch>,
+    Constant{"launch", "host time of one operator", 1e-6, 120e-6, 60e-6, get_seconds<&Calibration::launch>,
              set_seconds<&Calibration::launch>},
     Constant{"sustained_memory", "rate of elementwise work in a step beside plain streaming", 0.4, 1.2, 0.9,
              get_number<&Calibration::sustained_memory>, set_number<&Calibration::sustained_memory>},
