@@ -2,6 +2,7 @@
 // failed, 2 wrong use). Errors are thrown and printed by main. Only this room prints.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -68,6 +69,26 @@ struct ScheduleFlags {
   bool json = false;
 };
 int schedule(const ScheduleFlags& flags, const Terminal& terminal);
+
+struct SimulateFlags {
+  std::string plan;     // plan.json or job.yaml
+  std::string cluster;  // preset or YAML; behind the plan, or --cluster
+  std::string cluster_flag;
+  std::vector<std::string> overrides;  // of a job.yaml
+  std::string model;                   // preset or config.json: the layout comes from the flags below
+  std::optional<std::int32_t> devices, tp, cp, pp, vpp, dp, ep, etp, micro_batch_size, zero_stage;
+  std::optional<std::int64_t> global_batch_size, sequence_length;
+  std::optional<double> capacity_factor;
+  bool no_sequence_parallel = false;
+  std::string precision, schedule, recompute, order;
+  std::string practice, routing, calibration;
+  std::vector<std::string> stragglers;  // "0=1.2"
+  bool shared_links = false;
+  std::string trace;  // file to write
+  std::string trace_detail = "segments";
+  bool json = false;
+};
+int simulate(const SimulateFlags& flags, const Terminal& terminal);
 
 struct ValidateFlags {
   std::string runs;                    // CSV of measured runs, as validation/README.md describes

@@ -3,13 +3,16 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <limits>
 #include <new>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -67,6 +70,7 @@ struct AllFlags {
   tessera::cli::ConvertFlags convert;
   tessera::cli::TokenizeFlags tokenize;
   tessera::cli::ScheduleFlags schedule;
+  tessera::cli::SimulateFlags simulate;
   tessera::cli::ValidateFlags validate;
 };
 
@@ -195,6 +199,73 @@ void add_validate(CLI::App& app, AllFlags& all, int& code) {
   c->callback([&] { code = tessera::cli::validate_runs(f); });
 }
 
+void add_simulated_layout(CLI::App& c, tessera::cli::SimulateFlags& f) {
+  c.add_option("--model", f.model, "Instead of PLAN: a shipped model or a config.json, with the flags below");
+  const std::pair<const char*, std::pair<std::optional<std::int32_t>*, const char*>> degrees[] = {
+      {"--devices", {&f.devices, "Devices of the cluster (default: as its file says, or as PLAN needs)"}},
+      {"--tp", {&f.tp, "Tensor-parallel ranks"}},
+      {"--cp", {&f.cp, "Context-parallel ranks"}},
+      {"--pp", {&f.pp, "Pipeline ranks"}},
+      {"--vpp", {&f.vpp, "Stages per pipeline rank"}},
+      {"--dp", {&f.dp, "Replicas (default: what the devices leave)"}},
+      {"--ep", {&f.ep, "Expert-parallel ranks, folded over tp, cp and dp"}},
+      {"--etp", {&f.etp, "Tensor-parallel ranks of an expert"}},
+      {"--mbs", {&f.micro_batch_size, "Sequences of a micro-batch (default 1)"}}};
+  for (const auto& [name, to] : degrees)
+    c.add_option(name, *to.first, to.second)->check(CLI::Range(std::int64_t{1}, kMost));
+  c.add_option("--zero", f.zero_stage, "ZeRO stage (default 1)")->check(CLI::Range(0, 3));
+  c.add_option("--gbs", f.global_batch_size, "Sequences of a step")
+      ->check(CLI::Range(std::int64_t{1}, kMost));
+  c.add_option("--seq", f.sequence_length, "Tokens of a sequence")->check(CLI::Range(std::int64_t{1}, kMost));
+  c.add_option("--precision", f.precision, "bf16 (default), fp16, fp8, fp8_block, mxfp8, nvfp4, f32, f64");
+  c.add_option("--schedule", f.schedule, "1f1b, interleaved, zb-h1, zb-v, gpipe, naive (default: by --vpp)");
+  c.add_option("--recompute", f.recompute, "none, full, selective or selective:layernorm+moe_act");
+  c.add_option("--order", f.order, "Of the axes: tp-cp-ep-dp-pp or tp-cp-ep-pp-dp");
+  c.add_option("--capacity-factor", f.capacity_factor, "Of experts (default 0: nothing is dropped)")
+      ->check(CLI::Range(0.0, 1e6));
+  c.add_flag("--no-sequence-parallel", f.no_sequence_parallel, "Norms and residuals whole on every tp rank");
+}
+
+void add_simulate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.simulate;
+  CLI::App* c =
+      add(app, "simulate", "Play one step of a plan: timeline, waterfall, memory over time",
+          "tessera simulate plan.json dgx-h100 --trace step.json\n"
+          "  tessera simulate --model llama-3-70b --cluster dgx-h100 --devices 64 --tp 4 --pp 4 --vpp 5 "
+          "--cp 2 --gbs 128 --seq 8192\n"
+          "docs/howto/simulate-a-plan.md tells how to read it.",
+          f);
+  c->add_option("plan", f.plan, "plan.json (of plan or train) or job.yaml");
+  c->add_option("cluster", f.cluster, "Shipped cluster or its YAML");
+  c->add_option("--cluster", f.cluster_flag, "The same, as a flag");
+  c->add_option("--set", f.overrides, "Override a key of a job.yaml; may be repeated")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  add_simulated_layout(*c, f);
+  c->add_option("--practice", f.practice,
+                "How the software works (default: megatron-core; tessera for f32 and f64)");
+  c->add_option("--routing", f.routing, "Load of the experts: balanced, power:1.2 or a file of counts");
+  c->add_option("--calibration", f.calibration, "Calibration file instead of the device's shipped one");
+  c->add_option("--stragglers", f.stragglers, "Slow pipeline ranks, 0=1.2; may be repeated")
+      ->type_name("RANK=FACTOR")
+      ->allow_extra_args(false);
+  c->add_flag("--shared-links", f.shared_links, "Messages and reductions of a device share its NIC");
+  c->add_option("--trace", f.trace, "Write the timeline for ui.perfetto.dev");
+  c->add_option("--trace-detail", f.trace_detail, "A span for each part of an action, or for each action")
+      ->check(CLI::IsMember({"segments", "actions"}))
+      ->capture_default_str();
+  c->callback([&] { code = tessera::cli::simulate(f, terminal); });
+}
+
+std::string is_plain_name(const std::string& name) {
+  const bool plain = !name.empty() && name.size() <= 100 && name.front() != '.' && name != "cluster" &&
+                     std::ranges::all_of(name, [](char c) {
+                       return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                              c == '-' || c == '_' || c == '.';
+                     });
+  return plain ? "" : "a name has letters, digits, - _ and . and is not \"cluster\"";
+}
+
 std::vector<std::string> names_of(const CLI::App& app) {
   std::vector<std::string> names;
   for (const CLI::App* c : app.get_subcommands({})) names.push_back(c->get_name());
@@ -248,6 +319,7 @@ int run(int argc, char** argv) {
   add_eval(app, all, code);
   add_data(app, all, code);
   add_schedule(app, all, terminal, code);
+  add_simulate(app, all, terminal, code);
   add_validate(app, all, code);
   try {
     app.parse(argc, argv);

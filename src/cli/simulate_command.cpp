@@ -1,0 +1,197 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "cli/commands.h"
+#include "cli/simulate_input.h"
+#include "cost/step.h"
+#include "report/simulation.h"
+#include "search/search.h"
+#include "sim/simulate.h"
+#include "trace/chrome.h"
+
+namespace tessera::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using report::SimulationView;
+
+schedule::StageCosts stage_costs(const cost::StepWork& work) {
+  schedule::StageCosts costs;
+  for (const cost::StageWork& stage : work.stages) {
+    costs.forward.emplace_back(stage.forward_seconds);
+    costs.backward_input.emplace_back(stage.backward_input_seconds);
+    costs.backward_weight.emplace_back(stage.backward_weight_seconds);
+  }
+  return costs;
+}
+
+// The order of a plan file is kept; else it is made for the stages' times, as software that measures them.
+schedule::Schedule schedule_of(const SimulateInput& input, const cost::StepWork& work) {
+  if (input.keeps_schedule) return input.plan->schedule;
+  const cost::Candidate& c = input.candidate;
+  return schedule::lower(
+      schedule::generate({.kind = c.schedule,
+                          .pp = c.pp,
+                          .vpp = c.vpp,
+                          .num_microbatches = static_cast<std::int32_t>(work.num_microbatches),
+                          .costs = stage_costs(work)}));
+}
+
+// Are the stages cut as the cost model cuts them?
+bool is_model_split(const SimulateInput& input) {
+  const cost::StageSplit cut(input.setup.model, input.candidate.pp * input.candidate.vpp,
+                             input.setup.practice.balanced_stages);
+  for (std::int32_t s = 0; s < cut.num_stages(); ++s) {
+    if (cut.layers(s) != input.stage_layers[static_cast<std::size_t>(s)]) return false;
+  }
+  return true;
+}
+
+double seconds_of(schedule::SimTime t) {
+  return schedule::to_seconds(t).value;
+}
+
+template <class Values>
+Json by_axis(const Values& values) {
+  Json out = Json::object();
+  for (std::int32_t a = 0; a < graph::kNumAxes; ++a) {
+    const auto value = values[static_cast<std::size_t>(a)];
+    double number = 0.0;
+    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, schedule::SimTime>) {
+      number = seconds_of(value);
+    } else {
+      number = value;
+    }
+    if (number > 0.0) out[std::string(graph::name(static_cast<graph::Axis>(a)))] = number;
+  }
+  return out;
+}
+
+Json rank_json(const SimulationView& view, std::int32_t r) {
+  const sim::RankResult& rank = view.result->ranks[static_cast<std::size_t>(r)];
+  const report::PeakParts parts = report::peak_parts(*view.schedule, *view.work, r, rank);
+  Json seconds = Json::object();
+  for (std::int32_t p = 0; p < cost::kNumParts; ++p) {
+    const auto part = static_cast<cost::Part>(p);
+    if (rank[part].value != 0) seconds[std::string(cost::name(part))] = seconds_of(rank[part]);
+  }
+  return {{"pipeline_rank", r},
+          {"world_rank", rank.rank.value},
+          {"busy_seconds", seconds_of(rank.busy)},
+          {"idle_seconds", seconds_of(rank.idle)},
+          {"parts_seconds", std::move(seconds)},
+          {"communication_seconds", by_axis(rank.comm)},
+          {"exposed_seconds", by_axis(rank.exposed)},
+          {"bytes_sent", by_axis(rank.bytes_sent)},
+          {"memory",
+           {{"static_bytes", parts.fixed},
+            {"activation_bytes", parts.activations},
+            {"transient_bytes", parts.transient},
+            {"peak_bytes", rank.peak_bytes},
+            {"reserved_bytes", report::reserved_bytes(rank.peak_bytes)},
+            {"peak_at_seconds", seconds_of(rank.peak_at)}}}};
+}
+
+Json to_json(const SimulationView& view) {
+  const cost::Setup& s = *view.setup;
+  const double seconds = view.result->seconds();
+  const double tokens =
+      static_cast<double>(s.work.global_batch_size) * static_cast<double>(s.work.sequence_length);
+  Json parts = Json::object();
+  for (std::int32_t p = 0; p < cost::kNumParts; ++p) {
+    const auto part = static_cast<cost::Part>(p);
+    if (view.cost[part] != 0.0) parts[std::string(cost::name(part))] = view.cost[part];
+  }
+  const double usable = search::usable_memory(s);
+  bool fits = true;
+  Json ranks = Json::array();
+  for (std::int32_t r = 0; r < view.schedule->pp; ++r) {
+    const double peak = view.result->ranks[static_cast<std::size_t>(r)].peak_bytes;
+    fits = fits && report::reserved_bytes(peak) <= usable;
+    ranks.push_back(rank_json(view, r));
+  }
+  Json out = {{"model", view.model},
+              {"cluster", s.cluster.name},
+              {"device", s.calibration.name},
+              {"devices", view.candidate->world_size()},
+              {"practice", s.practice.name},
+              {"layout", cost::to_text(*view.candidate)},
+              {"microbatches", view.schedule->num_microbatches},
+              {"step_seconds", seconds},
+              {"tokens_per_second_per_device", tokens / seconds / view.candidate->world_size()},
+              {"mfu", view.cost.mfu()},
+              {"mfu_full", view.cost.mfu_full()},
+              {"hfu", view.cost.hfu()},
+              {"parts_seconds", std::move(parts)},
+              {"bottleneck", report::simulation_bottleneck(view)},
+              {"fits", fits},
+              {"usable_bytes", usable},
+              {"ranks", std::move(ranks)}};
+  if (view.closed_form) out["closed_form_seconds"] = *view.closed_form;
+  if (view.without_stragglers) out["seconds_without_stragglers"] = *view.without_stragglers;
+  return out;
+}
+
+void write_trace(const SimulateFlags& flags, const SimulationView& view, trace::Trace trace) {
+  trace.metadata["model"] = view.model;
+  trace.metadata["cluster"] = view.setup->cluster.name;
+  trace.metadata["devices"] = fmt::format("{}", view.candidate->world_size());
+  trace.metadata["layout"] = cost::to_text(*view.candidate);
+  trace::write_chrome(flags.trace, trace);
+}
+
+}  // namespace
+
+int simulate(const SimulateFlags& flags, const Terminal& terminal) {
+  const SimulateInput input = read_simulate_input(flags);
+  cost::StepModel model(input.setup);
+  const bool same_split = is_model_split(input);
+  const cost::StepWork work =
+      same_split ? model.work(input.candidate) : model.work(input.candidate, input.stage_layers);
+  const schedule::Schedule lists = schedule_of(input, work);
+  sim::Options options;
+  options.rank_slowdown = input.rank_slowdown;
+  options.shared_links = flags.shared_links;
+  options.detail = flags.trace_detail == "actions" ? sim::Detail::actions : sim::Detail::segments;
+  sim::Result result;
+  if (input.plan) {
+    plan::Plan plan = *input.plan;
+    plan.schedule = lists;
+    result = sim::simulate(plan, work, options);
+  } else {
+    result = sim::simulate(lists, work, options);
+  }
+  const cost::StepCost priced = model.predict(input.candidate);
+  SimulationView view{.setup = &input.setup,
+                      .candidate = &input.candidate,
+                      .schedule = &lists,
+                      .work = &work,
+                      .result = &result,
+                      .cost = report::simulated_cost(result, priced),
+                      .model = input.model,
+                      .stage_layers = input.stage_layers,
+                      .rank_slowdown = input.rank_slowdown};
+  if (!input.rank_slowdown.empty()) {
+    sim::Options plain = options;
+    plain.rank_slowdown.clear();
+    view.without_stragglers = sim::makespan(lists, work, plain);
+  } else if (same_split && !flags.shared_links) {
+    view.closed_form = priced.seconds();
+  }
+  if (!flags.trace.empty()) write_trace(flags, view, result.trace);
+  if (flags.json) {
+    std::printf("%s\n", to_json(view).dump(2).c_str());
+    return 0;
+  }
+  std::printf("%s", report::simulation_page(view, terminal.style).c_str());
+  if (!flags.trace.empty()) {
+    std::printf("\n  trace of %zu spans: %s (open it in ui.perfetto.dev)\n", result.trace.spans.size(),
+                flags.trace.c_str());
+  }
+  return 0;
+}
+
+}  // namespace tessera::cli
