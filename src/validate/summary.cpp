@@ -74,8 +74,9 @@ SummaryTable target_table(std::span<const Outcome> outcomes, std::span<const dou
         outcomes, which, [&](const Outcome&) { return std::string(title); }, baseline);
     if (g.empty()) return;
     std::vector<std::string> cells = error_cells(g[0].name, g[0].model);
-    cells.push_back(percent(g[0].baseline.median));
-    cells.push_back(percent(g[0].baseline.mean));
+    const bool known = g[0].baseline.rows > 0;
+    cells.push_back(known ? percent(g[0].baseline.median) : "-");
+    cells.push_back(known ? percent(g[0].baseline.mean) : "-");
     t.rows.push_back(std::move(cells));
   };
   for (std::int32_t i = 0; i < kNumTargets; ++i) {
@@ -98,7 +99,7 @@ SummaryTable group_table(std::string title, std::span<const Outcome> outcomes, c
   t.header.push_back("baseline");
   for (const Group& g : grouped(outcomes, counts, key, baseline)) {
     std::vector<std::string> cells = error_cells(g.name, g.model);
-    cells.push_back(percent(g.baseline.median));
+    cells.push_back(g.baseline.rows > 0 ? percent(g.baseline.median) : "-");
     t.rows.push_back(std::move(cells));
   }
   return t;

@@ -22,7 +22,7 @@ constexpr const char* kRuns =
     "own-2,Llama3-70B,80,8192,28672,64,8,128256,8192,H100,64,BF16,128,1,8,y,4,5,1,2,ZeRO-1,none,NeMo/"
     "Megatron-Core,"
     "16.0,A,ok\n"
-    "own-3,Llama3-70B,80,8192,28672,64,8,128256,8192,H100,8,BF16,8,8,1,n,1,1,1,8,none,none,NeMo/"
+    "own-3,Llama3-70B,80,8192,28672,64,8,128256,8192,H100,8,BF16,64,8,1,n,1,1,1,8,none,none,NeMo/"
     "Megatron-Core,,A,OOM\n"
     "own-4,\"Llama3, on TPU\",80,8192,28672,64,8,128256,8192,TPU "
     "v5p,64,BF16,128,1,1,n,1,1,1,64,ZeRO-3,none,MaxText,"
