@@ -89,8 +89,14 @@ void add_attention(BlockWriter& w, const spec::ModelSpec& m, const spec::LayerCl
   }
   const std::int64_t q_and_k = s.tokens * (h.q + h.kv) * h.qk_dim;
   if (m.qk_norm) w.elementwise("qk_norm", 2 * q_and_k, 4 * q_and_k, w.practice().fused_norm, 5);
-  if (m.position == spec::PositionKind::rope)
+  if (m.mla) {
+    // The rotated part of q in place; k written anew from its two parts, the rotated one shared by all heads.
+    const std::int64_t moved =
+        s.tokens * h.q * (2 * m.mla->qk_rope_head_dim + m.mla->qk_nope_head_dim + h.qk_dim);
+    w.elementwise("rope", moved, moved, w.practice().fused_rope, 4);
+  } else if (m.position == spec::PositionKind::rope) {
     w.elementwise("rope", 2 * q_and_k, 2 * q_and_k, w.practice().fused_rope, 4);
+  }
   // Heads are split and laid out anew, and their gradients put together.
   const std::int64_t qkv = s.tokens * (h.q * h.qk_dim + h.kv * (h.qk_dim + h.v_dim));
   if (!w.practice().fused_rope && !w.practice().compiled) w.elementwise("layout", 2 * qkv, 2 * qkv, true, 3);
