@@ -88,7 +88,7 @@ constexpr std::array kPractices = {
     SourcePractice{"simumax", "megatron-core-plain"},
     SourcePractice{"simumaxA", "megatron-core-plain"},
     SourcePractice{"flagperf", "megatron-core-plain"},
-    SourcePractice{"dsv3", "megatron-bridge"},  // DeepEP, overlapped all-to-all
+    SourcePractice{"dsv3", "megatron-bridge-2026"},  // DeepEP, fused permutation, overlapped dispatch
     SourcePractice{"nar21", "megatron-2021"},
     SourcePractice{"vtr1", "megatron-2021"},
     SourcePractice{"vtrm", "megatron-2021"},
