@@ -27,7 +27,7 @@ struct MemoryCost {
   std::array<double, kNumMemoryParts> parts{};  // bytes, of the rank with the largest sum
   std::int32_t pipeline_rank = 0;               // that rank
   [[nodiscard]] double allocated() const;
-  [[nodiscard]] double reserved() const;  // allocated / 0.94 (SimuMax) + context
+  [[nodiscard]] double reserved() const;  // allocated / 0.94 (SimuMax)
   [[nodiscard]] double operator[](MemoryPart p) const { return parts[static_cast<std::size_t>(p)]; }
 };
 

@@ -48,8 +48,8 @@ struct Transients {
 // Beside head_logits.
 [[nodiscard]] Transients head_transients(const spec::ModelSpec& m, const Cut& cut, const Practice& practice);
 
-// Elements of the distinct weight shapes of a layer and of the head, one each: what TransformerEngine keeps as
-// dummy weight gradients, one buffer a shape for all layers together.
+// Elements of the distinct weight shapes of a layer and of the head, one each: what TransformerEngine keeps
+// as dummy weight gradients, one buffer a shape for all layers together.
 [[nodiscard]] std::int64_t layer_distinct_weights(const spec::ModelSpec& m, const spec::LayerClass& layer,
                                                   const Cut& cut);
 [[nodiscard]] std::int64_t head_distinct_weights(const spec::ModelSpec& m, const Cut& cut);

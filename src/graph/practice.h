@@ -60,7 +60,8 @@ struct Practice {
   // in place (Megatron), 10 where cast and softmax are tensors of their own (PyTorch).
   std::int32_t loss_bytes = 6;
   bool gathered_logits = false;  // over tp, before the loss
-  // One buffer for each shape of a weight stands for gradients that kernels add elsewhere (TransformerEngine).
+  // One buffer for each shape of a weight stands for gradients that kernels add elsewhere
+  // (TransformerEngine).
   bool dummy_gradients = false;
   friend bool operator==(const Practice&, const Practice&) = default;
 };

@@ -1,5 +1,5 @@
-// Memory of a rank: static parts to the byte for each ZeRO stage, micro-batches in flight against the checker of
-// schedules, the cached composition against the plain one, published peaks.
+// Memory of a rank: static parts to the byte for each ZeRO stage, micro-batches in flight against the checker
+// of schedules, the cached composition against the plain one, published peaks.
 #include "cost/memory.h"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// Sizes of blocks: held to the published forms of activation memory (arXiv 2205.05198 Table 2), to the layout's
-// parameters on every rank where the families meet, and to the number of parameters of whole models.
+// Sizes of blocks: held to the published forms of activation memory (arXiv 2205.05198 Table 2), to the
+// layout's parameters on every rank where the families meet, and to the number of parameters of whole models.
 #include "graph/block_size.h"
 
 #include <gtest/gtest.h>
