@@ -16,7 +16,8 @@ void only_gelu(MapReader& r, std::string_view key) {
 // Four times the hidden size, as all of them have it when nothing is said.
 void default_width(ModelSpec& m) {
   constexpr std::int64_t kSane = std::int64_t{1} << 40;  // larger ones are reported, not multiplied
-  if (m.intermediate_size == 0 && m.hidden_size < kSane) m.intermediate_size = 4 * m.hidden_size;
+  if (m.intermediate_size == 0 && m.hidden_size >= 1 && m.hidden_size < kSane)
+    m.intermediate_size = 4 * m.hidden_size;
 }
 
 void read_rest(const Reading& in) {

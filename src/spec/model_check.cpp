@@ -220,11 +220,12 @@ bool validate_heads(const ModelSpec& m, Checker& checker) {
                       fmt::format("use num_key_value_heads in {}", divisor_choices(m.num_attention_heads)));
   }
   if (m.head_dim >= 1 && m.position == PositionKind::rope && !m.mla) {
-    good &= checker.check(m.head_dim % 2 == 0, {"head_dim", k.hidden, k.heads},
-                          fmt::format("head_dim={} is odd; rotary embedding turns pairs", m.head_dim),
-                          fmt::format("use an even head_dim, for example {}", m.head_dim + 1));
+    good &= checker.check(
+        m.head_dim % 2 == 0, {"head_dim", k.hidden, k.heads},
+        fmt::format("head_dim={} is odd; rotary embedding turns pairs", m.head_dim),
+        fmt::format("use an even head_dim, for example {}", m.head_dim / 2 * 2 + (m.head_dim < 2 ? 2 : 0)));
   }
-  if (m.norm != NormKind::rms) {
+  if (m.norm != NormKind::rms && m.head_dim >= 1 && m.head_dim <= kMaxSize) {
     good &= checker.check(m.head_dim * m.num_attention_heads == m.hidden_size, {k.heads, k.hidden},
                           fmt::format("{} heads of head_dim={} are not {}={}", m.num_attention_heads,
                                       m.head_dim, k.hidden, m.hidden_size),

@@ -137,6 +137,14 @@ TEST(HostileConfig, OfHugeLayersOrNestingIsRefusedAtOnce) {
   const std::string oss = read_text(fmt::format("{}/src/spec/models/gpt-oss-20b.json", TESSERA_SOURCE_DIR));
   EXPECT_FALSE(
       survives(test::replaced(oss, "\"num_hidden_layers\": 24", "\"num_hidden_layers\": 2147483647")));
+  // Numbers at the ends of their range are reported, not computed with.
+  const auto file = [](const char* name) {
+    return read_text(fmt::format("{}/src/spec/models/{}.json", TESSERA_SOURCE_DIR, name));
+  };
+  EXPECT_FALSE(
+      survives(test::replaced(file("qwen3-8b"), "\"head_dim\": 128", "\"head_dim\": 9223372036854775807")));
+  EXPECT_FALSE(survives(
+      test::replaced(file("bloom-560m"), "\"hidden_size\": 1024", "\"hidden_size\": -9223372036854775808")));
   std::string text = "{\"model_type\": \"llama4\", \"text_config\": ";
   for (int i = 0; i < 20; ++i) text += "{\"model_type\": \"llama4\", \"text_config\": ";
   EXPECT_FALSE(survives(text + std::string(21, '}') + "}"));
