@@ -17,7 +17,9 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "cli/calibrate_command.h"
 #include "cli/commands.h"
+#include "cli/plan_command.h"
 
 namespace {
 
@@ -70,8 +72,10 @@ struct AllFlags {
   tessera::cli::ConvertFlags convert;
   tessera::cli::TokenizeFlags tokenize;
   tessera::cli::ScheduleFlags schedule;
+  tessera::cli::PlanFlags plan;
   tessera::cli::SimulateFlags simulate;
   tessera::cli::ValidateFlags validate;
+  tessera::cli::CalibrateFlags calibrate;
 };
 
 void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
@@ -199,6 +203,41 @@ void add_validate(CLI::App& app, AllFlags& all, int& code) {
   c->callback([&] { code = tessera::cli::validate_runs(f); });
 }
 
+void add_plan(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.plan;
+  CLI::App* c = add(app, "plan", "Find the fastest layouts that fit, what bounds them, and why not others",
+                    "tessera plan llama-3-70b dgx-h100 --devices 256 --gbs 512 --seq 8192", f);
+  const auto positive = CLI::Range(std::int64_t{1}, kMost);
+  c->add_option("model", f.model, "Shipped model by name, or a config.json or its folder")->required();
+  c->add_option("cluster", f.cluster, "Shipped cluster by name, or a cluster YAML")->required();
+  c->add_option("--devices", f.devices, "Devices in use (default: all of the cluster)")->check(positive);
+  c->add_option("--gbs", f.global_batch_size, "Sequences of a step (default: about 4 M tokens)")
+      ->check(positive);
+  c->add_option("--seq", f.sequence_length, "Tokens of a sequence (default: 4096, or the model's positions)")
+      ->check(positive);
+  c->add_option("--precision", f.precision, "bf16, fp16, fp8, fp8_block, mxfp8, nvfp4, f32 or f64")
+      ->capture_default_str();
+  c->add_option("--practice", f.practice, "How the software works")->capture_default_str();
+  c->add_option("--routing", f.routing, "Load of the experts: balanced, power:1.2 or a file of counts")
+      ->capture_default_str();
+  c->add_option("--capacity-factor", f.capacity_factor, "Of the experts (0: nothing is dropped)")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  c->add_option("--calibration", f.calibration, "Calibration file instead of the device's shipped one");
+  c->add_option("--pin", f.pins, "Fix an axis or a choice, tp=8 or schedule=1f1b,zb-h1; may be repeated")
+      ->type_name("NAME=VALUES")
+      ->allow_extra_args(false);
+  c->add_option("--top", f.top, "Layouts in the list")->check(CLI::Range(1, 1000))->capture_default_str();
+  c->add_option("--memory", f.memory, "Share of the usable memory that a plan may reserve")
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  c->add_option("--threads", f.threads, "Of the search (default: all cores)")->check(CLI::Range(1, 1024));
+  c->add_flag("--all-choices", f.all_choices, "Rank every choice for itself, not the best of each layout");
+  c->add_flag("--closed-form", f.closed_form, "Do not time the best ones again with the simulator");
+  c->add_option("--output", f.output, "Write the plan of the best one, for simulate and train");
+  c->callback([&] { code = tessera::cli::plan(f, terminal); });
+}
+
 void add_simulated_layout(CLI::App& c, tessera::cli::SimulateFlags& f) {
   c.add_option("--model", f.model, "Instead of PLAN: a shipped model or a config.json, with the flags below");
   const std::pair<const char*, std::pair<std::optional<std::int32_t>*, const char*>> degrees[] = {
@@ -266,6 +305,28 @@ std::string is_plain_name(const std::string& name) {
   return plain ? "" : "a name has letters, digits, - _ and . and is not \"cluster\"";
 }
 
+void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.calibrate;
+  CLI::App* c = add(app, "calibrate", "Measure this machine: the calibration and cluster that predict it",
+                    "tessera calibrate --output machine --check\n"
+                    "What the file holds: docs/formats/calibration.md.",
+                    f);
+  c->add_option("--output", f.output, "Folder of NAME.yaml and cluster.yaml")->capture_default_str();
+  c->add_option("--name", f.name, "Of the calibration and the cluster")
+      ->check(CLI::Validator(is_plain_name, "NAME"))
+      ->capture_default_str();
+  c->add_option("--cores", f.cores, "Cores to measure on (0: all)")
+      ->check(CLI::Range(std::int64_t{0}, kMost))
+      ->capture_default_str();
+  c->add_flag("--quick", f.quick, "Some seconds instead of half a minute; less exact");
+  c->add_flag("--check", f.check, "Then train small models and compare the steps with their predictions");
+  c->add_option("--check-steps", f.check_steps, "Steps of each; the fastest counts")
+      ->check(CLI::Range(std::int64_t{1}, kMost))
+      ->capture_default_str();
+  c->add_flag("--markdown", f.markdown, "The tables as Markdown");
+  c->callback([&] { code = tessera::cli::calibrate(f, terminal); });
+}
+
 std::vector<std::string> names_of(const CLI::App& app) {
   std::vector<std::string> names;
   for (const CLI::App* c : app.get_subcommands({})) names.push_back(c->get_name());
@@ -319,8 +380,10 @@ int run(int argc, char** argv) {
   add_eval(app, all, code);
   add_data(app, all, code);
   add_schedule(app, all, terminal, code);
+  add_plan(app, all, terminal, code);
   add_simulate(app, all, terminal, code);
   add_validate(app, all, code);
+  add_calibrate(app, all, terminal, code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

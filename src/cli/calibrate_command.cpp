@@ -1,0 +1,240 @@
+#include "cli/calibrate_command.h"
+
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/file.h"
+#include "cost/engine_step.h"
+#include "cost/machine_fit.h"
+#include "exec/measure_machine.h"
+#include "plan/plan.h"
+#include "report/table.h"
+#include "sim/simulate.h"
+
+namespace tessera::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::int32_t usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (::sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return static_cast<std::int32_t>(std::max(1U, std::thread::hardware_concurrency()));
+}
+
+// A decoder of hidden 512 and 4 layers; with experts the MoE of docs/performance.md.
+spec::Job small_job(bool experts) {
+  spec::Job job;
+  job.model.num_hidden_layers = 4;
+  job.model.hidden_size = 512;
+  job.model.intermediate_size = experts ? 1024 : 1408;
+  job.model.num_attention_heads = job.model.num_key_value_heads = 8;
+  job.model.head_dim = 64;
+  job.model.vocab_size = 8192;
+  job.model.max_position_embeddings = 256;
+  if (experts) {
+    job.model.family = spec::Family::mixtral;
+    job.model.moe = spec::MoeSpec{.num_experts = 8, .num_experts_per_tok = 2};
+    job.train.moe.aux_loss_coef = 0.01;
+  }
+  job.train.steps = 1000;
+  job.train.sequence_length = 256;
+  job.train.micro_batch_size = 2;
+  job.train.global_batch_size = 4;
+  return job;
+}
+
+// 124M parameters, as GPT-2's small one.
+spec::Job job_of_124m() {
+  spec::Job job = small_job(false);
+  job.model.num_hidden_layers = 12;
+  job.model.hidden_size = 768;
+  job.model.intermediate_size = 2048;
+  job.model.num_attention_heads = job.model.num_key_value_heads = 12;
+  job.model.vocab_size = 50257;
+  job.model.tie_word_embeddings = true;
+  job.train.sequence_length = 64;
+  job.train.micro_batch_size = job.train.global_batch_size = 4;
+  return job;
+}
+
+struct CheckCase {
+  std::string name;
+  spec::Job job;
+};
+
+std::vector<CheckCase> check_cases(std::int32_t cores, bool quick) {
+  std::vector<CheckCase> all;
+  const auto add = [&](std::string name, spec::Job job, spec::ParallelSpec p) {
+    job.parallel = std::move(p);
+    job.train.global_batch_size *= job.parallel.dp;
+    if (job.parallel.world_size() <= cores) all.push_back({std::move(name), std::move(job)});
+  };
+  const spec::Job dense = small_job(false), moe = small_job(true);
+  spec::Job sharded = dense, again = dense;
+  sharded.train.zero_stage = 1;
+  again.train.recompute = spec::Recompute::full;
+  spec::ParallelSpec pipeline{.pp = 2};
+  pipeline.schedule = "1f1b";
+  add("dense, 1 rank", dense, {});
+  add("dense, full recomputation", again, {});
+  add("dense, dp 2", dense, {.dp = 2});
+  add("dense, dp 2, ZeRO-1", sharded, {.dp = 2});
+  add("dense, tp 2", dense, {.tp = 2});
+  add("dense, pp 2", dense, pipeline);
+  add("MoE, 1 rank", moe, {});
+  add("MoE, dp 2, ep 2", moe, {.dp = 2, .ep = 2});
+  add("MoE, dp 2", moe, {.dp = 2});
+  add("MoE, tp 2", moe, {.tp = 2});
+  add("MoE, pp 2", moe, pipeline);
+  if (!quick) add("dense 124M, 1 rank", job_of_124m(), {});
+  return all;
+}
+
+struct CheckResult {
+  std::string name;
+  double predicted = 0, measured = 0, median = 0;  // seconds; measured: the fastest step
+  double tokens = 0;
+  [[nodiscard]] double error() const { return predicted / measured - 1.0; }
+};
+
+CheckResult check_one(const CheckCase& c, const cost::MachineModel& model, std::int32_t steps) {
+  const plan::Plan plan = plan::make_plan(c.job);
+  const cost::EngineStep step =
+      cost::engine_step({plan.job, plan.layout, plan.schedule}, model.cluster, model.calibration);
+  CheckResult r{.name = c.name, .predicted = sim::simulate(plan, step.work).seconds()};
+  std::vector<double> seconds = exec::measure_steps(plan, steps);
+  std::ranges::sort(seconds);
+  r.measured = seconds.front();
+  r.median = seconds[seconds.size() / 2];
+  r.tokens = static_cast<double>(c.job.train.global_batch_size * c.job.train.sequence_length);
+  return r;
+}
+
+std::string milliseconds(double s) {
+  return s < 1e-4 ? fmt::format("{:.3g} us", s * 1e6) : fmt::format("{:.4g} ms", s * 1e3);
+}
+std::string percent(double x) {
+  return fmt::format("{:.1f} %", 100.0 * x);
+}
+
+// Rows of cells as a table of the terminal or of a page.
+std::string table_text(const std::vector<std::string>& header,
+                       const std::vector<std::vector<std::string>>& rows, bool markdown,
+                       const Terminal& terminal) {
+  if (markdown) {
+    std::string out = fmt::format("| {} |\n", fmt::join(header, " | "));
+    for (std::size_t i = 0; i < header.size(); ++i) out += i == 0 ? "|---" : "|---:";
+    out += "|\n";
+    for (const auto& row : rows) out += fmt::format("| {} |\n", fmt::join(row, " | "));
+    return out;
+  }
+  std::vector<report::Column> columns;
+  for (const std::string& h : header) {
+    columns.push_back({.header = h, .align = columns.empty() ? report::Align::left : report::Align::right});
+  }
+  report::Table table(std::move(columns));
+  for (const auto& row : rows) table.add_row(row);
+  return table.render(terminal.style);
+}
+
+std::string fit_text(const std::vector<cost::FitRow>& rows, const CalibrateFlags& flags,
+                     const Terminal& terminal) {
+  std::vector<std::vector<std::string>> cells;
+  for (const cost::FitRow& r : rows) {
+    cells.push_back({r.kernel, fmt::format("{}", r.count), milliseconds(r.measured_seconds),
+                     milliseconds(r.fitted_seconds), percent(r.median_error), percent(r.worst_error)});
+  }
+  return table_text({"kernel", "sizes", "measured", "fitted", "median error", "worst"}, cells, flags.markdown,
+                    terminal);
+}
+
+std::string check_text(const std::vector<CheckResult>& results, const CalibrateFlags& flags,
+                       const Terminal& terminal) {
+  std::vector<std::vector<std::string>> cells;
+  for (const CheckResult& r : results) {
+    cells.push_back({r.name, milliseconds(r.predicted), milliseconds(r.measured), milliseconds(r.median),
+                     fmt::format("{:+.1f} %", 100.0 * r.error()),
+                     fmt::format("{:.0f}", r.tokens / r.measured)});
+  }
+  return table_text({"step of", "predicted", "measured", "median", "error", "tokens/s"}, cells,
+                    flags.markdown, terminal);
+}
+
+nlohmann::ordered_json to_json(const cost::MachineModel& model, const std::vector<cost::FitRow>& fits,
+                               const std::vector<CheckResult>& checks, const fs::path& calibration,
+                               const fs::path& cluster) {
+  nlohmann::ordered_json j = {{"calibration", calibration.string()}, {"cluster", cluster.string()}};
+  j["peak"] = model.calibration.f32.peak;
+  j["memory_bandwidth"] = model.calibration.memory_bandwidth;
+  j["kernels"] = nlohmann::ordered_json::array();
+  for (const cost::FitRow& r : fits) {
+    j["kernels"].push_back({{"name", r.kernel},
+                            {"sizes", r.count},
+                            {"measured_seconds", r.measured_seconds},
+                            {"fitted_seconds", r.fitted_seconds},
+                            {"median_error", r.median_error},
+                            {"worst_error", r.worst_error}});
+  }
+  j["steps"] = nlohmann::ordered_json::array();
+  for (const CheckResult& r : checks) {
+    j["steps"].push_back({{"name", r.name},
+                          {"predicted_seconds", r.predicted},
+                          {"measured_seconds", r.measured},
+                          {"median_seconds", r.median},
+                          {"error", r.error()}});
+  }
+  return j;
+}
+
+}  // namespace
+
+int calibrate(const CalibrateFlags& flags, const Terminal& terminal) {
+  const std::int32_t cores = flags.cores > 0 ? flags.cores : usable_cores();
+  if (cores > usable_cores()) {
+    throw Error(ErrorKind::config, fmt::format("cores={} but this process may use {}", cores, usable_cores()),
+                "--cores", "use fewer, or allow the process more of them");
+  }
+  fs::create_directories(flags.output);  // before half a minute of work
+  const auto say = [&](std::string_view what) {
+    if (!flags.json) std::fprintf(stderr, "measuring %s\n", std::string(what).c_str());
+  };
+  const graph::MeasuredMachine machine = exec::measure_machine(
+      {.cores = cores, .budget = Seconds(flags.quick ? 3.0 : 24.0), .on_progress = say});
+  const cost::MachineModel model = cost::fit_machine(machine, flags.name);
+  const std::vector<cost::FitRow> fits = cost::fit_rows(model, machine);
+  const fs::path calibration = fs::path(flags.output) / (flags.name + ".yaml");
+  const fs::path cluster = fs::path(flags.output) / "cluster.yaml";
+  write_atomically(calibration, cost::to_yaml(model.calibration));
+  write_atomically(cluster, spec::to_yaml(model.cluster));
+  if (!flags.json) {
+    std::printf(
+        "%d cores: %.1f GFLOP/s of f32 a core, memory %.1f GB/s one core alone, %.1f GB/s each of all\n\n%s",
+        cores, machine.fma_f32.value * 1e-9, machine.triad.value * 1e-9, machine.triad_all.value * 1e-9,
+        fit_text(fits, flags, terminal).c_str());
+    std::printf("\nwrote %s and %s\n", calibration.c_str(), cluster.c_str());
+    std::fflush(stdout);
+  }
+  std::vector<CheckResult> checks;
+  if (flags.check) {
+    for (const CheckCase& c : check_cases(cores, flags.quick)) {
+      say("steps of " + c.name);
+      checks.push_back(check_one(c, model, flags.check_steps));
+    }
+    if (!flags.json) std::printf("\n%s", check_text(checks, flags, terminal).c_str());
+  }
+  if (flags.json) std::printf("%s\n", to_json(model, fits, checks, calibration, cluster).dump().c_str());
+  return 0;
+}
+
+}  // namespace tessera::cli

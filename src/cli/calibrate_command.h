@@ -1,0 +1,22 @@
+// tessera calibrate: measures this machine, fits a calibration and a cluster to it, and with --check trains
+// small models to compare predicted with measured steps.
+#pragma once
+#include <string>
+
+#include "cli/commands.h"
+
+namespace tessera::cli {
+
+struct CalibrateFlags {
+  std::string output = "machine";     // folder: NAME.yaml and cluster.yaml
+  std::string name = "this-machine";  // of the calibration and the cluster
+  std::int32_t cores = 0;             // 0: all that this process may use
+  bool quick = false;                 // seconds instead of half a minute
+  bool check = false;
+  std::int32_t check_steps = 6;  // each case, beside one to warm up
+  bool markdown = false;
+  bool json = false;
+};
+int calibrate(const CalibrateFlags& flags, const Terminal& terminal);
+
+}  // namespace tessera::cli
