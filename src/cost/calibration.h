@@ -60,7 +60,8 @@ struct Calibration {
   Seconds chunk_latency;                 // of one chunk of a pipelined transfer in the innermost tier
   Seconds collective_launch;             // fixed, of one call
   // Whole steps: physical constants, fitted on published runs (docs/accuracy.md).
-  // Rate of kernels under a whole training step beside a single kernel's benchmark: the clock follows the power.
+  // Rate of kernels under a whole training step beside a single kernel's benchmark: the clock follows the
+  // power.
   // Products of 16-bit and wider operands, of narrower ones, and attention.
   double sustained = 1.0;
   double sustained_low = 1.0;

@@ -23,7 +23,8 @@ struct PipelineShape {
 
 // With t_r the time of one micro-batch on rank r:
 //   naive: m sum t. GPipe, 1F1B: (m - 1) max t + sum t. Interleaved: m max t + (sum t - max t) / vpp.
-//   ZB-H1: m max t + sum over the others of (F + I - W), not below 0. ZB-V: m max t + (pp - 1) F / 2, F of both stages of a rank.
+//   ZB-H1: m max t + sum over the others of (F + I - W), not below 0. ZB-V: m max t + (pp - 1) F / 2, F of
+//   both stages of a rank.
 [[nodiscard]] double pipeline_time(const PipelineShape& shape, std::span<const PipelineRank> ranks);
 
 }  // namespace tessera::cost
