@@ -18,8 +18,8 @@
 
 namespace tessera::validate {
 
-// One of them: physical meaning, bounds, and the value to start from (also pulled to, faintly, so that what the
-// rows do not show stays there).
+// One of them: physical meaning, bounds, and the value to start from (also pulled to, faintly, so that what
+// the rows do not show stays there).
 struct Constant {
   std::string_view name, meaning;
   double low, high, start;

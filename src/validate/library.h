@@ -1,5 +1,5 @@
-// What rows are priced with: calibrations, clusters and models by name, read once. Read-only afterwards: threads
-// may share it.
+// What rows are priced with: calibrations, clusters and models by name, read once. Read-only afterwards:
+// threads may share it.
 #pragma once
 #include <functional>
 #include <map>

@@ -1,6 +1,6 @@
-// A row as a question for the cost model: (Setup, Candidate), or the reason why it cannot be asked. Facts that a
-// row does not print are taken from what its source says of its software and network (sources.h); what is
-// assumed is listed, and a row that cannot be modelled is refused with a reason, never guessed at. Pure.
+// A row as a question for the cost model: (Setup, Candidate), or the reason why it cannot be asked. Facts
+// that a row does not print are taken from what its source says of its software and network (sources.h); what
+// is assumed is listed, and a row that cannot be modelled is refused with a reason, never guessed at. Pure.
 #pragma once
 #include <optional>
 #include <string>

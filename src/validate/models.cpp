@@ -161,8 +161,8 @@ void dress(const Row& row, Look look, ModelSpec& m) {
   }
 }
 
-// Vocabulary from the printed count of all parameters, of a plain decoder of 12 h^2 a layer with one embedding
-// matrix; nullopt when that gives nothing like a vocabulary.
+// Vocabulary from the printed count of all parameters, of a plain decoder of 12 h^2 a layer with one
+// embedding matrix; nullopt when that gives nothing like a vocabulary.
 std::optional<std::int64_t> vocab_from_params(const Row& row, std::int64_t layers) {
   if (!row.params_total || !row.hidden) return std::nullopt;
   const auto h = static_cast<double>(*row.hidden);

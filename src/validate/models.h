@@ -1,5 +1,5 @@
-// The network that a row trains: from its columns, with the family that its name says, or from a shipped model
-// where columns cannot say enough (MLA, sinks, chunked attention). Pure.
+// The network that a row trains: from its columns, with the family that its name says, or from a shipped
+// model where columns cannot say enough (MLA, sinks, chunked attention). Pure.
 #pragma once
 #include <optional>
 #include <string>

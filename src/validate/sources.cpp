@@ -12,8 +12,8 @@ namespace {
 constexpr double kGiga = 1e9;
 constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
 
-// The shipped cluster that a run's machines are like: of the source where it says which machines it had, else the
-// usual node of the accelerator.
+// The shipped cluster that a run's machines are like: of the source where it says which machines it had, else
+// the usual node of the accelerator.
 struct Machines {
   std::string_view accelerator, cluster;
 };
@@ -34,8 +34,8 @@ constexpr std::array kMachines = {
     Machines{"mi355x", "mi300x"},
 };
 
-// Racks of 72 are lent in parts of 64 to jobs of powers of two (Slurm segments of 16 nodes, as the launch scripts
-// of these runs ask for).
+// Racks of 72 are lent in parts of 64 to jobs of powers of two (Slurm segments of 16 nodes, as the launch
+// scripts of these runs ask for).
 std::string nvl_cluster(std::string_view accelerator, std::int32_t devices) {
   return std::string(accelerator) + (devices <= 72 || devices % 72 == 0 ? "-nvl72" : "-nvl64");
 }
@@ -198,8 +198,8 @@ void read_overlap(const std::string& text, graph::Practice& p) {
 
 void read_bytes(const Row& row, const std::string& text, graph::Practice& p) {
   const std::string framework = to_lower(row.framework);
-  // NeMo 2 and Bridge performance recipes keep and reduce bf16 gradients (grad_reduce_in_fp32 off): the memory
-  // logs of dgxc agree to one percent.
+  // NeMo 2 and Bridge performance recipes keep and reduce bf16 gradients (grad_reduce_in_fp32 off): the
+  // memory logs of dgxc agree to one percent.
   if (has(framework, {"nemo", "bridge"}) && !has(framework, {"automodel"})) {
     p.gradient_bytes = 2;
     p.gradient_reduce_bytes = 2;
@@ -277,7 +277,8 @@ std::optional<graph::Practice> practice_of(const Row& row, std::string& reason) 
   }
   graph::Practice p = graph::practice(name);
   const std::string text = to_lower(row.overlap_notes + " ; " + row.notes);
-  // From the 26.06 release on, recipes for Blackwell capture whole iterations, whether the row prints it or not.
+  // From the 26.06 release on, recipes for Blackwell capture whole iterations, whether the row prints it or
+  // not.
   const std::string accelerator = accelerator_of(row);
   if (p.name == "megatron-bridge-2026" && (accelerator.starts_with("b") || accelerator.starts_with("gb"))) {
     p.cuda_graphs = !has(text, {"cuda_graph_impl=none", "no cuda graph", "no graphs"});
@@ -285,8 +286,9 @@ std::optional<graph::Practice> practice_of(const Row& row, std::string& reason) 
   read_kernels(to_lower(row.overlap_notes + " ; " + (row.prefix() == "mlmci" ? row.notes : "")), p);
   read_overlap(text, p);
   read_bytes(row, to_lower(row.precision) + " ; " + text, p);
-  // The charts do not say the mode of tensor parallelism; their memory does: with a pipeline the gathered inputs are
-  // made again in backward, without one they are kept (medians within 10 % at tp 16 and 32, else off by 1.5 and 2.4).
+  // The charts do not say the mode of tensor parallelism; their memory does: with a pipeline the gathered
+  // inputs are made again in backward, without one they are kept (medians within 10 % at tp 16 and 32, else
+  // off by 1.5 and 2.4).
   if (p.name == "nanotron" && row.pp.value_or(1) > 1) p.separate_sequence_gather = true;
   return p;
 }

@@ -19,8 +19,8 @@ namespace tessera::validate {
 [[nodiscard]] spec::ClusterSpec cluster_of(const Row& row, const Library& library,
                                            std::string_view accelerator, std::int32_t devices);
 
-// Named practice of the framework, with what the row's text says of overlap and kernels; empty with the reason
-// when the framework cannot be modelled.
+// Named practice of the framework, with what the row's text says of overlap and kernels; empty with the
+// reason when the framework cannot be modelled.
 [[nodiscard]] std::optional<graph::Practice> practice_of(const Row& row, std::string& reason);
 
 // Kind and bytes of a published peak; nullopt when there is none.

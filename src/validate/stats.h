@@ -40,10 +40,10 @@ inline constexpr std::int32_t kNumTargets = 3;
 [[nodiscard]] std::string_view name(Target t);
 [[nodiscard]] bool belongs(const Outcome& o, Target t);
 
-// One constant MFU per accelerator and precision: the step that a pocket calculator predicts. The constant of a
-// row comes from the rows of other folds (`fold` names them; empty name for all: in sample), in the geometric
-// mean with equal weight a row; of all accelerators where no other fold has this one. Signed errors, NaN where
-// there is nothing to compare.
+// One constant MFU per accelerator and precision: the step that a pocket calculator predicts. The constant of
+// a row comes from the rows of other folds (`fold` names them; empty name for all: in sample), in the
+// geometric mean with equal weight a row; of all accelerators where no other fold has this one. Signed
+// errors, NaN where there is nothing to compare.
 [[nodiscard]] std::vector<double> constant_mfu_errors(std::span<const Outcome> outcomes, const KeyOf& fold);
 
 // Layouts of one model on one cluster at one batch.

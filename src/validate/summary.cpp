@@ -11,8 +11,8 @@ namespace {
 
 using Rows = std::vector<std::vector<std::string>>;
 
-// The nanotron charts come from a shared cluster: repeats of one layout and neighbouring layouts differ by factors
-// of 2 to 100. Figures are printed with and without them.
+// The nanotron charts come from a shared cluster: repeats of one layout and neighbouring layouts differ by
+// factors of 2 to 100. Figures are printed with and without them.
 constexpr std::string_view kNoisy = "nano";
 
 std::string percent(double v) {
