@@ -19,6 +19,7 @@
 #include "base/text.h"
 #include "cli/calibrate_command.h"
 #include "cli/commands.h"
+#include "cli/plan_command.h"
 
 namespace {
 
@@ -71,6 +72,7 @@ struct AllFlags {
   tessera::cli::ConvertFlags convert;
   tessera::cli::TokenizeFlags tokenize;
   tessera::cli::ScheduleFlags schedule;
+  tessera::cli::PlanFlags plan;
   tessera::cli::SimulateFlags simulate;
   tessera::cli::ValidateFlags validate;
   tessera::cli::CalibrateFlags calibrate;
@@ -201,6 +203,41 @@ void add_validate(CLI::App& app, AllFlags& all, int& code) {
   c->callback([&] { code = tessera::cli::validate_runs(f); });
 }
 
+void add_plan(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.plan;
+  CLI::App* c = add(app, "plan", "Find the fastest layouts that fit, what bounds them, and why not others",
+                    "tessera plan llama-3-70b dgx-h100 --devices 256 --gbs 512 --seq 8192", f);
+  const auto positive = CLI::Range(std::int64_t{1}, kMost);
+  c->add_option("model", f.model, "Shipped model by name, or a config.json or its folder")->required();
+  c->add_option("cluster", f.cluster, "Shipped cluster by name, or a cluster YAML")->required();
+  c->add_option("--devices", f.devices, "Devices in use (default: all of the cluster)")->check(positive);
+  c->add_option("--gbs", f.global_batch_size, "Sequences of a step (default: about 4 M tokens)")
+      ->check(positive);
+  c->add_option("--seq", f.sequence_length, "Tokens of a sequence (default: 4096, or the model's positions)")
+      ->check(positive);
+  c->add_option("--precision", f.precision, "bf16, fp16, fp8, fp8_block, mxfp8, nvfp4, f32 or f64")
+      ->capture_default_str();
+  c->add_option("--practice", f.practice, "How the software works")->capture_default_str();
+  c->add_option("--routing", f.routing, "Load of the experts: balanced, power:1.2 or a file of counts")
+      ->capture_default_str();
+  c->add_option("--capacity-factor", f.capacity_factor, "Of the experts (0: nothing is dropped)")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  c->add_option("--calibration", f.calibration, "Calibration file instead of the device's shipped one");
+  c->add_option("--pin", f.pins, "Fix an axis or a choice, tp=8 or schedule=1f1b,zb-h1; may be repeated")
+      ->type_name("NAME=VALUES")
+      ->allow_extra_args(false);
+  c->add_option("--top", f.top, "Layouts in the list")->check(CLI::Range(1, 1000))->capture_default_str();
+  c->add_option("--memory", f.memory, "Share of the usable memory that a plan may reserve")
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  c->add_option("--threads", f.threads, "Of the search (default: all cores)")->check(CLI::Range(1, 1024));
+  c->add_flag("--all-choices", f.all_choices, "Rank every choice for itself, not the best of each layout");
+  c->add_flag("--closed-form", f.closed_form, "Do not time the best ones again with the simulator");
+  c->add_option("--output", f.output, "Write the plan of the best one, for simulate and train");
+  c->callback([&] { code = tessera::cli::plan(f, terminal); });
+}
+
 void add_simulated_layout(CLI::App& c, tessera::cli::SimulateFlags& f) {
   c.add_option("--model", f.model, "Instead of PLAN: a shipped model or a config.json, with the flags below");
   const std::pair<const char*, std::pair<std::optional<std::int32_t>*, const char*>> degrees[] = {
@@ -268,15 +305,6 @@ std::string is_plain_name(const std::string& name) {
   return plain ? "" : "a name has letters, digits, - _ and . and is not \"cluster\"";
 }
 
-std::string is_plain_name(const std::string& name) {
-  const bool plain = !name.empty() && name.size() <= 100 && name.front() != '.' && name != "cluster" &&
-                     std::ranges::all_of(name, [](char c) {
-                       return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-                              c == '-' || c == '_' || c == '.';
-                     });
-  return plain ? "" : "a name has letters, digits, - _ and . and is not \"cluster\"";
-}
-
 void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   auto& f = all.calibrate;
   CLI::App* c = add(app, "calibrate", "Measure this machine: the calibration and cluster that predict it",
@@ -295,6 +323,7 @@ void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& 
   c->add_option("--check-steps", f.check_steps, "Steps of each; the fastest counts")
       ->check(CLI::Range(std::int64_t{1}, kMost))
       ->capture_default_str();
+  c->add_option("--check-only", f.only, "Only the models whose line has this in its name: MoE, dp 2");
   c->add_flag("--markdown", f.markdown, "The tables as Markdown");
   c->callback([&] { code = tessera::cli::calibrate(f, terminal); });
 }
@@ -352,6 +381,7 @@ int run(int argc, char** argv) {
   add_eval(app, all, code);
   add_data(app, all, code);
   add_schedule(app, all, terminal, code);
+  add_plan(app, all, terminal, code);
   add_simulate(app, all, terminal, code);
   add_validate(app, all, code);
   add_calibrate(app, all, terminal, code);

@@ -79,7 +79,7 @@ class Worker {
       layout.zeros = zero_stages(space_, layout.c);
       layout.orders = orders(space_, layout.c);
       layout.too_big.assign(layout.pipelines.size(), false);
-      for (const std::int32_t mbs : micro_batch_sizes(setup_, space_, layout.c.dp)) {
+      for (const std::int32_t mbs : micro_batch_sizes(setup_, space_, layout.c)) {
         layout.c.micro_batch_size = mbs;
         visit(layout, {.known = known, .list = list});
       }

@@ -18,6 +18,8 @@
 
 namespace tessera::search {
 
+inline constexpr std::int64_t kMaxMicroBatchTokens = 65'536;
+
 struct RecomputeChoice {
   spec::Recompute mode = spec::Recompute::none;
   std::uint32_t modules = 0;  // graph::Module bits, of selective; 0: layernorm and moe_act
@@ -27,7 +29,9 @@ struct RecomputeChoice {
 
 struct Space {
   // Empty: every value that divides the devices (tp, cp, pp, dp, ep, etp), the sequences of a replica
-  // (micro_batch_size), the layers of a pipeline rank (vpp). ep and etp stay 1 for a dense model.
+  // (micro_batch_size), the layers of a pipeline rank (vpp), but for two that never pay: etp beyond the
+  // innermost domain of links, micro-batches of more than kMaxMicroBatchTokens on a rank, where kernels are
+  // long and further growth costs bubble and memory alone. ep and etp stay 1 for a dense model.
   std::vector<std::int32_t> tp, cp, pp, dp, ep, etp, vpp, micro_batch_size;
   std::vector<std::int32_t> zero_stages;   // empty: 0 to 3
   std::vector<RecomputeChoice> recompute;  // empty: default_recompute

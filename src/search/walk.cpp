@@ -40,6 +40,9 @@ class Walker {
     if (setup.model.moe) {
       experts_ = allowed_divisors(setup.model.moe->num_experts, space.ep);
       widths_ = allowed_divisors(spec::expert_intermediate_size(setup.model), space.etp);
+      const auto& tiers = setup.cluster.tiers;
+      const bool bounded = space.etp.empty() && !tiers.empty();
+      std::erase_if(widths_, [&](std::int32_t w) { return bounded && w > tiers.front().size; });
     } else {
       experts_ = widths_ = {1};
     }
@@ -89,7 +92,7 @@ class Walker {
                       fmt::format("dp={} does not divide global_batch_size={}", c.dp, batch));
       return;
     }
-    const std::vector<std::int32_t> sizes = micro_batch_sizes(setup_, space_, c.dp);
+    const std::vector<std::int32_t> sizes = micro_batch_sizes(setup_, space_, c);
     if (sizes.empty()) {
       walk_.tally.add(
           Reason::batch, c,
@@ -122,9 +125,15 @@ Walk make_walk(const cost::Setup& setup, const Space& space, Coster& coster) {
   return Walker(setup, space, coster).run();
 }
 
-std::vector<std::int32_t> micro_batch_sizes(const cost::Setup& setup, const Space& space, std::int32_t dp) {
-  if (setup.work.global_batch_size % dp != 0) return {};
-  return allowed_divisors(setup.work.global_batch_size / dp, space.micro_batch_size);
+std::vector<std::int32_t> micro_batch_sizes(const cost::Setup& setup, const Space& space,
+                                            const cost::Candidate& layout) {
+  const std::int64_t batch = setup.work.global_batch_size;
+  if (batch % layout.dp != 0) return {};
+  std::vector<std::int32_t> sizes = allowed_divisors(batch / layout.dp, space.micro_batch_size);
+  if (!space.micro_batch_size.empty()) return sizes;
+  const std::int64_t tokens = setup.work.sequence_length / layout.cp;
+  std::erase_if(sizes, [&](std::int32_t n) { return n > 1 && n * tokens > kMaxMicroBatchTokens; });
+  return sizes;
 }
 
 std::vector<Pipeline> pipelines(const cost::Setup& setup, const Space& space, std::int32_t pp) {

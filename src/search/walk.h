@@ -21,9 +21,9 @@ struct Walk {
 };
 [[nodiscard]] Walk make_walk(const cost::Setup& setup, const Space& space, Coster& coster);
 
-// Of a replica, ascending; none where dp does not divide the batch.
+// For the dp and cp of a layout, ascending; none where dp does not divide the batch.
 [[nodiscard]] std::vector<std::int32_t> micro_batch_sizes(const cost::Setup& setup, const Space& space,
-                                                          std::int32_t dp);
+                                                          const cost::Candidate& layout);
 
 // The choices beside a layout and its micro-batch size. Those without effect are left out: one schedule for
 // pp 1, one order when dp or pp is 1, one ZeRO stage when there is nothing to share.

@@ -1,0 +1,303 @@
+#include "cli/plan_command.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/text.h"
+#include "plan/plan.h"
+#include "report/plan_table.h"
+#include "report/waterfall.h"
+#include "search/refine.h"
+#include "search/search.h"
+#include "spec/presets.h"
+
+namespace tessera::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using spec::Precision;
+
+constexpr std::array<Precision, 8> kPrecisions = {Precision::bf16,      Precision::fp16,  Precision::fp8,
+                                                  Precision::fp8_block, Precision::mxfp8, Precision::nvfp4,
+                                                  Precision::f32,       Precision::f64};
+constexpr double kDefaultStepTokens = 4.0e6;
+constexpr std::int64_t kDefaultSequence = 4096;
+// Mean error of step times on published runs (docs/accuracy.md): dense models, and those with experts.
+constexpr double kDenseBand = 0.10, kMoeBand = 0.15;
+
+Precision parse_precision(const std::string& word) {
+  std::vector<std::string> words;
+  for (const Precision p : kPrecisions) {
+    words.emplace_back(spec::name(p));
+    if (word == words.back()) return p;
+  }
+  const std::string near = nearest(word, words);
+  throw Error(ErrorKind::config, fmt::format("there is no precision \"{}\"", word), "--precision",
+              (near.empty() ? "" : "did you mean " + near + "? ") + "use one of " + join(words, ", "));
+}
+
+bool has(const cost::Calibration& c, Precision precision) {
+  return cost::gemm_model(c, precision).peak > 0.0 &&
+         (precision == Precision::bf16 || precision == Precision::fp16 ||
+          &cost::gemm_model(c, precision) != &c.bf16);
+}
+
+// What the flags ask for; every problem of them at once.
+class Question {
+ public:
+  explicit Question(const PlanFlags& flags) : flags_(flags) {
+    attempt([&] { setup.model = spec::find_model(flags.model); });
+    attempt([&] {
+      setup.cluster = spec::find_cluster(flags.cluster);
+      if (flags.devices > 0) setup.cluster = spec::with_devices(setup.cluster, flags.devices);
+      setup.calibration = flags.calibration.empty() ? cost::calibration(setup.cluster.device)
+                                                    : cost::read_calibration(flags.calibration);
+    });
+    attempt([&] { setup.practice = graph::practice(flags.practice); });
+    attempt([&] { setup.work.precision = parse_precision(flags.precision); });
+    attempt([&] { setup.routing = cost::parse_routing_load(flags.routing); });
+    search::apply_pins(flags.pins, space, problems_);
+    problems_.throw_if_any();
+    finish();
+    problems_.throw_if_any();
+  }
+  cost::Setup setup;
+  search::Space space;
+
+ private:
+  template <class F>
+  void attempt(const F& f) {
+    try {
+      f();
+    } catch (const Error& e) {
+      if (e.kind() == ErrorKind::internal) throw;
+      for (const Problem& p : e.problems()) problems_.add(p.what, p.where, p.mend);
+    }
+  }
+
+  void finish() {
+    const spec::ModelSpec& m = setup.model;
+    cost::Workload& w = setup.work;
+    const std::int64_t longest = m.max_position_embeddings;
+    w.sequence_length = flags_.sequence_length > 0 ? flags_.sequence_length
+                        : longest > 0              ? std::min(kDefaultSequence, longest)
+                                                   : kDefaultSequence;
+    if (longest > 0 && w.sequence_length > longest) {
+      problems_.add(
+          fmt::format("{} tokens are more than the model's {} positions", w.sequence_length, longest),
+          "--seq", fmt::format("use --seq from 1 to {}", longest));
+    }
+    const double sequences = kDefaultStepTokens / static_cast<double>(w.sequence_length);
+    w.global_batch_size = flags_.global_batch_size > 0
+                              ? flags_.global_batch_size
+                              : static_cast<std::int64_t>(std::bit_ceil(
+                                    static_cast<std::uint64_t>(std::max(1.0, sequences * 0.75))));
+    w.capacity_factor = flags_.capacity_factor;
+    if (!has(setup.calibration, w.precision)) {
+      std::vector<std::string> words;
+      for (const Precision p : kPrecisions) {
+        if (has(setup.calibration, p)) words.emplace_back(spec::name(p));
+      }
+      problems_.add(fmt::format("{} has no {}", setup.calibration.name, spec::name(w.precision)),
+                    "--precision", "use one of " + join(words, ", "));
+    }
+    const auto experts = m.moe ? std::int64_t{m.moe->num_experts} : 0;
+    if (!setup.routing.histogram.empty() && std::ssize(setup.routing.histogram) != experts) {
+      problems_.add(fmt::format("the file counts {} experts, the model has {}",
+                                setup.routing.histogram.size(), experts),
+                    "--routing " + flags_.routing, "give one count for each expert of a layer");
+    }
+    search::check_space(setup, space, problems_);
+  }
+
+  const PlanFlags& flags_;
+  Problems problems_;
+};
+
+search::Options options_of(const PlanFlags& flags, const cost::Setup& setup) {
+  search::Options o;
+  o.top = flags.top;
+  o.threads = flags.threads;
+  o.memory_fraction = flags.memory;
+  o.distinct = flags.all_choices ? search::Distinct::candidates : search::Distinct::layouts;
+  if (!flags.closed_form) o.refine = search::simulated(setup);
+  o.refined = std::max(32, 2 * flags.top);
+  return o;
+}
+
+// The fewest devices, in doublings, on which something fits; 0: none tried.
+std::int32_t enough_devices(const cost::Setup& setup, const search::Space& space,
+                            const search::Options& options) {
+  search::Options quick = options;
+  quick.top = 1;
+  quick.refine = nullptr;
+  for (std::int32_t factor = 2; factor <= 16; factor *= 2) {
+    try {
+      cost::Setup larger = setup;
+      larger.cluster = spec::with_devices(setup.cluster, setup.cluster.num_devices * factor);
+      if (!search::search(larger, space, quick).best.empty()) return larger.cluster.num_devices;
+    } catch (const Error& e) {
+      if (e.kind() == ErrorKind::internal) throw;
+      return 0;  // the cluster cannot grow so far, or the pins do not divide it
+    }
+  }
+  return 0;
+}
+
+// Why there is no layout, and what would mend it.
+Error nothing_found(const PlanFlags& flags, const Question& q, const search::Result& r,
+                    const search::Options& options) {
+  const cost::Setup& s = q.setup;
+  const auto find = [&](search::Reason reason) {
+    const auto at = std::find_if(r.rejections.begin(), r.rejections.end(),
+                                 [&](const search::Rejection& x) { return x.reason == reason; });
+    return at == r.rejections.end() ? nullptr : &*at;
+  };
+  const std::string pins = flags.pins.empty() ? "" : "lift a pin (" + join(flags.pins, ", ") + "); ";
+  const std::string on = fmt::format("{} on {} x {}", flags.model, s.cluster.num_devices, s.calibration.name);
+  if (const search::Rejection* big = find(search::Reason::does_not_fit)) {
+    std::string mend = pins;
+    if (const std::int32_t enough = enough_devices(s, q.space, options); enough > 0) {
+      mend += fmt::format("it fits on {} devices (--devices {}); ", enough, enough);
+    }
+    mend += "use more devices, devices with more memory, or a shorter --seq";
+    std::vector<std::string> parts;
+    for (std::int32_t p = 0; p < cost::kNumMemoryParts; ++p) {
+      const auto part = static_cast<cost::MemoryPart>(p);
+      parts.push_back(fmt::format("{} {:.1f}", cost::name(part), big->memory[part] / 1e9));
+    }
+    return {
+        ErrorKind::config, fmt::format("no layout of {} fits: {}", on, report::describe(*big)),
+        fmt::format("memory of the nearest, GB: {}; {} candidates tried", join(parts, ", "), r.enumerated),
+        mend};
+  }
+  for (const auto reason : {search::Reason::schedule, search::Reason::shape, search::Reason::batch}) {
+    if (const search::Rejection* x = find(reason)) {
+      return {ErrorKind::config, fmt::format("no layout of {} is valid: {}", on, report::describe(*x)),
+              fmt::format("{} layouts tried", r.layouts),
+              pins + fmt::format("use --gbs with more divisors (now {}) or another number of --devices",
+                                 s.work.global_batch_size)};
+    }
+  }
+  return {ErrorKind::config, fmt::format("no layout of {} is left by the pins", on), "tessera plan",
+          pins + "pins contradict each other or the number of devices"};
+}
+
+Json to_json(const cost::Candidate& c) {
+  return {{"tp", c.tp},
+          {"cp", c.cp},
+          {"pp", c.pp},
+          {"vpp", c.vpp},
+          {"dp", c.dp},
+          {"ep", c.ep},
+          {"etp", c.etp},
+          {"micro_batch_size", c.micro_batch_size},
+          {"zero_stage", c.zero_stage},
+          {"order", cost::name(c.order)},
+          {"recompute", search::to_text({.mode = c.recompute, .modules = c.recompute_modules})},
+          {"schedule", schedule::name(c.schedule)},
+          {"sequence_parallel", c.sequence_parallel}};
+}
+
+Json to_json(const cost::MemoryCost& m) {
+  Json j = Json::object();
+  for (std::int32_t p = 0; p < cost::kNumMemoryParts; ++p) {
+    const auto part = static_cast<cost::MemoryPart>(p);
+    j[std::string(cost::name(part)) + "_bytes"] = m[part];
+  }
+  j["allocated_bytes"] = m.allocated();
+  j["reserved_bytes"] = m.reserved();
+  j["pipeline_rank"] = m.pipeline_rank;
+  return j;
+}
+
+Json to_json(const cost::Setup& setup, const search::Ranked& r) {
+  Json j = to_json(r.candidate);
+  j["step_seconds"] = r.cost.seconds();
+  j["tokens_per_s_per_device"] = report::tokens_per_device_second(setup, r.cost);
+  j["mfu"] = r.cost.mfu();
+  j["mfu_full"] = r.cost.mfu_full();
+  j["hfu"] = r.cost.hfu();
+  j["bubble_fraction"] = r.cost.bubble_fraction;
+  Json seconds = Json::object();
+  for (std::int32_t p = 0; p < cost::kNumParts; ++p) {
+    const auto part = static_cast<cost::Part>(p);
+    seconds[std::string(cost::name(part))] = r.cost[part];
+  }
+  j["seconds"] = std::move(seconds);
+  j["memory"] = to_json(r.cost.memory);
+  if (setup.cluster.price_per_device_hour > 0) {
+    j["price_per_billion_tokens"] = report::price_of_billion_tokens(setup, r.cost);
+  }
+  return j;
+}
+
+Json to_json(const cost::Setup& setup, const search::Rejection& r) {
+  Json j = {{"reason", search::name(r.reason)}, {"count", r.count}, {"nearest", to_json(r.nearest)}};
+  if (r.reason == search::Reason::slower) j["lost_to"] = cost::name(r.lost_to);
+  if (!r.why.empty()) j["why"] = r.why;
+  if (r.reason == search::Reason::does_not_fit) {
+    j["needs_bytes"] = r.needs;
+    j["limit_bytes"] = r.limit;
+  } else if (r.needs > 0) {
+    j["needs_seconds"] = r.needs;
+    j["limit_seconds"] = r.limit;
+  }
+  j["text"] = report::describe(r);
+  (void)setup;
+  return j;
+}
+
+void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::Result& r, double band) {
+  Json best = Json::array(), rejections = Json::array();
+  for (const search::Ranked& x : r.best) best.push_back(to_json(setup, x));
+  for (const search::Rejection& x : r.rejections) rejections.push_back(to_json(setup, x));
+  const Json j = {{"model", flags.model},
+                  {"cluster", setup.cluster.name},
+                  {"device", setup.calibration.name},
+                  {"num_devices", setup.cluster.num_devices},
+                  {"global_batch_size", setup.work.global_batch_size},
+                  {"sequence_length", setup.work.sequence_length},
+                  {"precision", spec::name(setup.work.precision)},
+                  {"practice", setup.practice.name},
+                  {"error_band", band},
+                  {"layouts", r.layouts},
+                  {"candidates", r.enumerated},
+                  {"costed", r.costed},
+                  {"bottleneck", report::bottleneck(setup, r.best.front())},
+                  {"best", std::move(best)},
+                  {"rejected", std::move(rejections)}};
+  std::printf("%s\n", j.dump(2).c_str());
+}
+
+}  // namespace
+
+int plan(const PlanFlags& flags, const Terminal& terminal) {
+  const Question q(flags);
+  const search::Options options = options_of(flags, q.setup);
+  const search::Result result = search::search(q.setup, q.space, options);
+  if (result.best.empty()) throw nothing_found(flags, q, result, options);
+  if (!flags.output.empty()) {
+    plan::write_plan(flags.output, plan::make_plan(cost::to_job(q.setup, result.best.front().candidate)));
+  }
+  const double band = q.setup.model.moe ? kMoeBand : kDenseBand;
+  if (flags.json) {
+    print_json(flags, q.setup, result, band);
+    return 0;
+  }
+  const report::PlanView view{.setup = &q.setup,
+                              .result = &result,
+                              .model = std::filesystem::path(flags.model).filename().string(),
+                              .error_band = band};
+  std::printf("%s", report::plan_page(view, terminal.style).c_str());
+  if (!flags.output.empty()) std::printf("\nwrote %s: the plan of the best one\n", flags.output.c_str());
+  return 0;
+}
+
+}  // namespace tessera::cli
