@@ -33,6 +33,11 @@ void check_parallel(const ParallelSpec& p, Checker& c) {
           fmt::format("sequence_parallel=false with tp={}: the engine always cuts norms along the sequence",
                       p.tp),
           "use sequence_parallel: true, or tp=1");
+  c.check(std::ranges::all_of(p.stage_layers, [](std::int32_t n) { return n >= 1; }),
+          {"parallel.stage_layers"},
+          fmt::format("stage_layers=[{}]: the engine has no stages without a layer",
+                      fmt::join(p.stage_layers, ", ")),
+          "give every stage at least 1 layer");
   const ParallelSpec plain;
   c.check(p.order == plain.order, {"parallel.order"},
           fmt::format("order={}: the engine numbers its ranks one way only", p.order),

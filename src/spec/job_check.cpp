@@ -221,20 +221,27 @@ void check_stages(const Job& job, Checker& c) {
   const ParallelSpec& p = job.parallel;
   const std::int32_t layers = job.model.num_hidden_layers;
   const int64_t stages = int64_t{p.pp} * p.vpp;
-  c.check(stages <= layers, {"parallel.pp", "parallel.vpp", "model"},
+  // Embedding and head may stand alone, where stage_layers say so.
+  const std::int32_t most = p.stage_layers.empty() ? layers : layers + 2;
+  c.check(stages <= most, {"parallel.pp", "parallel.vpp", "model"},
           fmt::format("pp={} * vpp={} = {} stages, and the model has num_hidden_layers={}", p.pp, p.vpp,
                       stages, layers),
-          fmt::format("use pp * vpp from 1 to {}", layers));
+          fmt::format("use pp * vpp from 1 to {}", most));
   if (p.stage_layers.empty()) return;
   c.check(std::ssize(p.stage_layers) == stages, {"parallel.stage_layers", "parallel.pp", "parallel.vpp"},
           fmt::format("stage_layers has {} entries for pp={} * vpp={} = {} stages", p.stage_layers.size(),
                       p.pp, p.vpp, stages),
           fmt::format("give {} entries, or leave stage_layers out", stages));
-  const bool positive = c.check(
-      std::all_of(p.stage_layers.begin(), p.stage_layers.end(), [](std::int32_t n) { return n >= 1; }),
-      {"parallel.stage_layers"},
-      fmt::format("stage_layers=[{}] has a stage without a layer", fmt::join(p.stage_layers, ", ")),
-      "give every stage at least 1 layer");
+  const auto enough = [&](std::size_t i) {
+    const bool end = i == 0 || i + 1 == p.stage_layers.size();
+    return p.stage_layers[i] >= (end ? 0 : 1);
+  };
+  bool all = true;
+  for (std::size_t i = 0; i < p.stage_layers.size(); ++i) all = all && enough(i);
+  const bool positive =
+      c.check(all, {"parallel.stage_layers"},
+              fmt::format("stage_layers=[{}] has a stage without a layer", fmt::join(p.stage_layers, ", ")),
+              "give every stage at least 1 layer; only the first and the last may have 0");
   if (!positive) return;
   const int64_t sum = std::accumulate(p.stage_layers.begin(), p.stage_layers.end(), int64_t{0});
   c.check(sum == layers, {"parallel.stage_layers", "model"},

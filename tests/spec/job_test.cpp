@@ -176,7 +176,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "parallel.stage_layers", "sum to 4"},
         BadCase{"dp: 2", "dp: 2, stage_layers: [4]", "stage_layers has 1 entries for pp=2 * vpp=1 = 2 stages",
                 "stage_layers", "give 2"},
-        BadCase{"dp: 2", "dp: 2, stage_layers: [4, 0]", "stage_layers=[4, 0] has a stage without a layer",
+        BadCase{"dp: 2", "dp: 2, stage_layers: [5, -1]", "stage_layers=[5, -1] has a stage without a layer",
                 "stage_layers", "at least 1"},
         BadCase{"dp: 2", "dp: 2, schedule: 1f1bb", "schedule=1f1bb is not known", "parallel.schedule",
                 "did you mean 1f1b?"},
