@@ -284,7 +284,9 @@ int plan(const PlanFlags& flags, const Terminal& terminal) {
   const search::Result result = search::search(q.setup, q.space, options);
   if (result.best.empty()) throw nothing_found(flags, q, result, options);
   if (!flags.output.empty()) {
-    plan::write_plan(flags.output, plan::make_plan(cost::to_job(q.setup, result.best.front().candidate)));
+    plan::Plan best = plan::make_plan(cost::to_job(q.setup, result.best.front().candidate));
+    best.planned_for = {.cluster = q.setup.cluster, .practice = q.setup.practice.name};
+    plan::write_plan(flags.output, best);
   }
   const double band = q.setup.model.moe ? kMoeBand : kDenseBand;
   if (flags.json) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "graph/practice.h"
 
 namespace tessera::cli {
 
@@ -15,7 +16,7 @@ struct PlanFlags {
   std::int64_t sequence_length = 0;    // 0: what the model was made for, at most 8192
   std::string precision = "bf16";
   double capacity_factor = 0.0;
-  std::string practice = "megatron-core";
+  std::string practice = graph::kDefaultPractice;
   std::string routing = "balanced";
   std::string calibration;        // file instead of the device's shipped one
   std::vector<std::string> pins;  // "tp=8"

@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "cost/step.h"
 #include "graph/block.h"
+#include "graph/practice.h"
 #include "spec/presets.h"
 
 namespace tessera::cli {
@@ -173,14 +174,15 @@ class Reader {
   }
 
   void cluster() {
-    if (cluster_name_.empty()) {
+    const plan::PlannedFor planned = out_.plan ? out_.plan->planned_for : plan::PlannedFor{};
+    if (cluster_name_.empty() && !planned.cluster) {
       problems_.add(
           "no cluster is named", kFlags,
           fmt::format("name a cluster file or one of {}", join(names_of(spec::cluster_presets()), ", ")));
       return;
     }
     have_cluster_ = tried([&] {
-      out_.setup.cluster = spec::find_cluster(cluster_name_);
+      out_.setup.cluster = cluster_name_.empty() ? *planned.cluster : spec::find_cluster(cluster_name_);
       if (flags_.devices) out_.setup.cluster = spec::with_devices(out_.setup.cluster, *flags_.devices);
       out_.setup.calibration = flags_.calibration.empty() ? cost::calibration(out_.setup.cluster.device)
                                                           : cost::read_calibration(flags_.calibration);
@@ -199,7 +201,10 @@ class Reader {
     const Precision precision = job_.train.precision;
     if (flags_.practice.empty()) {
       const bool own = precision == Precision::f32 || precision == Precision::f64;
-      out_.setup.practice = graph::practice(own ? "tessera" : "megatron-core");
+      const std::string planned = out_.plan ? out_.plan->planned_for.practice : "";
+      out_.setup.practice = graph::practice(own               ? "tessera"
+                                            : planned.empty() ? graph::kDefaultPractice
+                                                              : planned);
     }
     if (have_cluster_ && !has(out_.setup.calibration, precision)) {
       std::vector<std::string> words;

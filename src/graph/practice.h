@@ -66,6 +66,8 @@ struct Practice {
   friend bool operator==(const Practice&, const Practice&) = default;
 };
 
+// What commands price when nothing else is said: the newest.
+inline constexpr const char* kDefaultPractice = "megatron-bridge-2026";
 [[nodiscard]] std::vector<std::string> practice_names();
 // Error{config} with the nearest name.
 [[nodiscard]] Practice practice(std::string_view name);

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/text.h"
+#include "graph/practice.h"
 #include "plan/plan.h"
 #include "schedule/text.h"
 
@@ -58,7 +59,7 @@ Json parse_header(std::string_view text, std::string_view where) {
                 std::string(where), "use the Tessera that wrote it, or a newer one");
   }
   if (version < 1) refuse(fmt::format("the plan has version {}", version), where);
-  const std::vector<std::string> known = {"format", "version", "job", "stages", "schedule"};
+  const std::vector<std::string> known = {"format", "version", "job", "stages", "schedule", "planned_for"};
   for (const auto& [key, value] : root.items()) {
     if (std::find(known.begin(), known.end(), key) != known.end()) continue;
     const std::string near = nearest(key, known);
@@ -76,6 +77,26 @@ schedule::Schedule parse_lists(const Json& root, std::string_view where) {
     text += line.get<std::string>() + "\n";
   }
   return schedule::lower(schedule::from_text(text, fmt::format("{}: schedule", where)));
+}
+
+PlannedFor parse_planned_for(const Json& root, std::string_view where) {
+  PlannedFor out;
+  if (!root.contains("planned_for")) return out;
+  const std::string place = fmt::format("{}: planned_for", where);
+  const Json& given = root["planned_for"];
+  if (!given.is_object()) refuse("planned_for is not an object", place);
+  for (const auto& [key, value] : given.items()) {
+    if (key != "cluster" && key != "practice")
+      refuse(fmt::format("unknown key \"{}\"", key), place, "remove it");
+    if (!value.is_string()) refuse(fmt::format("{} is not a text", key), place);
+  }
+  if (given.contains("practice")) out.practice = graph::practice(given["practice"].get<std::string>()).name;
+  if (given.contains("cluster")) {
+    Problems problems;
+    out.cluster = spec::parse_cluster(given["cluster"].get<std::string>(), place + ".cluster", problems);
+    problems.throw_if_any();
+  }
+  return out;
 }
 
 // What the file says twice must agree.
@@ -102,11 +123,15 @@ std::string to_json(const Plan& plan) {
   for (const std::string& line : split(schedule::to_text(plan.schedule), '\n')) {
     if (!line.empty()) lines.push_back(line);
   }
-  const Json root = {{"format", kFormat},
-                     {"version", kVersion},
-                     {"job", Json::parse(spec::to_json(plan.job))},
-                     {"stages", stages_json(plan.layout)},
-                     {"schedule", std::move(lines)}};
+  Json root = {{"format", kFormat},
+               {"version", kVersion},
+               {"job", Json::parse(spec::to_json(plan.job))},
+               {"stages", stages_json(plan.layout)},
+               {"schedule", std::move(lines)}};
+  Json planned_for = Json::object();
+  if (!plan.planned_for.practice.empty()) planned_for["practice"] = plan.planned_for.practice;
+  if (plan.planned_for.cluster) planned_for["cluster"] = spec::to_yaml(*plan.planned_for.cluster);
+  if (!planned_for.empty()) root["planned_for"] = std::move(planned_for);
   return root.dump(1) + "\n";
 }
 
@@ -118,6 +143,7 @@ Plan from_json(std::string_view text, std::string_view where) {
   check_agreement(plan, lists, root, where);
   plan.proof = schedule::checked(lists);
   plan.schedule = std::move(lists);
+  plan.planned_for = parse_planned_for(root, where);
   return plan;
 }
 

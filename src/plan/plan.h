@@ -6,10 +6,12 @@
 // File: one JSON object {"format": "tessera-plan", "version": 1, "job": {...}, "stages": [...], "schedule":
 // [...]}. The job is complete (model inline). Stages (layers and pipeline rank of each) follow from it and
 // are there for readers. The schedule stands as its text form, a line an entry, so an edited order of actions
-// is a valid plan as long as it can be proven. Keys that version 1 does not know are refused. Pure functions
+// is a valid plan as long as it can be proven. "planned_for" (optional) names cluster and practice that the
+// planner priced it for. Keys that version 1 does not know are refused. Pure functions
 // but for the files; thread safe.
 #pragma once
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -17,21 +19,31 @@
 #include "plan/memory.h"
 #include "schedule/check.h"
 #include "schedule/schedule.h"
+#include "spec/cluster.h"
 #include "spec/job.h"
 
 namespace tessera::plan {
+
+// What a plan was priced for: facts of the planner, which the engine does not read. Empty: not known.
+struct PlannedFor {
+  std::optional<spec::ClusterSpec> cluster;
+  std::string practice;  // graph::practice_names
+  friend bool operator==(const PlannedFor&, const PlannedFor&) = default;
+};
 
 struct Plan {
   spec::Job job;
   layout::Layout layout;
   schedule::Schedule schedule;  // lowered and proven
   schedule::CheckReport proof;  // slots of each stage
+  PlannedFor planned_for = {};
 
   // Micro-batches of one replica in one step.
   [[nodiscard]] std::int32_t num_microbatches() const { return schedule.num_microbatches; }
   // The proof follows from the schedule.
   friend bool operator==(const Plan& a, const Plan& b) {
-    return a.job == b.job && a.layout == b.layout && a.schedule == b.schedule;
+    return a.job == b.job && a.layout == b.layout && a.schedule == b.schedule &&
+           a.planned_for == b.planned_for;
   }
 };
 

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "schedule/text.h"
+#include "spec/presets.h"
 
 namespace tessera::plan {
 namespace {
@@ -37,6 +38,25 @@ TEST(Plan, HoldsLayoutScheduleAndProofOfItsJob) {
   EXPECT_TRUE(plan.schedule.is_lowered());
   EXPECT_TRUE(plan.proof.ok());
   EXPECT_EQ(plan.proof.stages.size(), 2);
+}
+
+TEST(Plan, KeepsTheClusterAndPracticeItWasPlannedFor) {
+  Plan plan = make_plan(job());
+  EXPECT_EQ(to_json(plan).find("planned_for"), std::string::npos);
+  plan.planned_for = {.cluster = spec::cluster_preset("dgx-h100"), .practice = "megatron-core"};
+  EXPECT_EQ(from_json(to_json(plan), "plan.json"), plan);
+  EXPECT_NE(plan, make_plan(job()));
+  const auto refused = [&](std::string_view from, std::string_view to, const std::string& part) {
+    try {
+      (void)from_json(replaced(to_json(plan), from, to), "plan.json");
+      FAIL() << "accepted";
+    } catch (const Error& e) {
+      EXPECT_THAT(e.what(), testing::HasSubstr(part));
+    }
+  };
+  refused("\"practice\": \"megatron-core\"", "\"practice\": \"megatron-cor\"", "did you mean megatron-core?");
+  refused("\"practice\": \"megatron-core\"", "\"practise\": \"megatron-core\"", "unknown key \"practise\"");
+  refused("450 GB/s", "450 Gb/s", "planned_for.cluster");
 }
 
 TEST(Plan, RefusesAJobThatIsNotValidWithEveryProblem) {
