@@ -65,11 +65,14 @@ double communication_time(const BlockContext& x, const graph::Op& op) {
   const GroupShape& group = group_of(x.groups, op.axis);
   if (op.axis == graph::Axis::ep && op.call == graph::Call::all_to_all_v && s.model.moe) {
     const spec::MoeSpec& moe = *s.model.moe;
+    // Groups of experts are nodes, or several nodes where the ranks are spread wider.
+    const std::int32_t nodes = group.size / std::max(1, group.members[0]);
+    const std::int32_t nodes_a_group = std::max(1, nodes / std::max(1, moe.n_group));
     const AllToAll a{.tokens = x.expert_tokens,
                      .top_k = moe.num_experts_per_tok,
                      .num_experts = moe.num_experts,
                      .row_bytes = 2 * s.model.hidden_size,
-                     .node_limit = moe.n_group > 1 ? moe.topk_group : 0,
+                     .node_limit = moe.n_group > 1 ? moe.topk_group * nodes_a_group : 0,
                      .dedup = s.practice.ep_dedup,
                      .busiest = x.load.slowest_rank};
     return all_to_all_time(s.cluster, s.calibration, group, a).value;

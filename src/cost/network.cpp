@@ -216,7 +216,10 @@ double none_of(double total, double avoided, std::int32_t draws) {
 double distinct_parts(double parts, const AllToAll& a, std::int32_t num_nodes) {
   const double part = a.num_experts / parts;
   const bool limited = a.node_limit > 0 && a.node_limit < num_nodes;
-  const double open = limited ? static_cast<double>(a.num_experts) * a.node_limit / num_nodes : a.num_experts;
+  const double within =
+      limited ? static_cast<double>(a.num_experts) * a.node_limit / num_nodes : a.num_experts;
+  const double open =
+      std::max<double>(within, a.top_k);  // too few experts for the choices: no limit can hold
   return open / part * (1.0 - none_of(open, part, a.top_k));
 }
 

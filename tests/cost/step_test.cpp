@@ -79,6 +79,30 @@ TEST(StepModel, WorkIsTheSameStepInPieces) {
   }
 }
 
+// Wide expert groups, more ranks than nodes of a routing group, odd pipelines: never a NaN.
+TEST(StepModel, EveryValidCandidateHasAPrice) {
+  StepModel model(deepseek());
+  std::int32_t valid = 0;
+  for (const std::int32_t tp : {1, 2, 8, 32})
+    for (const std::int32_t cp : {1, 4})
+      for (const std::int32_t pp : {1, 4, 16})
+        for (const std::int32_t ep : {1, 8, 64, 256})
+          for (const std::int32_t etp : {1, 2, 8})
+            for (const AxisOrder order : {AxisOrder::tp_cp_ep_dp_pp, AxisOrder::tp_cp_ep_pp_dp})
+              for (const std::int32_t zero : {0, 1, 3}) {
+                Candidate c{.tp = tp, .cp = cp, .dp = 2048 / (tp * cp * pp), .pp = pp, .ep = ep, .etp = etp};
+                c.zero_stage = zero;
+                c.order = order;
+                c.micro_batch_size = 1;
+                if (c.dp < 1 || !why_invalid(model.setup(), c).empty()) continue;
+                ++valid;
+                const StepCost cost = model.predict(c);
+                EXPECT_TRUE(cost.seconds() > 0 && std::isfinite(cost.seconds())) << to_text(c);
+                EXPECT_TRUE(std::isfinite(cost.memory.allocated())) << to_text(c);
+              }
+  EXPECT_GT(valid, 200);
+}
+
 TEST(StepModel, AnswersTheSameAfterOtherCandidates) {
   StepModel fresh(llama());
   StepModel used(llama());
