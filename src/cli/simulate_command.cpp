@@ -2,10 +2,12 @@
 
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "cli/commands.h"
 #include "cli/simulate_input.h"
+#include "cost/engine_step.h"
 #include "cost/step.h"
 #include "report/simulation.h"
 #include "search/search.h"
@@ -82,7 +84,7 @@ Json rank_json(const SimulationView& view, std::int32_t r) {
           {"world_rank", rank.rank.value},
           {"busy_seconds", seconds_of(rank.busy)},
           {"idle_seconds", seconds_of(rank.idle)},
-          {"parts_seconds", std::move(seconds)},
+          {"seconds", std::move(seconds)},
           {"communication_seconds", by_axis(rank.comm)},
           {"exposed_seconds", by_axis(rank.exposed)},
           {"bytes_sent", by_axis(rank.bytes_sent)},
@@ -116,16 +118,16 @@ Json to_json(const SimulationView& view) {
   Json out = {{"model", view.model},
               {"cluster", s.cluster.name},
               {"device", s.calibration.name},
-              {"devices", view.candidate->world_size()},
+              {"num_devices", view.candidate->world_size()},
               {"practice", s.practice.name},
               {"layout", cost::to_text(*view.candidate)},
               {"microbatches", view.schedule->num_microbatches},
               {"step_seconds", seconds},
-              {"tokens_per_second_per_device", tokens / seconds / view.candidate->world_size()},
+              {"tokens_per_s_per_device", tokens / seconds / view.candidate->world_size()},
               {"mfu", view.cost.mfu()},
               {"mfu_full", view.cost.mfu_full()},
               {"hfu", view.cost.hfu()},
-              {"parts_seconds", std::move(parts)},
+              {"seconds", std::move(parts)},
               {"bottleneck", report::simulation_bottleneck(view)},
               {"fits", fits},
               {"usable_bytes", usable},
@@ -143,43 +145,68 @@ void write_trace(const SimulateFlags& flags, const SimulationView& view, trace::
   trace::write_chrome(flags.trace, trace);
 }
 
+// The step that is played and what it was priced at.
+struct Priced {
+  cost::StepWork work;
+  schedule::Schedule lists;
+  cost::StepCost cost;
+  std::optional<double> closed_form;  // where the formula is of the same step
+};
+
+// Jobs that train here are priced operation by operation, as the engine runs them.
+bool is_of_the_engine(const SimulateInput& input) {
+  if (input.setup.practice.name != "tessera" || !(input.setup.routing == cost::RoutingLoad())) return false;
+  Problems problems;
+  spec::check_engine_runs(input.plan->job, "job", problems);
+  return problems.empty();
+}
+
+Priced price(const SimulateInput& input) {
+  if (is_of_the_engine(input)) {
+    const plan::Plan& p = *input.plan;
+    cost::EngineStep step =
+        cost::engine_step({p.job, p.layout, p.schedule}, input.setup.cluster, input.setup.calibration);
+    return {.work = std::move(step.work), .lists = p.schedule, .cost = step.cost};
+  }
+  cost::StepModel model(input.setup);
+  const bool same_split = is_model_split(input);
+  Priced out{.cost = model.predict(input.candidate)};
+  out.work = same_split ? model.work(input.candidate) : model.work(input.candidate, input.stage_layers);
+  out.lists = schedule_of(input, out.work);
+  if (same_split) out.closed_form = out.cost.seconds();
+  return out;
+}
+
+sim::Result play(const SimulateInput& input, const Priced& priced, const sim::Options& options) {
+  plan::Plan plan = *input.plan;
+  plan.schedule = priced.lists;
+  return sim::simulate(plan, priced.work, options);
+}
+
 }  // namespace
 
 int simulate(const SimulateFlags& flags, const Terminal& terminal) {
   const SimulateInput input = read_simulate_input(flags);
-  cost::StepModel model(input.setup);
-  const bool same_split = is_model_split(input);
-  const cost::StepWork work =
-      same_split ? model.work(input.candidate) : model.work(input.candidate, input.stage_layers);
-  const schedule::Schedule lists = schedule_of(input, work);
+  const Priced priced = price(input);
   sim::Options options;
   options.rank_slowdown = input.rank_slowdown;
   options.shared_links = flags.shared_links;
   options.detail = flags.trace_detail == "actions" ? sim::Detail::actions : sim::Detail::segments;
-  sim::Result result;
-  if (input.plan) {
-    plan::Plan plan = *input.plan;
-    plan.schedule = lists;
-    result = sim::simulate(plan, work, options);
-  } else {
-    result = sim::simulate(lists, work, options);
-  }
-  const cost::StepCost priced = model.predict(input.candidate);
+  const sim::Result result = play(input, priced, options);
   SimulationView view{.setup = &input.setup,
                       .candidate = &input.candidate,
-                      .schedule = &lists,
-                      .work = &work,
+                      .schedule = &priced.lists,
+                      .work = &priced.work,
                       .result = &result,
-                      .cost = report::simulated_cost(result, priced),
+                      .cost = report::simulated_cost(result, priced.cost),
                       .model = input.model,
                       .stage_layers = input.stage_layers,
                       .rank_slowdown = input.rank_slowdown};
   if (!input.rank_slowdown.empty()) {
-    sim::Options plain = options;
-    plain.rank_slowdown.clear();
-    view.without_stragglers = sim::makespan(lists, work, plain);
-  } else if (same_split && !flags.shared_links) {
-    view.closed_form = priced.seconds();
+    options.rank_slowdown.clear();
+    view.without_stragglers = sim::makespan(priced.lists, priced.work, options);
+  } else if (!flags.shared_links) {
+    view.closed_form = priced.closed_form;
   }
   if (!flags.trace.empty()) write_trace(flags, view, result.trace);
   if (flags.json) {

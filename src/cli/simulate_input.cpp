@@ -167,15 +167,24 @@ class Reader {
       job_ = out_.plan->job;
     }
     out_.setup.model = job_.model;
+    out_.model = name_of_model();
+  }
+
+  // By the file it came from, or the shipped model that it is.
+  [[nodiscard]] std::string name_of_model() const {
     const fs::path config = job_.model_config;
-    out_.model = config.filename() == "config.json" ? config.parent_path().filename().string()
-                                                    : config.stem().string();
-    if (out_.model.empty()) out_.model = std::string(spec::name(job_.model.family));
+    if (config.filename() == "config.json") return config.parent_path().filename().string();
+    if (!config.empty()) return config.stem().string();
+    for (const spec::PresetInfo& p : spec::model_presets()) {
+      if (spec::model_preset(p.name) == job_.model) return p.name;
+    }
+    return std::string(spec::name(job_.model.family));
   }
 
   void cluster() {
     const plan::PlannedFor planned = out_.plan ? out_.plan->planned_for : plan::PlannedFor{};
     if (cluster_name_.empty() && !planned.cluster) {
+      if (!plan_path_.empty() && !have_job_) return;  // a plan that cannot be read may name one
       problems_.add(
           "no cluster is named", kFlags,
           fmt::format("name a cluster file or one of {}", join(names_of(spec::cluster_presets()), ", ")));
@@ -307,18 +316,9 @@ class Reader {
     set_work();
     tried([&] { out_.candidate = cost::from_job(job_); });
     problems_.throw_if_any();
-    if (!out_.plan && !has_bare_stages()) {
-      // Prices are of this split; a job cuts its layers otherwise unless told.
-      if (have_model_) job_.parallel.stage_layers = model_split();
-      tried([&] { out_.plan = plan::make_plan(job_); });
-    }
+    if (!out_.keeps_schedule) tried([&] { out_.plan = plan::make_plan(job_); });
     problems_.throw_if_any();
-    if (out_.plan) {
-      for (const layout::StageCut& cut : out_.plan->layout.stages)
-        out_.stage_layers.push_back(cut.num_layers);
-    } else {
-      out_.stage_layers = model_split();
-    }
+    for (const layout::StageCut& cut : out_.plan->layout.stages) out_.stage_layers.push_back(cut.num_layers);
     cost::Setup& s = out_.setup;
     tried([&] { s.cluster = spec::with_devices(s.cluster, out_.candidate.world_size()); });
     const std::string why = cost::why_invalid(s, out_.candidate);
@@ -336,13 +336,7 @@ class Reader {
                        .capacity_factor = job_.train.moe.capacity_factor};
   }
 
-  // Embedding or head on a stage of its own, which a job cannot say.
-  [[nodiscard]] bool has_bare_stages() const {
-    const std::int64_t stages = std::int64_t{job_.parallel.pp} * job_.parallel.vpp;
-    if (!have_model_ || stages > job_.model.num_hidden_layers + 2) return false;
-    const std::vector<std::int32_t> layers = model_split();
-    return std::find(layers.begin(), layers.end(), 0) != layers.end();
-  }
+  // How prices cut the layers; a job cuts them otherwise unless told.
   [[nodiscard]] std::vector<std::int32_t> model_split() const {
     const cost::StageSplit cut(job_.model, job_.parallel.pp * job_.parallel.vpp,
                                out_.setup.practice.balanced_stages);
@@ -352,7 +346,11 @@ class Reader {
   }
   void check_job() {
     const spec::ParallelSpec& p = job_.parallel;
-    if (have_model_ && flags_.global_batch_size && flags_.sequence_length && !has_bare_stages()) {
+    const std::int64_t stages = std::int64_t{p.pp} * p.vpp;
+    if (have_model_ && stages > 1 && stages <= job_.model.num_hidden_layers + 2) {
+      job_.parallel.stage_layers = model_split();
+    }
+    if (have_model_ && flags_.global_batch_size && flags_.sequence_length) {
       Problems found;
       spec::validate(job_, "flags", found);
       problems_.append(found);

@@ -15,8 +15,8 @@ struct SimulateInput {
   cost::Setup setup;  // its cluster has as many devices as the plan has ranks
   cost::Candidate candidate;
   std::string model;                       // as the user named it
-  std::optional<plan::Plan> plan;          // none: stages without layers, which a job cannot say
-  bool keeps_schedule = false;             // the plan's order of actions is the user's
+  std::optional<plan::Plan> plan;          // there once read
+  bool keeps_schedule = false;             // from a plan file: its order of actions is the user's
   std::vector<std::int32_t> stage_layers;  // [stages]
   std::vector<double> rank_slowdown;       // [pp]; empty: none
 };
