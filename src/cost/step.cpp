@@ -125,8 +125,12 @@ const LayerTable& StepModel::Impl::sizes(const Candidate& c) {
   return size_tables.emplace(key, size_table(setup, classes, c)).first->second;
 }
 
-StageSplit StepModel::Impl::split_of(const Candidate& c) const {
-  return {setup.model, c.pp * c.vpp, setup.practice.balanced_stages};
+const StageSplit& StepModel::Impl::split_of(const Candidate& c) const {
+  const std::int32_t stages = c.pp * c.vpp;
+  const auto found = splits.find(stages);
+  if (found != splits.end()) return found->second;
+  return splits.emplace(stages, StageSplit(setup.model, stages, setup.practice.balanced_stages))
+      .first->second;
 }
 
 std::int32_t StepModel::Impl::stage_of(const Candidate& c, std::int32_t r, std::int32_t v) {
@@ -225,7 +229,7 @@ PassCost StepModel::Impl::all_blocks(const LayerTable& t, double& attention_idea
 
 StepCost StepModel::Impl::predict(const Candidate& c) {
   const LayerTable& t = table(c);
-  const StageSplit split = split_of(c);
+  const StageSplit& split = split_of(c);
   StepCost out;
   out.num_microbatches = static_cast<double>(num_microbatches(setup.work, c));
   out.memory = memory_of(t, split, c);

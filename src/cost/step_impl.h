@@ -30,14 +30,15 @@ struct StepModel::Impl {
   double flops_per_token, flops_per_token_full;
   double peak;
   std::unordered_map<TableKey, LayerTable, TableHash> tables, size_tables;
-  std::vector<PipelineRank> ranks;  // scratch of predict
+  mutable std::unordered_map<std::int32_t, StageSplit> splits;  // by stages
+  std::vector<PipelineRank> ranks;                              // scratch of predict
 
   explicit Impl(Setup s);
 
   // Each valid until the next call of the same name.
   const LayerTable& table(const Candidate& c);
   const LayerTable& sizes(const Candidate& c);  // size_table
-  [[nodiscard]] StageSplit split_of(const Candidate& c) const;
+  [[nodiscard]] const StageSplit& split_of(const Candidate& c) const;
   // Stage v of pipeline rank r.
   [[nodiscard]] static std::int32_t stage_of(const Candidate& c, std::int32_t r, std::int32_t v);
 

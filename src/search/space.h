@@ -18,7 +18,7 @@
 
 namespace tessera::search {
 
-inline constexpr std::int64_t kMaxMicroBatchTokens = 65'536;
+inline constexpr std::int64_t kMinRankTokens = 512, kMaxRankTokens = 65'536;
 
 struct RecomputeChoice {
   spec::Recompute mode = spec::Recompute::none;
@@ -29,9 +29,10 @@ struct RecomputeChoice {
 
 struct Space {
   // Empty: every value that divides the devices (tp, cp, pp, dp, ep, etp), the sequences of a replica
-  // (micro_batch_size), the layers of a pipeline rank (vpp), but for two that never pay: etp beyond the
-  // innermost domain of links, micro-batches of more than kMaxMicroBatchTokens on a rank, where kernels are
-  // long and further growth costs bubble and memory alone. ep and etp stay 1 for a dense model.
+  // (micro_batch_size), the layers of a pipeline rank (vpp), but for three that never pay: etp beyond the
+  // innermost domain of links; cp that leaves a rank less than kMinRankTokens of a sequence; micro-batches of
+  // more than kMaxRankTokens on a rank, where kernels are long and growth costs bubble and memory alone. ep
+  // and etp stay 1 for a dense model.
   std::vector<std::int32_t> tp, cp, pp, dp, ep, etp, vpp, micro_batch_size;
   std::vector<std::int32_t> zero_stages;   // empty: 0 to 3
   std::vector<RecomputeChoice> recompute;  // empty: default_recompute

@@ -52,6 +52,7 @@ class Walker {
     const std::int64_t world = setup_.cluster.num_devices;
     for (const std::int32_t tp : allowed_divisors(world, space_.tp)) {
       for (const std::int32_t cp : allowed_divisors(world / tp, space_.cp)) {
+        if (cp > 1 && space_.cp.empty() && setup_.work.sequence_length / cp < kMinRankTokens) break;
         for (const std::int32_t pp : allowed_divisors(world / tp / cp, space_.pp)) {
           const auto dp = static_cast<std::int32_t>(world / tp / cp / pp);
           if (!allowed(space_.dp, dp)) continue;
@@ -132,7 +133,7 @@ std::vector<std::int32_t> micro_batch_sizes(const cost::Setup& setup, const Spac
   std::vector<std::int32_t> sizes = allowed_divisors(batch / layout.dp, space.micro_batch_size);
   if (!space.micro_batch_size.empty()) return sizes;
   const std::int64_t tokens = setup.work.sequence_length / layout.cp;
-  std::erase_if(sizes, [&](std::int32_t n) { return n > 1 && n * tokens > kMaxMicroBatchTokens; });
+  std::erase_if(sizes, [&](std::int32_t n) { return n > 1 && n * tokens > kMaxRankTokens; });
   return sizes;
 }
 

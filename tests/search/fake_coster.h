@@ -19,7 +19,7 @@ inline cost::Setup small_setup(std::int32_t devices, std::int32_t experts = 0) {
   s.cluster.memory = Bytes(1000);
   s.calibration.memory = Bytes(1000);
   s.calibration.usable_memory = Bytes(900);
-  s.work = {.global_batch_size = 24, .sequence_length = 64};
+  s.work = {.global_batch_size = 24, .sequence_length = 2048};
   return s;
 }
 
@@ -30,7 +30,7 @@ class FakeCoster : public Coster {
   std::string why_invalid(const cost::Candidate& c) override {
     const spec::ModelSpec& m = setup_.model;
     if (m.num_attention_heads % c.tp != 0) return "tp does not divide the heads";
-    if (c.cp > 4) return "cp is more than 4";
+    if (c.cp > 3) return "cp is more than 3";
     if (c.pp * c.vpp > m.num_hidden_layers) return "more stages than layers";
     if (c.micro_batch_size > 8) return "micro-batch is more than 8";
     if (c.schedule == schedule::Kind::interleaved && microbatches(c) % c.pp != 0) return "uneven groups";
