@@ -14,6 +14,7 @@ struct CalibrateFlags {
   bool quick = false;                 // seconds instead of half a minute
   bool check = false;
   std::int32_t check_steps = 6;  // each case, beside one to warm up
+  std::string only;              // cases with this in their name
   bool markdown = false;
   bool json = false;
 };

@@ -64,15 +64,6 @@ class RankCost {
 
   [[nodiscard]] const graph::StepGraph& graph() const { return graph_; }
   [[nodiscard]] const std::vector<StageWork>& stages() const { return stages_; }
-  [[nodiscard]] PipelineRank seconds() const {
-    PipelineRank r;
-    for (const StageWork& s : stages_) {
-      r.forward += s.forward_seconds;
-      r.backward_input += s.backward_input_seconds;
-      r.backward_weight += s.backward_weight_seconds;
-    }
-    return r;
-  }
   // Once a step.
   double grad_seconds = 0, grad_bytes = 0, param_seconds = 0, param_bytes = 0, world_seconds = 0;
   std::array<double, graph::kNumAxes> comm_seconds{};  // of a step
@@ -193,6 +184,67 @@ class RankCost {
   std::vector<StageWork> stages_;
 };
 
+// Ranks that exchange rows wait for the slowest of them in every layer: each operator takes as long as its
+// longest, and what that is above the mean is imbalance.
+void merge_pass(const std::vector<const std::vector<Segment>*>& members, std::vector<Segment>& out,
+                double& seconds) {
+  const double n = real(std::ssize(members));
+  for (std::size_t i = 0; i < members.front()->size(); ++i) {
+    Segment mean = (*members.front())[i];
+    double longest = 0.0;
+    mean.seconds = mean.flops = mean.bytes_sent = 0.0;
+    for (const std::vector<Segment>* m : members) {
+      const Segment& s = (*m)[i];
+      longest = std::max(longest, s.seconds);
+      mean.seconds += s.seconds / n;
+      mean.flops += s.flops / n;
+      mean.bytes_sent += s.bytes_sent / n;
+    }
+    mean.exposed = mean.seconds;
+    Segment wait{.name = mean.name + " of the most loaded", .part = Part::imbalance};
+    wait.seconds = wait.exposed = longest - mean.seconds;
+    seconds += longest;
+    out.push_back(std::move(mean));
+    if (wait.seconds > 1e-12 * longest) out.push_back(std::move(wait));
+  }
+}
+
+// Ranks of one pipeline rank that share experts, as one.
+struct GroupCost {
+  const RankCost* first = nullptr;
+  EngineMemory memory;
+  std::vector<StageWork> stages;
+
+  [[nodiscard]] PipelineRank seconds() const {
+    PipelineRank r;
+    for (const StageWork& s : stages) {
+      r.forward += s.forward_seconds;
+      r.backward_input += s.backward_input_seconds;
+      r.backward_weight += s.backward_weight_seconds;
+    }
+    return r;
+  }
+};
+
+GroupCost merge(const std::vector<RankCost>& costs, const std::vector<Rank>& members) {
+  GroupCost g{.first = &costs[at(members.front().value)]};
+  for (std::size_t s = 0; s < g.first->stages().size(); ++s) {
+    StageWork w = g.first->stages()[s];
+    const auto pass = [&](std::vector<Segment> StageWork::*list, double StageWork::*seconds) {
+      std::vector<const std::vector<Segment>*> lists;
+      for (const Rank r : members) lists.push_back(&(costs[at(r.value)].stages()[s].*list));
+      (w.*list).clear();
+      w.*seconds = 0.0;
+      merge_pass(lists, w.*list, w.*seconds);
+    };
+    pass(&StageWork::forward, &StageWork::forward_seconds);
+    pass(&StageWork::backward_input, &StageWork::backward_input_seconds);
+    pass(&StageWork::backward_weight, &StageWork::backward_weight_seconds);
+    g.stages.push_back(std::move(w));
+  }
+  return g;
+}
+
 EngineRank rank_figures(const EngineJob& j, const RankCost& cost, Rank rank) {
   EngineRank r{.flops = cost.graph().flops(), .model_flops = cost.graph().model_flops()};
   for (std::int32_t a = 0; a < graph::kNumAxes; ++a) {
@@ -202,23 +254,23 @@ EngineRank rank_figures(const EngineJob& j, const RankCost& cost, Rank rank) {
   return r;
 }
 
-// `slowest`: one rank for each pipeline rank.
-StepWork step_work(const EngineJob& j, const std::vector<const RankCost*>& slowest,
-                   const std::vector<EngineMemory>& memory) {
+// `slowest`: one group for each pipeline rank.
+StepWork step_work(const EngineJob& j, const std::vector<GroupCost>& slowest) {
   StepWork w;
   w.stages.resize(j.layout.stages.size());
   for (std::size_t r = 0; r < slowest.size(); ++r) {
-    const RankCost& cost = *slowest[r];
-    for (std::size_t i = 0; i < cost.stages().size(); ++i) {
-      w.stages[at(cost.graph().stages[i].stage.value)] = cost.stages()[i];
+    const GroupCost& group = slowest[r];
+    const RankCost& cost = *group.first;
+    for (std::size_t i = 0; i < group.stages.size(); ++i) {
+      w.stages[at(cost.graph().stages[i].stage.value)] = group.stages[i];
     }
-    const MemoryCost m = memory[r].cost(static_cast<std::int32_t>(r));
+    const MemoryCost m = group.memory.cost(static_cast<std::int32_t>(r));
     w.static_bytes.push_back(m.allocated() - m[MemoryPart::activations]);
     w.grad_seconds.push_back(cost.grad_seconds);
     w.grad_bytes.push_back(cost.grad_bytes);
     w.param_seconds.push_back(cost.param_seconds);
     w.param_bytes.push_back(cost.param_bytes);
-    w.optimizer_seconds.push_back(cost.optimizer_seconds(memory[r]) + cost.world_seconds);
+    w.optimizer_seconds.push_back(cost.optimizer_seconds(group.memory) + cost.world_seconds);
     w.num_microbatches = cost.graph().num_microbatches;
   }
   return w;
@@ -263,7 +315,7 @@ void add_ranks(StepCost& c, const EngineJob& j, const std::vector<EngineRank>& r
   part(c, Part::attention) -= attention / c.peak;
 }
 
-StepCost step_cost(const EngineJob& j, const StepWork& w, const std::vector<const RankCost*>& slowest) {
+StepCost step_cost(const EngineJob& j, const StepWork& w, const std::vector<GroupCost>& slowest) {
   StepCost c;
   c.num_microbatches = real(w.num_microbatches);
   const double pp = real(std::ssize(slowest));
@@ -278,12 +330,12 @@ StepCost step_cost(const EngineJob& j, const StepWork& w, const std::vector<cons
   double grad = 0.0, param = 0.0, optimizer = 0.0, world = 0.0;
   double message = 0.0;
   for (std::size_t r = 0; r < slowest.size(); ++r) {
-    ranks.push_back(slowest[r]->seconds());
+    ranks.push_back(slowest[r].seconds());
     c.compute_seconds = std::max(c.compute_seconds, c.num_microbatches * ranks.back().total());
     grad = std::max(grad, w.grad_seconds[r]);
     param = std::max(param, w.param_seconds[r]);
-    world = std::max(world, slowest[r]->world_seconds);
-    optimizer = std::max(optimizer, w.optimizer_seconds[r] - slowest[r]->world_seconds);
+    world = std::max(world, slowest[r].first->world_seconds);
+    optimizer = std::max(optimizer, w.optimizer_seconds[r] - slowest[r].first->world_seconds);
   }
   for (const StageWork& s : w.stages) message = std::max(message, s.p2p_seconds);
   const double pipeline = pipeline_time(shape, ranks);
@@ -304,21 +356,20 @@ EngineStep engine_step(const EngineJob& job, const spec::ClusterSpec& cluster, c
   EngineStep step;
   std::vector<RankCost> costs;
   const std::int32_t world = job.layout.world_size();
-  const std::int32_t pp = job.layout.dense.size(layout::Axis::pp);
-  std::vector<std::int32_t> worst(at(pp), -1);
   for (std::int32_t r = 0; r < world; ++r) {
     costs.emplace_back(job, cluster, calibration, Rank(r), routing);
     step.ranks.push_back(rank_figures(job, costs.back(), Rank(r)));
-    std::int32_t& w = worst[at(job.layout.dense.coordinate(Rank(r), layout::Axis::pp))];
-    if (w < 0 || costs.back().seconds().total() > costs[at(w)].seconds().total()) w = r;
   }
-  std::vector<const RankCost*> slowest;
-  std::vector<EngineMemory> memory;
-  for (const std::int32_t r : worst) {
-    slowest.push_back(&costs[at(r)]);
-    memory.push_back(step.ranks[at(r)].memory);
+  std::vector<GroupCost> slowest(at(job.layout.dense.size(layout::Axis::pp)));
+  for (std::int32_t r = 0; r < world; ++r) {
+    const std::vector<Rank> members = job.layout.expert.group(Rank(r), {layout::Axis::etp, layout::Axis::ep});
+    if (members.front().value != r) continue;
+    GroupCost group = merge(costs, members);
+    group.memory = step.ranks[at(r)].memory;
+    GroupCost& s = slowest[at(job.layout.dense.coordinate(Rank(r), layout::Axis::pp))];
+    if (s.first == nullptr || group.seconds().total() > s.seconds().total()) s = std::move(group);
   }
-  step.work = step_work(job, slowest, memory);
+  step.work = step_work(job, slowest);
   // The thread that reduces gradients hides nothing where every core computes.
   step.work.grad_overlapped = cluster.num_devices >= 2 * world;
   step.work.overlap_slowdown = calibration.overlap_slowdown;

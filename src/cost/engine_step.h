@@ -55,7 +55,9 @@ struct EngineRank {  // in one step
 };
 
 struct EngineStep {
-  StepWork work;  // of each pipeline rank's slowest member; one segment an operator
+  // Of each pipeline rank's slowest ranks; one segment an operator. Ranks that share experts wait for the
+  // most loaded in every layer.
+  StepWork work;
   // Parts and rates of an average device (model and hardware FLOPs, bytes); memory of the largest.
   StepCost cost;
   std::vector<EngineRank> ranks;  // [world]

@@ -226,6 +226,20 @@ MachineModel fit_machine(const MeasuredMachine& machine, const std::string& name
   return model;
 }
 
+void fit_sustained(MachineModel& model, const EngineJob& job, double seconds) {
+  model.calibration.sustained = 1.0;
+  const EngineStep step = engine_step(job, model.cluster, model.calibration);
+  double products = 0.0;
+  for (const StageWork& stage : step.work.stages) {
+    for (const auto* pass : {&stage.forward, &stage.backward_input, &stage.backward_weight}) {
+      for (const Segment& s : *pass) products += s.part == Part::gemm ? s.seconds : 0.0;
+    }
+  }
+  products *= static_cast<double>(step.work.num_microbatches);
+  const double missing = seconds - step.cost.seconds();
+  model.calibration.sustained = std::clamp(products / std::max(products, products + missing), 0.5, 1.0);
+}
+
 std::vector<FitRow> fit_rows(const MachineModel& model, const MeasuredMachine& machine) {
   std::vector<FitRow> rows;
   std::vector<std::vector<double>> errors;

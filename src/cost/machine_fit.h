@@ -7,6 +7,7 @@
 //   attention    rate and the length at which half of it is left, forward and backward
 //   memory       bytes of all memory-bound kernels / their seconds (a sum, as in a step, no mean of ratios)
 //   optimizer    passes: clear, norm, AdamW and packing of as many weights beside one pass of their bytes
+//   step         sustained, by a step of a small model
 //   links        latency and bandwidth of all ring collectives; the all-to-all and messages beside them
 // Of what a machine of one core cannot show (links), cpu-generic's values stay.
 #pragma once
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "cost/calibration.h"
+#include "cost/engine_step.h"
 #include "graph/measured.h"
 #include "spec/cluster.h"
 
@@ -25,6 +27,10 @@ struct MachineModel {
 };
 // Error{config} when an operator that a constant needs was not measured, or its seconds are no times.
 [[nodiscard]] MachineModel fit_machine(const graph::MeasuredMachine& machine, const std::string& name);
+
+// Of a whole step that took `seconds` on one rank: step.sustained, the rate of products inside of training
+// beside their benchmark, so that the prediction meets the measurement; from 0.5 to 1. REQUIRES pp = 1.
+void fit_sustained(MachineModel& model, const EngineJob& job, double seconds);
 
 // Predicted seconds of a measured operator.
 [[nodiscard]] double predicted_seconds(const MachineModel& model, const graph::MeasuredOp& m);

@@ -29,7 +29,8 @@ constexpr std::int64_t kElement = 4;
 // Sets of operands that take turns, so that a kernel finds its operands where training leaves them: in the
 // last cache or in memory, not in the core's own.
 constexpr std::int32_t kSets = 6;
-constexpr double kShortest = 200e-6;  // of one timing
+constexpr double kShortest = 200e-6;                     // of one timing
+constexpr std::int64_t kTurned = std::int64_t{4} << 20;  // bytes of the tensors of a collective
 
 graph::Op memory_op(std::string name, std::int64_t elements) {
   graph::Op op;
@@ -310,26 +311,30 @@ class Collectives {
   [[nodiscard]] const std::vector<MeasuredOp>& ops() const { return ops_; }
 
  private:
-  // n: elements of the whole tensor.
+  // n: elements of the whole tensor. Tensors take turns over more memory than a core's own cache has.
   void sizes(std::int64_t n) {
     using graph::Call;
     const std::int64_t ranks = comm_.size(), part = n / ranks;
+    const std::int64_t turns = std::clamp<std::int64_t>(kTurned / (n * kElement), 1, 64);
     arena_.release(0);
-    const Tensor whole = arena_.take(DType::f32, {n}), other = arena_.take(DType::f32, {n});
-    const Tensor piece = arena_.take(DType::f32, {part});
-    const Bytes others((ranks - 1) * part * kElement);
-    time(Call::all_gather, others, [&](std::int64_t) { comm_.all_gather(whole, piece); });
-    time(Call::reduce_scatter, others, [&](std::int64_t) { comm_.reduce_scatter(piece, whole); });
-    time(Call::all_reduce, Bytes(2 * others.value), [&](std::int64_t) { comm_.all_reduce(whole); });
+    const Tensor wholes = arena_.take(DType::f32, {turns, n}), others = arena_.take(DType::f32, {turns, n});
+    const Tensor pieces = arena_.take(DType::f32, {turns, part});
+    const auto turn = [&](const Tensor& t, std::int64_t i) { return t.narrow_rows(i % turns, 1).flat(); };
+    const Bytes sent((ranks - 1) * part * kElement);
+    time(Call::all_gather, sent, [&](std::int64_t i) { comm_.all_gather(turn(wholes, i), turn(pieces, i)); });
+    time(Call::reduce_scatter, sent,
+         [&](std::int64_t i) { comm_.reduce_scatter(turn(pieces, i), turn(wholes, i)); });
+    time(Call::all_reduce, Bytes(2 * sent.value), [&](std::int64_t i) { comm_.all_reduce(turn(wholes, i)); });
     const std::vector<std::int64_t> rows(static_cast<std::size_t>(ranks), part);
-    time(Call::all_to_all_v, others, [&](std::int64_t) { comm_.all_to_all_v(other, rows, whole, rows); });
+    time(Call::all_to_all_v, sent,
+         [&](std::int64_t i) { comm_.all_to_all_v(turn(others, i), rows, turn(wholes, i), rows); });
     if (ranks != 2) return;
     time(Call::send, Bytes(n * kElement), [&](std::int64_t i) {
       if (comm_.rank() == 0) {
-        comm_.send(whole, 1, i);
+        comm_.send(turn(wholes, i), 1, i);
         comm_.wait_send(1, i);
       } else {
-        comm_.recv(whole, 0, i);
+        comm_.recv(turn(wholes, i), 0, i);
       }
     });
   }
@@ -362,7 +367,7 @@ class Collectives {
 
   comm::Communicator& comm_;
   double seconds_;
-  tensor::Arena arena_{Bytes(std::int64_t{24} << 20)};
+  tensor::Arena arena_{Bytes(6 * kTurned)};
   tensor::Arena own_{Bytes(4096)};
   Tensor go_on_ = own_.take(DType::i64, {1});
   std::vector<MeasuredOp> ops_;
@@ -459,13 +464,30 @@ class RandomTokens : public BatchSource {
   std::int64_t vocab_, seq_;
 };
 
+// Rows that experts got in the last step, as the graph takes them.
+void note_routing(RankEngine& engine, graph::RoutingCounts& routing) {
+  for (Stage& stage : engine.stages()) {
+    auto layer = static_cast<std::size_t>(stage.cut().first_layer);
+    for (const moe::MoeLayer* moe : stage.moe_layers()) {
+      std::vector<std::int64_t> kept = moe->stats().chosen;
+      for (std::size_t e = 0; e < kept.size(); ++e) kept[e] -= moe->stats().dropped[e];
+      routing.kept[layer++][static_cast<std::size_t>(engine.rank().value)] = std::move(kept);
+    }
+  }
+}
+
 }  // namespace
 
-std::vector<double> measure_steps(const plan::Plan& plan, std::int32_t steps) {
+MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps) {
   const RandomTokens data(plan.job.model.vocab_size, plan.job.train.sequence_length);
   const std::int32_t size = plan.layout.world_size();
   comm::ThreadWorld world({.size = size});
-  std::vector<double> seconds;
+  MeasuredSteps out;
+  if (plan.job.model.moe) {
+    out.routing.num_microbatches = plan.num_microbatches();
+    out.routing.kept.assign(static_cast<std::size_t>(plan.job.model.num_hidden_layers),
+                            std::vector<std::vector<std::int64_t>>(static_cast<std::size_t>(size)));
+  }
   world.run([&](Rank rank) {
     comm::CommWorker worker({.on_unwind = [&] { world.abort(rank, "left while its reductions ran"); }});
     RankEngine engine(
@@ -484,10 +506,11 @@ std::vector<double> measure_steps(const plan::Plan& plan, std::int32_t steps) {
       const std::int64_t start = wall_ns();
       (void)engine.train_step(s);
       all->barrier();
-      if (rank.value == 0) seconds.push_back(static_cast<double>(wall_ns() - start) * 1e-9);
+      if (rank.value == 0) out.seconds.push_back(static_cast<double>(wall_ns() - start) * 1e-9);
     }
+    note_routing(engine, out.routing);  // ranks write different elements
   });
-  return seconds;
+  return out;
 }
 
 }  // namespace tessera::exec
