@@ -96,7 +96,8 @@ struct StepWork {
   std::int64_t num_microbatches = 0;
   bool p2p_overlapped = false;
   bool grad_overlapped = false, param_overlapped = false;
-  // In how many equal shares the seconds above come. grad: 1 after the last micro-batch; m after each (ZeRO-2,
+  // In how many equal shares the seconds above come. grad: 1 after the last micro-batch; m after each
+  // (ZeRO-2,
   // 3). param: 1 before the first forward; m before each (ZeRO-3); 2 m before each backward, too.
   std::int64_t grad_repeats = 1, param_repeats = 1;
 };
@@ -114,7 +115,8 @@ class StepModel {
   [[nodiscard]] MemoryCost memory(const Candidate& c);  // cheaper: for pruning first
   // Seconds that predict() never falls below: busy time alone, no bubble, no reductions. For pruning.
   [[nodiscard]] double lower_bound(const Candidate& c);
-  // The same for every recomputation and order of axes at once: without all-to-all. Looser, and one table a cut.
+  // The same for every recomputation and order of axes at once: without all-to-all. Looser, and one table a
+  // cut.
   [[nodiscard]] double lowest_bound(const Candidate& c);
   // The same step as pieces, for the simulator. `stage_layers`: of a plan that cuts its stages its own way;
   // empty: StageSplit.
