@@ -20,16 +20,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 using report::SimulationView;
 
-schedule::StageCosts stage_costs(const cost::StepWork& work) {
-  schedule::StageCosts costs;
-  for (const cost::StageWork& stage : work.stages) {
-    costs.forward.emplace_back(stage.forward_seconds);
-    costs.backward_input.emplace_back(stage.backward_input_seconds);
-    costs.backward_weight.emplace_back(stage.backward_weight_seconds);
-  }
-  return costs;
-}
-
 // The order of a plan file is kept; else it is made for the stages' times, as software that measures them.
 schedule::Schedule schedule_of(const SimulateInput& input, const cost::StepWork& work) {
   if (input.keeps_schedule) return input.plan->schedule;
@@ -39,7 +29,7 @@ schedule::Schedule schedule_of(const SimulateInput& input, const cost::StepWork&
                           .pp = c.pp,
                           .vpp = c.vpp,
                           .num_microbatches = static_cast<std::int32_t>(work.num_microbatches),
-                          .costs = stage_costs(work)}));
+                          .costs = cost::stage_costs(work)}));
 }
 
 // Are the stages cut as the cost model cuts them?

@@ -12,27 +12,6 @@ double& part(PassCost& p, Part which) {
   return p.parts[static_cast<std::size_t>(which)];
 }
 
-Part part_of(graph::Axis axis) {
-  switch (axis) {
-    case graph::Axis::tp:
-      return Part::tp;
-    case graph::Axis::cp:
-      return Part::cp;
-    case graph::Axis::ep:
-    case graph::Axis::etp:
-      return Part::ep;
-    case graph::Axis::pp:
-      return Part::pp;
-    case graph::Axis::dp:
-    case graph::Axis::tp_dp:
-    case graph::Axis::edp:
-    case graph::Axis::tie:
-    case graph::Axis::world:
-      return Part::dp;
-  }
-  return Part::dp;
-}
-
 const GroupShape& group_of(const BlockGroups& groups, graph::Axis axis) {
   switch (axis) {
     case graph::Axis::cp:
@@ -131,28 +110,12 @@ void add_compute(const BlockContext& x, const graph::Op& op, double seconds, Pas
   (op.kind == graph::OpKind::attention ? out.attention_flops : out.gemm_flops) += flops;
 }
 
-bool is_low(spec::Precision p) {
-  switch (p) {
-    case spec::Precision::fp8:
-    case spec::Precision::fp8_block:
-    case spec::Precision::mxfp8:
-    case spec::Precision::nvfp4:
-      return true;
-    case spec::Precision::f32:
-    case spec::Precision::f64:
-    case spec::Precision::bf16:
-    case spec::Precision::fp16:
-      return false;
-  }
-  return false;
-}
-
 // Of an operator in a training step beside its kernel's benchmark.
 double relative_rate(const Setup& s, const graph::Op& op) {
   const Calibration& c = s.calibration;
   switch (op.kind) {
     case graph::OpKind::gemm:
-      return op.low_precision && is_low(s.work.precision) ? c.sustained_low : c.sustained;
+      return op.low_precision && spec::is_narrow(s.work.precision) ? c.sustained_low : c.sustained;
     case graph::OpKind::attention:
       switch (s.practice.flash_generation) {
         case 1:

@@ -151,4 +151,15 @@ Candidate from_job(const spec::Job& job) {
   return c;
 }
 
+graph::Cut cut_of(const Setup& setup, const Candidate& c) {
+  return {.micro_batch_size = c.micro_batch_size,
+          .sequence_length = setup.work.sequence_length,
+          .tp = c.tp,
+          .cp = c.cp,
+          .ep = c.ep,
+          .etp = c.etp,
+          .sequence_parallel = c.sequence_parallel,
+          .precision = setup.work.precision};
+}
+
 }  // namespace tessera::cost

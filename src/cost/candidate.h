@@ -6,6 +6,7 @@
 
 #include "cost/calibration.h"
 #include "cost/routing_load.h"
+#include "graph/block.h"
 #include "graph/practice.h"
 #include "schedule/schedule.h"
 #include "spec/cluster.h"
@@ -70,6 +71,9 @@ class StageSplit {
 
 // "tp 4 cp 2 pp 4 vpp 5 dp 16 mbs 1 zero 1 interleaved"; what is as usual (cp, ep, etp, vpp of 1, no
 // recomputation, the default order) is left out.
+// What one rank's part of a micro-batch is.
+[[nodiscard]] graph::Cut cut_of(const Setup& setup, const Candidate& c);
+
 [[nodiscard]] std::string to_text(const Candidate& c);
 
 // Micro-batches of one replica, 0 when they do not come out whole.

@@ -32,24 +32,7 @@ Part part_of(const graph::Op& op) {
     case graph::OpKind::collective:
       break;
   }
-  switch (op.axis) {
-    case graph::Axis::tp:
-      return Part::tp;
-    case graph::Axis::cp:
-      return Part::cp;
-    case graph::Axis::ep:
-    case graph::Axis::etp:
-      return Part::ep;
-    case graph::Axis::pp:
-      return Part::pp;
-    case graph::Axis::dp:
-    case graph::Axis::tp_dp:
-    case graph::Axis::edp:
-    case graph::Axis::tie:
-    case graph::Axis::world:
-      return Part::dp;
-  }
-  return Part::dp;
+  return cost::part_of(op.axis);
 }
 
 // One rank of the job as time.

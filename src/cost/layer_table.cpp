@@ -52,17 +52,6 @@ BlockGroups block_groups(const Setup& setup, const Candidate& c) {
 
 namespace {
 
-graph::Cut cut_of(const Setup& setup, const Candidate& c) {
-  return {.micro_batch_size = c.micro_batch_size,
-          .sequence_length = setup.work.sequence_length,
-          .tp = c.tp,
-          .cp = c.cp,
-          .ep = c.ep,
-          .etp = c.etp,
-          .sequence_parallel = c.sequence_parallel,
-          .precision = setup.work.precision};
-}
-
 LoadFigures load_of(const Setup& setup, const Candidate& c) {
   if (!setup.model.moe) return {};
   return load_figures(setup.routing, setup.model.moe->num_experts, setup.model.moe->num_experts_per_tok, c.ep,

@@ -15,20 +15,7 @@ namespace {
 constexpr double kAllocatorFill = 0.94;
 
 double weight_bytes(spec::Precision precision) {
-  switch (precision) {
-    case spec::Precision::f32:
-      return 4.0;
-    case spec::Precision::f64:
-      return 8.0;
-    case spec::Precision::bf16:
-    case spec::Precision::fp16:
-    case spec::Precision::fp8:
-    case spec::Precision::fp8_block:
-    case spec::Precision::mxfp8:
-    case spec::Precision::nvfp4:
-      return 2.0;
-  }
-  return 2.0;
+  return static_cast<double>(spec::element_bytes(precision));
 }
 
 // Ranks that share what ZeRO shards of a parameter.
@@ -38,17 +25,6 @@ std::int32_t shards(std::int32_t group, std::int32_t limit) {
 
 double to_double(Bytes b) {
   return static_cast<double>(b.value);
-}
-
-graph::Cut cut_of(const Setup& setup, const Candidate& c) {
-  return {.micro_batch_size = c.micro_batch_size,
-          .sequence_length = setup.work.sequence_length,
-          .tp = c.tp,
-          .cp = c.cp,
-          .ep = c.ep,
-          .etp = c.etp,
-          .sequence_parallel = c.sequence_parallel,
-          .precision = setup.work.precision};
 }
 
 // Adds blocks to a holding.

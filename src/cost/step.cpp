@@ -45,6 +45,37 @@ std::string_view name(Part part) {
   return "unknown";
 }
 
+Part part_of(graph::Axis axis) {
+  switch (axis) {
+    case graph::Axis::tp:
+      return Part::tp;
+    case graph::Axis::cp:
+      return Part::cp;
+    case graph::Axis::ep:
+    case graph::Axis::etp:
+      return Part::ep;
+    case graph::Axis::pp:
+      return Part::pp;
+    case graph::Axis::dp:
+    case graph::Axis::tp_dp:
+    case graph::Axis::edp:
+    case graph::Axis::tie:
+    case graph::Axis::world:
+      return Part::dp;
+  }
+  return Part::dp;
+}
+
+schedule::StageCosts stage_costs(const StepWork& work) {
+  schedule::StageCosts costs;
+  for (const StageWork& stage : work.stages) {
+    costs.forward.emplace_back(stage.forward_seconds);
+    costs.backward_input.emplace_back(stage.backward_input_seconds);
+    costs.backward_weight.emplace_back(stage.backward_weight_seconds);
+  }
+  return costs;
+}
+
 double StepCost::seconds() const {
   return std::accumulate(parts.begin(), parts.end(), 0.0);
 }

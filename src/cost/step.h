@@ -19,6 +19,7 @@
 #include "base/quantity.h"
 #include "cost/candidate.h"
 #include "cost/memory.h"
+#include "schedule/schedule.h"
 
 namespace tessera::cost {
 
@@ -42,6 +43,7 @@ enum class Part : std::uint8_t {
 };
 inline constexpr std::int32_t kNumParts = 15;
 [[nodiscard]] std::string_view name(Part part);
+[[nodiscard]] Part part_of(graph::Axis axis);  // of its exposed communication
 
 struct StepCost {
   std::array<double, kNumParts> parts{};  // seconds
@@ -101,6 +103,9 @@ struct StepWork {
   // 3). param: 1 before the first forward; m before each (ZeRO-3); 2 m before each backward, too.
   std::int64_t grad_repeats = 1, param_repeats = 1;
 };
+
+// Times of one micro-batch, for generators and timers of schedules.
+[[nodiscard]] schedule::StageCosts stage_costs(const StepWork& work);
 
 class StepModel {
  public:

@@ -45,19 +45,7 @@ Op& BlockWriter::add(OpList& list, const char* name, OpKind kind, std::uint32_t 
 }
 
 bool BlockWriter::quantizes() const {
-  switch (precision_) {
-    case spec::Precision::fp8:
-    case spec::Precision::fp8_block:
-    case spec::Precision::mxfp8:
-    case spec::Precision::nvfp4:
-      return true;
-    case spec::Precision::f32:
-    case spec::Precision::f64:
-    case spec::Precision::bf16:
-    case spec::Precision::fp16:
-      return false;
-  }
-  return false;
+  return spec::is_narrow(precision_);
 }
 
 // Read twice (largest value, then cast), written as rows and as columns.

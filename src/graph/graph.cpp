@@ -85,23 +85,6 @@ std::size_t at(std::int64_t i) {
   return static_cast<std::size_t>(i);
 }
 
-std::int64_t element_bytes(spec::Precision p) {
-  switch (p) {
-    case spec::Precision::f32:
-      return 4;
-    case spec::Precision::f64:
-      return 8;
-    case spec::Precision::bf16:
-    case spec::Precision::fp16:
-    case spec::Precision::fp8:
-    case spec::Precision::fp8_block:
-    case spec::Precision::mxfp8:
-    case spec::Precision::nvfp4:
-      return 2;  // of activations
-  }
-  return 4;
-}
-
 Axis axis_of(layout::GradGroup group) {
   switch (group) {
     case layout::GradGroup::dp:
@@ -138,7 +121,7 @@ class Builder {
     const spec::ModelSpec& m = job_.model;
     const spec::ParallelSpec& p = job_.parallel;
     const spec::Recipe& r = job_.train;
-    return {.element = element_bytes(r.precision),
+    return {.element = spec::element_bytes(r.precision),
             .batch = r.micro_batch_size,
             .seq = r.sequence_length,
             .hidden = m.hidden_size,

@@ -9,16 +9,6 @@ namespace tessera::search {
 
 namespace {
 
-schedule::StageCosts stage_costs(const cost::StepWork& work) {
-  schedule::StageCosts costs;
-  for (const cost::StageWork& stage : work.stages) {
-    costs.forward.emplace_back(stage.forward_seconds);
-    costs.backward_input.emplace_back(stage.backward_input_seconds);
-    costs.backward_weight.emplace_back(stage.backward_weight_seconds);
-  }
-  return costs;
-}
-
 // The parts sum to `seconds`.
 void add_to_bubble(cost::StepCost& cost, double more) {
   using cost::Part;
@@ -43,7 +33,7 @@ Refine simulated(const cost::Setup& setup) {
                                                      .pp = c.pp,
                                                      .vpp = c.vpp,
                                                      .num_microbatches = static_cast<std::int32_t>(m),
-                                                     .costs = stage_costs(work)});
+                                                     .costs = cost::stage_costs(work)});
     add_to_bubble(fine, sim::makespan(s, work) - coarse.seconds());
     fine.bubble_fraction = fine[cost::Part::bubble] / fine.seconds();
     return fine;

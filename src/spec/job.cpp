@@ -330,6 +330,39 @@ void validate(const Job& job, std::string_view where, Problems& problems) {
   validate_job(job, checker, JobUse::plan);
 }
 
+std::int64_t element_bytes(Precision precision) {
+  switch (precision) {
+    case Precision::f32:
+      return 4;
+    case Precision::f64:
+      return 8;
+    case Precision::bf16:
+    case Precision::fp16:
+    case Precision::fp8:
+    case Precision::fp8_block:
+    case Precision::mxfp8:
+    case Precision::nvfp4:
+      return 2;
+  }
+  return 2;
+}
+
+bool is_narrow(Precision precision) {
+  switch (precision) {
+    case Precision::fp8:
+    case Precision::fp8_block:
+    case Precision::mxfp8:
+    case Precision::nvfp4:
+      return true;
+    case Precision::f32:
+    case Precision::f64:
+    case Precision::bf16:
+    case Precision::fp16:
+      return false;
+  }
+  return false;
+}
+
 std::string_view name(Precision precision) {
   for (const auto& [value, word] : EnumNames<Precision>::kAll)
     if (value == precision) return word;

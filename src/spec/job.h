@@ -30,6 +30,9 @@ enum class Precision : std::uint8_t {
   nvfp4,
 };
 [[nodiscard]] std::string_view name(Precision precision);
+[[nodiscard]] std::int64_t element_bytes(
+    Precision precision);                           // of weights and activations: 2 but of f32 and f64
+[[nodiscard]] bool is_narrow(Precision precision);  // products of 8 bits and fewer
 enum class Recompute : std::uint8_t {
   none,
   // norm outputs and SwiGLU products are made again in backward (Megatron's layernorm and moe_act/mlp_act)
