@@ -11,7 +11,8 @@ A fenced block marked `console` holds commands after "$ " and their output below
     ```
 
 The commands of one page run one after another from the root of the checkout. Output (stdout and stderr together) is
-compared line by line; a number matches any number, a run of blanks any other run, and a line "..." any lines in between.
+compared line by line; a number matches any number, a bar any bar, a run of blanks any other run, and a line "..." any
+lines in between.
 "$ command  # exits 2" expects that exit code. --update writes the output that was seen into the page, and copies
 code blocks marked "cpp PATH#PART" from between "// [PART]" and "// [/PART]" of that file.
 """
@@ -25,10 +26,12 @@ SNIPPET = re.compile(r"^(```cpp (\S+)#(\w+)\n).*?(?=^```$)", re.MULTILINE | re.D
 EXITS = re.compile(r"\s+# exits (\d+)\s*$")
 # A number with its exponent or unit prefix; a table's bars and signs stay significant.
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?([eE][-+]?\d+)?")
+BAR = re.compile("[▏▎▍▌▋▊▉█]+")
 
 
 def shape(line):
-    """What must agree: the line with numbers and runs of blanks or rules made alike."""
+    """What must agree: the line with numbers, bars and runs of blanks or rules made alike."""
+    line = BAR.sub("█", line)
     return re.sub(r"([-=_ ])\1*", r"\1", NUMBER.sub("#", line)).strip()
 
 
