@@ -84,13 +84,15 @@ void search(double& value, double low, double high, const std::function<double()
   }
 }
 
-// Two constants of one form, in turn.
+// Two constants of one form: the best rate of every length.
 void search(double& rate, double low, double high, double& length, double shortest, double longest,
             const std::function<double()>& error_now) {
-  for (std::int32_t round = 0; round < 3; ++round) {
-    search(length, shortest, longest, error_now);
+  const auto best_rate = [&] {
     search(rate, low, high, error_now);
-  }
+    return error_now();
+  };
+  search(length, shortest, longest, best_rate);
+  (void)best_rate();
 }
 
 void check(const MeasuredMachine& machine) {
@@ -131,7 +133,10 @@ void fit_products(MachineModel& model, const MeasuredMachine& machine) {
   search(c.f32.efficiency, 0.05, 1.0, c.f32.k_half, 0.1, 300.0, now(single));
   c.bf16 = c.f32;
   c.group_latency = Seconds(0.0);
-  if (!grouped.empty()) search(c.grouped_efficiency, 0.2, 1.0, now(grouped));
+  if (grouped.empty()) return;
+  // A group reads and writes its own weights or gradients: few rows do not pay for it.
+  c.group_latency = Seconds(1e-6);
+  search(c.grouped_efficiency, 0.2, 1.0, c.group_latency.value, 1e-9, 1e-3, now(grouped));
 }
 
 void fit_attention(MachineModel& model, const MeasuredMachine& machine) {

@@ -68,7 +68,7 @@ class Core {
   [[nodiscard]] const std::vector<MeasuredOp>& ops() const { return ops_; }
 
  private:
-  // Best CPU seconds of one work(set).
+  // Best CPU seconds of one work(i); long kernels are called twice in a timing, short ones many times.
   template <class Work>
   void time(graph::Op op, Work work) {
     all_.barrier();
@@ -77,9 +77,10 @@ class Core {
       for (std::int64_t i = 0; i < repeats; ++i) work(static_cast<std::int32_t>(i % kSets));
       return static_cast<double>(thread_cpu_ns() - start) * 1e-9 / static_cast<double>(repeats);
     };
-    const double rough = std::max(1e-8, once(kSets));
+    const double rough = std::max(1e-8, once(2));
+    const std::int64_t sets = rough > kShortest ? 2 : kSets;
     const std::int64_t repeats =
-        std::max<std::int64_t>(kSets, static_cast<std::int64_t>(kShortest / rough / kSets) * kSets);
+        std::max<std::int64_t>(sets, static_cast<std::int64_t>(kShortest / rough / kSets) * kSets);
     double best = rough;
     const std::int64_t start = wall_ns();
     do {
