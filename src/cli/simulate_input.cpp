@@ -114,6 +114,7 @@ class Reader {
       return;
     }
     if (!flags_.model.empty()) {
+      workload();
       have_model_ = tried([&] { out_.setup.model = spec::find_model(flags_.model); });
       out_.model = fs::path(flags_.model).filename().string();
       return;
@@ -155,6 +156,12 @@ class Reader {
   void read_file() {
     const std::string text = read_text(plan_path_);
     const bool json = trim(text).starts_with("{");
+    if (json && text.find("tessera-plan") == std::string::npos) {
+      throw Error(
+          ErrorKind::config, "this JSON is not a plan", plan_path_,
+          fmt::format("give a plan.json that tessera wrote; a model's config goes behind a flag: --model {}",
+                      plan_path_));
+    }
     if (!json) {
       job_ = spec::read_job(plan_path_, flags_.overrides);
     } else {
@@ -256,14 +263,16 @@ class Reader {
     r.moe.capacity_factor = flags_.capacity_factor.value_or(0.0);
     if (!flags_.precision.empty()) precision();
     if (!flags_.recompute.empty()) recompute();
-    for (const auto& [name, value, to] : {std::tuple{"--gbs", flags_.global_batch_size, &r.global_batch_size},
-                                          std::tuple{"--seq", flags_.sequence_length, &r.sequence_length}}) {
-      if (!value) {
-        problems_.add(fmt::format("{} is missing", name), kFlags,
-                      name == std::string("--gbs") ? "give the sequences of a step, --gbs 512"
-                                                   : "give the tokens of a sequence, --seq 4096");
-      }
-      *to = value.value_or(0);
+    r.global_batch_size = flags_.global_batch_size.value_or(0);
+    r.sequence_length = flags_.sequence_length.value_or(0);
+  }
+
+  void workload() {
+    if (!flags_.global_batch_size) {
+      problems_.add("--gbs is missing", kFlags, "give the sequences of a step, --gbs 512");
+    }
+    if (!flags_.sequence_length) {
+      problems_.add("--seq is missing", kFlags, "give the tokens of a sequence, --seq 4096");
     }
   }
 
