@@ -249,7 +249,7 @@ void put_memory(Page& page, const SimulationView& view) {
   for (const RankResult& r : view.result->ranks) most = std::max(most, r.peak_bytes);
   const Unit unit = unit_for(most);
   const double usable = search::usable_memory(*view.setup);
-  const std::int32_t width = std::clamp(columns(page.inner()) - 71, kMinStrip, kMaxStrip);
+  const std::int32_t width = std::clamp(columns(page.inner()) - 82, kMinStrip, kMaxStrip);
   const auto text = [&](double bytes) { return fixed(bytes / unit.bytes, 1); };
   Table table({{.header = "rank"},
                {.header = "static", .drop = 2},

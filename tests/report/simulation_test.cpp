@@ -5,12 +5,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <memory>
 
 #include "base/text.h"
 #include "cost/step.h"
 #include "graph/practice.h"
 #include "spec/presets.h"
+#include "trace/chrome.h"
 
 namespace tessera::report {
 namespace {
@@ -193,6 +195,15 @@ TEST(Bottleneck, NamesTheLargestLossAndWhatTheLayoutCosts) {
   text = simulation_bottleneck(s->view);
   EXPECT_THAT(text, HasSubstr("Bottleneck: pipeline bubble, 4.5 s of 14.0 s (32.1%)"));
   EXPECT_THAT(text, Not(HasSubstr("Of what the layout decides")));
+}
+
+TEST(Simulation, TraceReadsBackFromItsFileAsItWas) {
+  const auto s = mixture();
+  const auto path = std::filesystem::path(testing::TempDir()) / "simulation_trace.json";
+  trace::write_chrome(path, s->result.trace);
+  EXPECT_TRUE(trace::read_chrome(path) == trace::canonical(s->result.trace));
+  EXPECT_GT(s->result.trace.spans.size(), 100U);
+  std::filesystem::remove(path);
 }
 
 TEST(SimulationPage, HoldsItsWidthWithAndWithoutColour) {
