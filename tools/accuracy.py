@@ -44,12 +44,34 @@ def cell(tables, title, row, column):
     return rows[row][header.index(column)] if row in rows else "-"
 
 
+def number(text):
+    return float(text.rstrip(" %"))
+
+
+def marked(value, target):
+    """In bold where it meets the target."""
+    return f"**{value}**" if target and number(value) <= number(target) else value
+
+
+def verdict_line(tables):
+    """How many verdicts are right in all."""
+    row = tables["Fits or does not fit"][1]["all"]
+    pairs = [(int(row[i]), number(row[i + 1])) for i in (1, 3, 5) if row[i] != "0"]
+    rows = sum(n for n, _ in pairs)
+    return f"Right in all: {sum(n * share for n, share in pairs) / rows:.1f} % of {rows}.\n"
+
+
 def step_table(shipped, by_source, by_model, names):
     title = "Step time, rows of quality A and B"
     rows = []
     for name in names:
-        both = lambda t: f"{cell(t, title, name, 'median')} / {cell(t, title, name, 'mean')}"
-        target = next((f"{a} / {b}" for n, a, b in TARGETS if n == name), "")
+        median, mean = next(((a, b) for n, a, b in TARGETS if n == name), ("", ""))
+        target = f"{median} / {mean}" if median else ""
+
+        def both(tables):
+            return (marked(cell(tables, title, name, "median"), median) + " / " +
+                    marked(cell(tables, title, name, "mean"), mean))
+
         baseline = f"{cell(shipped, title, name, 'baseline median')} / {cell(shipped, title, name, 'baseline mean')}"
         rows.append([name, cell(shipped, title, name, "rows"), target, both(by_source), both(by_model), both(shipped),
                      baseline])
@@ -133,7 +155,7 @@ def main():
         "sources": source_table(shipped, by_source),
         "sweeps": sweep_table(shipped, by_source),
         "memory": copied(shipped, "Memory of the fullest rank"),
-        "verdicts": copied(shipped, "Fits or does not fit"),
+        "verdicts": copied(shipped, "Fits or does not fit") + "\n" + verdict_line(shipped),
         "refused": copied(shipped, "Rows that are not predicted"),
         "constants": constant_table(),
         "short": short_table(shipped, by_source, by_model),
