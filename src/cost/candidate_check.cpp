@@ -64,6 +64,8 @@ std::string why_invalid(const Setup& setup, const Candidate& c) {
     return not_divided("tp", c.tp, "num_attention_heads", m.num_attention_heads);
   if (!m.mla && m.num_key_value_heads % c.tp != 0 && c.tp % m.num_key_value_heads != 0)
     return not_divided("tp", c.tp, "num_key_value_heads", m.num_key_value_heads);
+  if (setup.practice.cp_all_to_all && m.num_attention_heads % (c.tp * c.cp) != 0)
+    return not_divided("tp*cp", std::int64_t{c.tp} * c.cp, "num_attention_heads", m.num_attention_heads);
   if (m.intermediate_size % c.tp != 0)
     return not_divided("tp", c.tp, "intermediate_size", m.intermediate_size);
   // Zigzag cuts of a causal sequence need two pieces a rank.

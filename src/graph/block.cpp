@@ -68,11 +68,20 @@ void add_mla_projections(BlockWriter& w, const spec::ModelSpec& m, const Heads& 
   w.linear("kv_up", s.tokens, h.q * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank, up);
 }
 
-// k and v of the other cp ranks, a ring beside the attention blocks; backward passes their gradients too.
-void add_cp_ring(BlockWriter& w, const Heads& h) {
+// k and v of the other cp ranks, a ring beside the attention blocks; backward passes their gradients too. Or q, k,
+// v and the output exchanged, heads for sequence, with nothing to hide under.
+void add_cp(BlockWriter& w, const Heads& h) {
   const RankSizes& s = w.sizes();
   if (s.cp == 1) return;
-  const std::int64_t sent = (s.cp - 1) * s.tokens * h.kv * (h.qk_dim + h.v_dim) * 2;
+  constexpr std::int64_t kElement = 2;
+  if (w.practice().cp_all_to_all) {
+    const std::int64_t width = h.q * (h.qk_dim + h.v_dim) + h.kv * (h.qk_dim + h.v_dim);
+    const std::int64_t sent = (s.cp - 1) * s.tokens / s.cp * width * kElement;
+    for (OpList* list : {&w.forward(), &w.backward_input()})
+      w.collective(*list, "cp all-to-all", Axis::cp, Call::all_to_all_v, sent, Beside::nothing);
+    return;
+  }
+  const std::int64_t sent = (s.cp - 1) * s.tokens * h.kv * (h.qk_dim + h.v_dim) * kElement;
   w.collective(w.forward(), "cp ring", Axis::cp, Call::send, sent, Beside::attention, bit(Module::core_attn));
   w.collective(w.backward_input(), "cp ring", Axis::cp, Call::send, 2 * sent, Beside::attention);
 }
@@ -108,7 +117,7 @@ void add_attention(BlockWriter& w, const spec::ModelSpec& m, const spec::LayerCl
                              .qk_dim = h.qk_dim,
                              .v_dim = h.v_dim};
   w.attention(shape, static_cast<double>(s.seq));
-  add_cp_ring(w, h);
+  add_cp(w, h);
   w.linear("o", s.tokens, s.hidden, h.q * h.v_dim, 0);
   w.leave_tp(s.hidden);
 }

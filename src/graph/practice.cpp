@@ -244,6 +244,10 @@ std::vector<Practice> all() {
 
 }  // namespace
 
+namespace {
+constexpr std::string_view kUlysses = "+ulysses";
+}  // namespace
+
 std::vector<std::string> practice_names() {
   std::vector<std::string> names;
   for (const Practice& p : all()) names.push_back(p.name);
@@ -251,6 +255,12 @@ std::vector<std::string> practice_names() {
 }
 
 Practice practice(std::string_view name) {
+  if (name.ends_with(kUlysses)) {
+    Practice p = practice(name.substr(0, name.size() - kUlysses.size()));
+    p.name = name;
+    p.cp_all_to_all = true;
+    return p;
+  }
   for (Practice& p : all())
     if (p.name == name) return p;
   const std::vector<std::string> names = practice_names();

@@ -38,6 +38,8 @@ struct Practice {
   bool p2p_overlap = true;          // pipeline sends run beside compute (interleaved schedules)
   bool p2p_scatter =
       true;  // a message is cut over the tp ranks and gathered behind it (arXiv 2104.04473 4.1)
+  bool cp_all_to_all =
+      false;  // heads for sequence (DeepSpeed-Ulysses, arXiv 2309.14509); else a ring of k and v
   bool ep_overlap = false;       // all-to-all of one micro-batch under the compute of another
   bool ep_dedup = false;         // a token goes once to a node (DeepEP, HybridEP)
   bool in_bucket_reduce = true;  // gradients are reduced in buckets; else one blocking call at the end
@@ -69,6 +71,7 @@ struct Practice {
 // What commands price when nothing else is said: the newest.
 inline constexpr const char* kDefaultPractice = "megatron-bridge-2026";
 [[nodiscard]] std::vector<std::string> practice_names();
+// A name with "+ulysses" behind it is that software with context parallelism by all-to-all instead of a ring.
 // Error{config} with the nearest name.
 [[nodiscard]] Practice practice(std::string_view name);
 

@@ -92,6 +92,22 @@ TEST(Block, TensorParallelBytesAreTheClosedForms) {
   EXPECT_EQ(sent(sums.ops.backward_input, Axis::tp), 2 * 2 * part);
 }
 
+TEST(Block, ContextRanksPassKeysRoundOrSwapHeadsForSequence) {
+  const spec::ModelSpec m = spec::model_preset("llama-3-70b");  // 64 heads, 8 kv heads of 128
+  Practice p = practice("megatron-core");
+  Cut cut = cut_of(8192);
+  cut.cp = 4;
+  const spec::LayerClass layer = spec::layer_class(m, 0);
+  const std::int64_t tokens = 8192 / 4;
+  const BlockWork ring = layer_work(m, layer, cut, p);
+  EXPECT_EQ(sent(ring.ops.forward, Axis::cp), 3 * tokens * 2 * 8 * 128 * 2);
+  EXPECT_EQ(sent(ring.ops.backward_input, Axis::cp), 2 * sent(ring.ops.forward, Axis::cp));
+  p.cp_all_to_all = true;
+  const BlockWork swap = layer_work(m, layer, cut, p);
+  EXPECT_EQ(sent(swap.ops.forward, Axis::cp), tokens * 3 / 4 * (2 * 64 + 2 * 8) * 128 * 2);
+  EXPECT_EQ(sent(swap.ops.backward_input, Axis::cp), sent(swap.ops.forward, Axis::cp));
+}
+
 TEST(Block, ExpertRowsTravelThereAndBackInBothPasses) {
   const spec::ModelSpec m = spec::model_preset("qwen3-30b-a3b");
   Cut cut = cut_of(4096);
@@ -130,6 +146,9 @@ TEST(Block, SlidingLayersSeeTheirWindow) {
 
 TEST(Practice, NamesAreKnownAndNearOnesOffered) {
   for (const std::string& name : practice_names()) EXPECT_EQ(practice(name).name, name);
+  EXPECT_FALSE(practice("megatron-core").cp_all_to_all);
+  EXPECT_TRUE(practice("megatron-core+ulysses").cp_all_to_all);
+  EXPECT_EQ(practice("megatron-core+ulysses").name, "megatron-core+ulysses");
   try {
     (void)practice("megatron-cor");
     FAIL() << "an unknown practice was accepted";
