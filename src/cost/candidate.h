@@ -2,7 +2,9 @@
 // stays fixed beside it. to_job turns both into the Job that plan::make_plan takes.
 #pragma once
 #include <cstdint>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "cost/calibration.h"
 #include "cost/routing_load.h"
@@ -59,6 +61,8 @@ class StageSplit {
   // `balance`: a stage ends with the layer that brings it to its share of the FLOPs of layers and head
   // (nanotron), also where the layers divide.
   StageSplit(const spec::ModelSpec& model, std::int32_t num_stages, bool balance = false);
+  // As a plan says it: so many layers on each stage.
+  explicit StageSplit(std::span<const std::int32_t> layers);
   [[nodiscard]] std::int32_t num_stages() const { return num_stages_; }
   [[nodiscard]] std::int32_t first(std::int32_t stage) const;  // first(num_stages) = num_layers
   [[nodiscard]] std::int32_t layers(std::int32_t stage) const { return first(stage + 1) - first(stage); }
@@ -67,13 +71,14 @@ class StageSplit {
   std::int32_t num_layers_, num_stages_, base_;
   std::int32_t extra_begin_ = 0, extra_end_ = 0;  // stages with one layer more
   double share_ = 0.0;                            // balanced: of a stage, in layers
+  std::vector<std::int32_t> firsts_;              // as said; else empty
 };
 
-// "tp 4 cp 2 pp 4 vpp 5 dp 16 mbs 1 zero 1 interleaved"; what is as usual (cp, ep, etp, vpp of 1, no
-// recomputation, the default order) is left out.
 // What one rank's part of a micro-batch is.
 [[nodiscard]] graph::Cut cut_of(const Setup& setup, const Candidate& c);
 
+// "tp 4 cp 2 pp 4 vpp 5 dp 16 mbs 1 zero 1 interleaved"; what is as usual (cp, ep, etp, vpp of 1, no
+// recomputation, the default order) is left out.
 [[nodiscard]] std::string to_text(const Candidate& c);
 
 // Micro-batches of one replica, 0 when they do not come out whole.

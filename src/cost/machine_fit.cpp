@@ -74,7 +74,7 @@ void search(double& value, double low, double high, const std::function<double()
     double best = value, least = error_now();
     const double step = std::log(high / low) / kPoints;
     for (std::int32_t i = 0; i <= kPoints; ++i) {
-      value = low * std::exp(step * i);
+      value = std::min(high, low * std::exp(step * i));  // not above by rounding
       const double e = error_now();
       if (e < least) least = e, best = value;
     }
@@ -228,6 +228,10 @@ MachineModel fit_machine(const MeasuredMachine& machine, const std::string& name
   fit_attention(model, machine);
   fit_optimizer(model, machine);
   fit_links(model, machine);
+  Problems problems;  // a file that is written can be read
+  validate(c, name, problems);
+  spec::validate(model.cluster, name, problems);
+  problems.throw_if_any();
   return model;
 }
 

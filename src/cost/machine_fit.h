@@ -3,7 +3,7 @@
 // functions, so what is left is the error of the forms. Small deterministic searches: equal measurements give
 // equal files. Pure, thread safe.
 //
-//   products     efficiency and k_half: least mean |log(predicted / measured)|; of groups: efficiency, latency
+//   products     efficiency and k_half by least mean |log(predicted / measured)|; of groups the same two
 //   attention    rate and the length at which half of it is left, forward and backward
 //   memory       bytes of all memory-bound kernels / their seconds (a sum, as in a step, no mean of ratios)
 //   optimizer    passes: clear, norm, AdamW and packing of as many weights beside one pass of their bytes

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 #include "cost/candidate.h"
@@ -43,8 +44,21 @@ StageSplit::StageSplit(const spec::ModelSpec& model, std::int32_t num_stages, bo
   extra_end_ = 1 + rest;
 }
 
+StageSplit::StageSplit(std::span<const std::int32_t> layers)
+    : num_layers_(std::accumulate(layers.begin(), layers.end(), 0)),
+      num_stages_(static_cast<std::int32_t>(layers.size())),
+      base_(0) {
+  TESSERA_CHECK(!layers.empty(), "a pipeline has a stage");
+  std::int32_t first = 0;
+  for (const std::int32_t n : layers) {
+    firsts_.push_back(first);
+    first += n;
+  }
+}
+
 std::int32_t StageSplit::first(std::int32_t stage) const {
   if (stage == num_stages_) return num_layers_;
+  if (!firsts_.empty()) return firsts_[static_cast<std::size_t>(stage)];
   if (share_ > 0.0) {
     constexpr double kRounding = 1e-9;
     const auto reached = static_cast<std::int32_t>(std::ceil(stage * share_ - kRounding));

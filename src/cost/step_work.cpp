@@ -86,7 +86,7 @@ StepWork StepModel::work(const Candidate& c, std::span<const std::int32_t> stage
   const Impl& impl = *impl_;
   const LayerTable& t = impl_->table(c);
   const std::int32_t num_stages = c.pp * c.vpp;
-  const StageSplit split = impl.split_of(c);
+  const StageSplit split = stage_layers.empty() ? impl.split_of(c) : StageSplit(stage_layers);
   TESSERA_CHECK(stage_layers.empty() || std::ssize(stage_layers) == num_stages,
                 "one number of layers for every stage");
   StepWork w;
@@ -95,7 +95,7 @@ StepWork StepModel::work(const Candidate& c, std::span<const std::int32_t> stage
   std::int32_t layer = 0;
   for (std::int32_t s = 0; s < num_stages; ++s) {
     StageWork stage;
-    const std::int32_t end = layer + (stage_layers.empty() ? split.layers(s) : stage_layers[at(s)]);
+    const std::int32_t end = layer + split.layers(s);
     if (s == 0) add_block("embedding", t.embedding, stage);
     for (; layer < end; ++layer) add_block("layer", t.layers[at(impl.classes.class_of(layer))], stage);
     if (s == num_stages - 1) {

@@ -152,6 +152,21 @@ TEST(StepModel, MeetsAPublishedRun) {
   EXPECT_TRUE(std::abs(seconds / 14.66 - 1.0) <= 0.08) << seconds;
 }
 
+TEST(StepModel, WorkFollowsTheStagesOfAPlan) {
+  StepModel model(setup_of("llama-3-70b", "dgx-h100", 64, 128, 8192));
+  const Candidate c{.tp = 4, .cp = 2, .dp = 2, .pp = 4};
+  const std::vector<std::int32_t> even{20, 20, 20, 20};
+  const std::vector<std::int32_t> light_end{21, 21, 21, 17};
+  const StepWork as_split = model.work(c);
+  const StepWork as_said = model.work(c, even);
+  const StepWork other = model.work(c, light_end);
+  EXPECT_EQ(as_said.static_bytes, as_split.static_bytes);
+  EXPECT_EQ(as_said.grad_seconds, as_split.grad_seconds);
+  EXPECT_LT(other.static_bytes[3], as_split.static_bytes[3]);
+  EXPECT_GT(other.static_bytes[0], as_split.static_bytes[0]);
+  EXPECT_LT(other.stages[3].forward_seconds, as_split.stages[3].forward_seconds);
+}
+
 TEST(WhyInvalid, NamesWhatDoesNotDivideWithTheNumbers) {
   Candidate c = llama_layout();
   c.tp = 3;
