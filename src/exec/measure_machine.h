@@ -1,8 +1,8 @@
 // What this machine takes for the operators that training is made of: products of all three directions on
 // packed weights, single and one an expert, attention, memory-bound kernels, the optimizer, and collectives
-// between thread ranks. All cores run the same kernel at once, as ranks do; each figure is the mean over cores
-// of a core's best, on the thread's CPU clock, so that other work on the machine counts little. Collectives
-// wait for each other and are timed by the wall clock: the best of many.
+// between thread ranks. All cores run the same kernel at once, as ranks do; each figure is the mean over
+// cores of a core's best, on the thread's CPU clock, so that other work on the machine counts little.
+// Collectives wait for each other and are timed by the wall clock: the best of many.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -10,8 +10,8 @@
 namespace tessera::graph {
 
 // op.name says which: "forward", "input gradient", "weight gradient" of products; "attention", "attention
-// backward"; the name of a memory-bound kernel; "adamw", "clear", "pack"; "call" for one that does nothing; and
-// for collectives op.call with op.bytes_sent.
+// backward"; the name of a memory-bound kernel; "adamw", "clear", "pack"; "call" for one that does nothing;
+// and for collectives op.call with op.bytes_sent.
 struct MeasuredOp {
   Op op;
   std::int32_t ranks = 1;  // of the collective

@@ -13,7 +13,8 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr const char* kCommands[] = {"train", "generate", "eval", "convert", "tokenize", "schedule", "validate"};
+constexpr const char* kCommands[] = {"train",    "generate", "eval",     "convert",
+                                     "tokenize", "schedule", "validate", "calibrate"};
 
 TEST_F(Program, HelpListsEveryCommandAndIsGood) {
   const Outcome help = run("--help");
