@@ -36,9 +36,11 @@ std::string why(const cost::Setup& setup, const cost::Candidate& c, const cost::
   switch (part) {
     case Part::ideal:
       return "";
-    case Part::gemm:
-      return fmt::format("products of tp={} and micro-batches of {} do not fill the device", c.tp,
-                         c.micro_batch_size);
+    case Part::gemm: {
+      const double useful = s[Part::ideal] / (s[Part::ideal] + s[Part::gemm]);
+      return fmt::format("products run at {} of peak, with tp={} and micro-batches of {}", percent(useful),
+                         c.tp, c.micro_batch_size);
+    }
     case Part::attention:
       return fmt::format("attention kernels run below the peak of products at {} tokens",
                          setup.work.sequence_length);

@@ -273,8 +273,9 @@ std::string rejection_table(const PlanView& view, const Style& style) {
   for (const search::Rejection& r : all) {
     const std::string head = fmt::format("{:>11}  {}", grouped(r.count), reason_text(r));
     text += clip(head, columns(style)) + "\n";
-    const std::string indent(13, ' ');
-    const std::int32_t room = std::max(kMinWidth, columns(style) - 13);
+    const std::int32_t depth = std::min(13, columns(style) / 4);
+    const std::string indent(static_cast<std::size_t>(depth), ' ');
+    const std::int32_t room = columns(style) - depth;
     for (const std::string& line : wrap(describe(r), room)) {
       text += paint(indent + line, Tone::faint, style) + "\n";
     }
