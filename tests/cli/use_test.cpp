@@ -13,8 +13,8 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr const char* kCommands[] = {"train",    "generate", "eval",     "convert",
-                                     "tokenize", "schedule", "validate", "calibrate"};
+constexpr const char* kCommands[] = {"train",    "generate", "eval",      "convert", "tokenize",
+                                     "schedule", "validate", "calibrate", "plan",    "simulate"};
 
 TEST_F(Program, HelpListsEveryCommandAndIsGood) {
   const Outcome help = run("--help");
