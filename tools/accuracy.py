@@ -144,8 +144,8 @@ def replace_blocks(page, blocks):
 
 def main():
     program, runs = sys.argv[1], sys.argv[2]
-    shipped_text = validate(program, runs, "--svg", "docs/accuracy.svg")
-    source_text = validate(program, runs, "--folds", "source")
+    shipped_text = validate(program, runs)
+    source_text = validate(program, runs, "--folds", "source", "--svg", "docs/accuracy.svg")
     model_text = validate(program, runs, "--folds", "model")
     shipped, by_source, by_model = (tables_of(t) for t in (shipped_text, source_text, model_text))
     names = list(shipped["Step time, rows of quality A and B"][1])
