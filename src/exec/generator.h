@@ -20,7 +20,8 @@ struct SampleOptions {
 
 class Generator {
  public:
-  // Error{config} for a model that the engine does not run. context: the most tokens one forward pass sees; older ones are forgotten.
+  // Error{config} for a model that the engine does not run. context: the most tokens one forward pass sees;
+  // older ones are forgotten.
   Generator(const spec::ModelSpec& model, const ckpt::WeightSource& source, std::int64_t context);
   ~Generator();
   // prompt must not be empty. Ends early at `stop` (negative: never). The new tokens only.

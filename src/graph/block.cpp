@@ -68,8 +68,8 @@ void add_mla_projections(BlockWriter& w, const spec::ModelSpec& m, const Heads& 
   w.linear("kv_up", s.tokens, h.q * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank, up);
 }
 
-// k and v of the other cp ranks, a ring beside the attention blocks; backward passes their gradients too. Or q, k,
-// v and the output exchanged, heads for sequence, with nothing to hide under.
+// k and v of the other cp ranks, a ring beside the attention blocks; backward passes their gradients too. Or
+// q, k, v and the output exchanged, heads for sequence, with nothing to hide under.
 void add_cp(BlockWriter& w, const Heads& h) {
   const RankSizes& s = w.sizes();
   if (s.cp == 1) return;

@@ -100,8 +100,8 @@ void BlockWriter::elementwise(const char* name, std::int64_t forward_elements, s
   write(backward_input(), backward_elements, 0);
 }
 
-// Fused: read, written; backward reads input and gradient, writes one. A chain of elementwise kernels works in
-// f32: cast, square, mean, scale by the root, cast back, times the weight; bytes an element of each.
+// Fused: read, written; backward reads input and gradient, writes one. A chain of elementwise kernels works
+// in f32: cast, square, mean, scale by the root, cast back, times the weight; bytes an element of each.
 void BlockWriter::norm(const char* name, std::int64_t rows, std::int64_t width, std::uint32_t modules) {
   const std::int64_t n = rows * width;
   if (practice_.fused_norm || practice_.compiled) {

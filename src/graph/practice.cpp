@@ -1,5 +1,5 @@
-// Facts of training software. Sources beside each entry; a fact that a source does not state keeps the default
-// of Practice.
+// Facts of training software. Sources beside each entry; a fact that a source does not state keeps the
+// default of Practice.
 #include "graph/practice.h"
 
 #include "base/error.h"
@@ -90,8 +90,8 @@ Practice megatron_core_plain() {
   return p;
 }
 
-// Megatron-Bridge to 26.04 (April 2026): all-to-all or HybridEP dispatch as the recipe says, CUDA graphs of parts
-// of a layer where it says so, permutation and router by chains of kernels.
+// Megatron-Bridge to 26.04 (April 2026): all-to-all or HybridEP dispatch as the recipe says, CUDA graphs of
+// parts of a layer where it says so, permutation and router by chains of kernels.
 Practice megatron_bridge() {
   Practice p = megatron_core();
   p.name = "megatron-bridge";
@@ -192,9 +192,9 @@ Practice internevo() {
   return p;
 }
 
-// nanotron: flash attention 2, f32 gradient accumulation, gradients reduced after the last backward, stages cut
-// by compute cost. Its charts (ultra-scale playbook, 2025) show a floor a micro-batch that is the same for
-// models of 1.3B to 80B and every micro-batch size, and grows with tp and the layers of a stage alone.
+// nanotron: flash attention 2, f32 gradient accumulation, gradients reduced after the last backward, stages
+// cut by compute cost. Its charts (ultra-scale playbook, 2025) show a floor a micro-batch that is the same
+// for models of 1.3B to 80B and every micro-batch size, and grows with tp and the layers of a stage alone.
 Practice nanotron() {
   Practice p;
   p.name = "nanotron";

@@ -1,6 +1,6 @@
-// What `tessera plan` prints: the best layouts with every choice, their time and memory by cause, then for the
-// best one the bottleneck in a sentence and the waterfall, and why the others were rejected. Pure functions of
-// a search's result, thread safe.
+// What `tessera plan` prints: the best layouts with every choice, their time and memory by cause, then for
+// the best one the bottleneck in a sentence and the waterfall, and why the others were rejected. Pure
+// functions of a search's result, thread safe.
 //
 //   plan_page({.setup = &setup, .result = &result, .error_band = 0.08}, {.width = 120})
 #pragma once

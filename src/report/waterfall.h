@@ -24,8 +24,8 @@ using PartSeconds = std::array<double, cost::kNumParts>;
 // What a part is, for people: "pipeline bubble".
 [[nodiscard]] std::string_view describe(cost::Part part);
 
-// Whole numbers that sum to `total` and lie within one of values * total / sum. REQUIRES values >= 0 with a sum
-// above 0.
+// Whole numbers that sum to `total` and lie within one of values * total / sum. REQUIRES values >= 0 with a
+// sum above 0.
 [[nodiscard]] std::vector<std::int64_t> rounded_shares(std::span<const double> values, std::int64_t total);
 
 }  // namespace tessera::report

@@ -35,8 +35,8 @@ enum class Reason : std::uint8_t {
 inline constexpr std::int32_t kNumReasons = 6;
 [[nodiscard]] std::string_view name(Reason reason);
 
-// All candidates that fell for one reason, the first that was found. `nearest` is the one that missed by least (does_not_fit: bytes;
-// bound and slower: seconds; else the first of the fixed order).
+// All candidates that fell for one reason, the first that was found. `nearest` is the one that missed by
+// least (does_not_fit: bytes; bound and slower: seconds; else the first of the fixed order).
 struct Rejection {
   Reason reason{};
   cost::Part lost_to = cost::Part::ideal;  // of slower: where most of its time goes beside useful work
@@ -98,8 +98,8 @@ class Coster {
 };
 using CosterFactory = std::function<std::unique_ptr<Coster>()>;
 // The same search over any cost model. REQUIRES of it: whether a candidate is valid does not depend on its
-// recomputation, ZeRO stage or order (and shows at 1f1b for what the schedule does not cause); memory does not
-// depend on the order, is least with full recomputation, and does not fall with the micro-batch size.
+// recomputation, ZeRO stage or order (and shows at 1f1b for what the schedule does not cause); memory does
+// not depend on the order, is least with full recomputation, and does not fall with the micro-batch size.
 [[nodiscard]] Result search(const cost::Setup& setup, const Space& space, const Options& options,
                             const CosterFactory& make_coster);
 

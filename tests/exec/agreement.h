@@ -1,5 +1,5 @@
-// Layouts of every kind that the engine runs, and what it counts on each: for tests that compare a description
-// of the engine with the engine.
+// Layouts of every kind that the engine runs, and what it counts on each: for tests that compare a
+// description of the engine with the engine.
 #pragma once
 #include <map>
 #include <string>

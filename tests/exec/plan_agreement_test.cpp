@@ -1,6 +1,6 @@
 // The planner's price of a job of the engine stands on what the engine does: FLOPs, bytes on every axis, and
-// bytes of weights, gradients, optimizer and activations of every rank equal what the engine counts and takes,
-// on every kind of layout.
+// bytes of weights, gradients, optimizer and activations of every rank equal what the engine counts and
+// takes, on every kind of layout.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 

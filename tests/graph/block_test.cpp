@@ -1,5 +1,5 @@
-// Blocks of every family: FLOPs add up to those of the model, bytes on the wire to the closed forms, layers cut
-// over ranks to whole ones.
+// Blocks of every family: FLOPs add up to those of the model, bytes on the wire to the closed forms, layers
+// cut over ranks to whole ones.
 #include "graph/block.h"
 
 #include <gtest/gtest.h>

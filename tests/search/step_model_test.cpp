@@ -1,5 +1,5 @@
-// The search over the real cost model: the list of brute force, what the search requires of the model, and the
-// simulator behind it.
+// The search over the real cost model: the list of brute force, what the search requires of the model, and
+// the simulator behind it.
 #include <gtest/gtest.h>
 
 #include "base/random.h"
