@@ -127,7 +127,10 @@ search::Options options_of(const PlanFlags& flags, const cost::Setup& setup) {
   o.threads = flags.threads;
   o.memory_fraction = flags.memory;
   o.distinct = flags.all_choices ? search::Distinct::candidates : search::Distinct::layouts;
-  if (!flags.closed_form) o.refine = search::simulated(setup);
+  if (!flags.closed_form) {
+    o.refine = search::simulated(setup);
+    o.account = search::simulated_parts(setup);
+  }
   o.refined = std::max(32, 2 * flags.top);
   return o;
 }
@@ -137,7 +140,7 @@ std::int32_t enough_devices(const cost::Setup& setup, const search::Space& space
                             const search::Options& options) {
   search::Options quick = options;
   quick.top = 1;
-  quick.refine = nullptr;
+  quick.refine = quick.account = nullptr;
   for (std::int32_t factor = 2; factor <= 16; factor *= 2) {
     try {
       cost::Setup larger = setup;

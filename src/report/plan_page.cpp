@@ -131,6 +131,17 @@ void put_head(Page& page, const PlanView& view) {
                                r.threads, r.threads == 1 ? "" : "s"));
 }
 
+// A prediction of memory misses by some per cent: a full device may run out.
+std::string memory_warning(const search::Result& r) {
+  constexpr double kTight = 0.95;
+  const double used = r.best.front().cost.memory.reserved() / r.memory_limit;
+  if (used < kTight) return "";
+  return fmt::format(
+      "It reserves {} of the memory there is, and predictions miss by a few per cent: --memory 0.95 leaves "
+      "room.",
+      percent(used));
+}
+
 }  // namespace
 
 std::string bottleneck(const cost::Setup& setup, const search::Ranked& best) {
@@ -149,11 +160,7 @@ std::string plan_page(const PlanView& view, const Style& style) {
   put_head(page, view);
   page.section("Best layouts");
   page.block(layout_table(view, page.inner()));
-  page.paragraph(
-      "MFU: model FLOPs, causal attention halved, over time and peak; full: attention not halved. GB: "
-      "reserved on the "
-      "fullest device. order: the inner of the two axes first.",
-      Tone::faint);
+  page.paragraph(layout_legend(view), Tone::faint);
   if (view.error_band > 0.0) {
     page.paragraph(fmt::format("Step times are +-{}: the mean error on published runs of this kind.",
                                percent(view.error_band)),
@@ -167,6 +174,9 @@ std::string plan_page(const PlanView& view, const Style& style) {
   page.section("The best one");
   page.paragraph(best_line(view), Tone::plain);
   page.paragraph(bottleneck(*view.setup, best), Tone::accent);
+  if (const std::string tight = memory_warning(*view.result); !tight.empty()) {
+    page.paragraph(tight, Tone::plain);
+  }
   page.gap();
   page.block(waterfall(best.cost.parts, page.inner()));
   page.section("Why not another one");

@@ -39,6 +39,11 @@ bool varies(const std::vector<Ranked>& best, std::int32_t cost::Candidate::*axis
   return std::any_of(best.begin(), best.end(), [&](const Ranked& r) { return r.candidate.*axis != 1; });
 }
 
+bool orders_vary(const std::vector<Ranked>& best) {
+  const cost::AxisOrder first = best.front().candidate.order;
+  return std::ranges::any_of(best, [&](const Ranked& r) { return r.candidate.order != first; });
+}
+
 std::string gigabytes(double bytes) {
   return fixed(bytes / kGB, 1);
 }
@@ -118,12 +123,13 @@ std::string layout_table(const PlanView& view, const Style& style) {
     axes.push_back(a);
     columns.push_back({.header = a.header});
   }
+  const bool orders = orders_vary(best);
   columns.push_back({.header = "zero"});
-  columns.push_back({.header = "order", .drop = 2});
+  if (orders) columns.push_back({.header = "order", .drop = 2});
   columns.push_back({.header = "recompute", .align = Align::left});
   columns.push_back({.header = "schedule", .align = Align::left});
   columns.push_back({.header = "step"});
-  columns.push_back({.header = "tokens/s/dev", .drop = 3});
+  columns.push_back({.header = "tok/s", .drop = 3});
   columns.push_back({.header = "MFU"});
   columns.push_back({.header = "full", .drop = 5});
   columns.push_back({.header = "GB", .drop = 1});
@@ -135,7 +141,7 @@ std::string layout_table(const PlanView& view, const Style& style) {
     std::vector<std::string> cells = {number(static_cast<std::int64_t>(i) + 1)};
     for (const AxisColumn& a : axes) cells.push_back(number(c.*a.axis));
     cells.push_back(number(c.zero_stage));
-    cells.emplace_back(order_text(c.order));
+    if (orders) cells.emplace_back(order_text(c.order));
     cells.push_back(recompute_text(c));
     cells.emplace_back(schedule::name(c.schedule));
     cells.push_back(seconds_text(s.seconds()));
@@ -147,6 +153,16 @@ std::string layout_table(const PlanView& view, const Style& style) {
     table.add_row(std::move(cells), i == 0 ? Tone::strong : Tone::plain);
   }
   return table.render(style);
+}
+
+std::string layout_legend(const PlanView& view) {
+  const std::vector<Ranked>& best = view.result->best;
+  const std::string order =
+      orders_vary(best) ? "order: the inner of the two axes first."
+                        : fmt::format("Rank order of all: {}.", cost::name(best.front().candidate.order));
+  return "tok/s: tokens a second and device. MFU: model FLOPs, causal attention halved, over time and peak; "
+         "full: attention not halved. GB: reserved on the fullest device. " +
+         order;
 }
 
 std::string time_table(const PlanView& view, const Style& style) {
@@ -231,11 +247,11 @@ std::string describe(const search::Rejection& r) {
       return fmt::format("nearest: {} needs {} GB of {}, {} over", nearest, gigabytes(r.needs),
                          gigabytes(r.limit), percent(r.excess()));
     case Reason::bound:
-      return fmt::format("nearest: {} takes at least {}, {} behind the last of the list", nearest,
-                         seconds_text(r.needs), percent(r.excess()));
+      return fmt::format("nearest: {} takes at least {}, {} behind the best", nearest, seconds_text(r.needs),
+                         percent(r.excess()));
     case Reason::slower:
-      return fmt::format("nearest: {} takes {}, {} behind the last of the list", nearest,
-                         seconds_text(r.needs), percent(r.excess()));
+      return fmt::format("nearest: {} takes {}, {} behind the best", nearest, seconds_text(r.needs),
+                         percent(r.excess()));
   }
   return nearest;
 }

@@ -24,6 +24,7 @@ struct PlanView {
 
 // The tables of the page, a line a layout.
 [[nodiscard]] std::string layout_table(const PlanView& view, const Style& style);
+[[nodiscard]] std::string layout_legend(const PlanView& view);                     // what its columns mean
 [[nodiscard]] std::string time_table(const PlanView& view, const Style& style);    // ms of a step by cause
 [[nodiscard]] std::string memory_table(const PlanView& view, const Style& style);  // GB of a device by cause
 [[nodiscard]] std::string rejection_table(const PlanView& view, const Style& style);

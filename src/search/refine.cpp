@@ -1,6 +1,7 @@
 #include "search/refine.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "schedule/schedule.h"
 #include "sim/simulate.h"
@@ -20,22 +21,46 @@ void add_to_bubble(cost::StepCost& cost, double more) {
   }
 }
 
+// What the simulator plays; none where that would be too long.
+struct Simulated {
+  cost::StepWork work;
+  schedule::Schedule schedule;
+};
+
+std::optional<Simulated> run_of(const cost::Setup& setup, const cost::Candidate& c) {
+  const std::int64_t m = cost::num_microbatches(setup.work, c);
+  if (m * c.pp * c.vpp > kMaxRefinedCells) return std::nullopt;
+  cost::StepModel model(setup);
+  Simulated run{.work = model.work(c), .schedule = {}};
+  run.schedule = schedule::generate({.kind = c.schedule,
+                                     .pp = c.pp,
+                                     .vpp = c.vpp,
+                                     .num_microbatches = static_cast<std::int32_t>(m),
+                                     .costs = cost::stage_costs(run.work)});
+  return run;
+}
+
 }  // namespace
 
 Refine simulated(const cost::Setup& setup) {
   return [&setup](const cost::Candidate& c, const cost::StepCost& coarse) {
     cost::StepCost fine = coarse;
-    const std::int64_t m = cost::num_microbatches(setup.work, c);
-    if (m * c.pp * c.vpp > kMaxRefinedCells) return fine;
-    cost::StepModel model(setup);
-    const cost::StepWork work = model.work(c);
-    const schedule::Schedule s = schedule::generate({.kind = c.schedule,
-                                                     .pp = c.pp,
-                                                     .vpp = c.vpp,
-                                                     .num_microbatches = static_cast<std::int32_t>(m),
-                                                     .costs = cost::stage_costs(work)});
-    add_to_bubble(fine, sim::makespan(s, work) - coarse.seconds());
-    fine.bubble_fraction = fine[cost::Part::bubble] / fine.seconds();
+    if (const auto run = run_of(setup, c)) {
+      add_to_bubble(fine, sim::makespan(run->schedule, run->work) - coarse.seconds());
+      fine.bubble_fraction = fine[cost::Part::bubble] / fine.seconds();
+    }
+    return fine;
+  };
+}
+
+Refine simulated_parts(const cost::Setup& setup) {
+  return [&setup](const cost::Candidate& c, const cost::StepCost& coarse) {
+    cost::StepCost fine = coarse;
+    if (const auto run = run_of(setup, c)) {
+      const sim::Result r = sim::simulate(run->schedule, run->work, {.detail = sim::Detail::none});
+      fine.parts = r.waterfall(cost::StepModel(setup).predict(c));
+      fine.bubble_fraction = fine[cost::Part::bubble] / fine.seconds();
+    }
     return fine;
   };
 }

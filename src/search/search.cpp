@@ -341,8 +341,14 @@ class Run {
 
   void finish() {
     for (const TopList::Entry& e : list_.entries()) result_.best.push_back(e.ranked);
-    const double last = result_.best.empty() ? 0.0 : list_.entries().back().seconds;
-    result_.rejections = walk_.tally.rejections(last);
+    const double best = result_.best.empty() ? 0.0 : list_.entries().front().seconds;
+    if (options_.account) {
+      run_parallel(result_.threads, result_.best.size(), [&](std::int32_t, std::size_t i) {
+        Ranked& r = result_.best[i];
+        r.cost = options_.account(r.candidate, r.cost);
+      });
+    }
+    result_.rejections = walk_.tally.rejections(best);
     result_.layouts = walk_.layouts;
   }
 

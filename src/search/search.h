@@ -44,7 +44,7 @@ struct Rejection {
   cost::Candidate nearest;
   std::string why;          // batch, shape, schedule: what does not divide
   double needs = 0;         // does_not_fit: bytes reserved; bound, slower: seconds of the step, or at least
-  double limit = 0;         // does_not_fit: bytes there are; bound, slower: seconds of the last of the list
+  double limit = 0;         // does_not_fit: bytes there are; bound, slower: seconds of the best
   cost::MemoryCost memory;  // does_not_fit: of the nearest
   [[nodiscard]] double excess() const { return limit > 0 ? needs / limit - 1.0 : 0.0; }
 };
@@ -62,6 +62,7 @@ struct Options {
   Distinct distinct = Distinct::layouts;
   bool prune = true;           // false: cost everything that fits
   Refine refine;               // empty: closed form only
+  Refine account;              // of those that are listed in the end: their parts; empty: as they are
   std::int32_t refined = 128;  // so many of the closed form's best are refined
 };
 

@@ -46,20 +46,20 @@ void Tally::merge(const Tally& other) {
   for (std::size_t i = 0; i < slower_.size(); ++i) merge(slower_[i], other.slower_[i]);
 }
 
-std::vector<Rejection> Tally::rejections(double last_seconds) const {
+std::vector<Rejection> Tally::rejections(double best_seconds) const {
   std::vector<Rejection> all;
   for (std::size_t i = 0; i < reasons_.size(); ++i) {
     if (reasons_[i].count == 0) continue;
     Rejection& r = all.emplace_back(reasons_[i]);
     r.reason = static_cast<Reason>(i);
-    if (r.reason == Reason::bound) r.limit = last_seconds;
+    if (r.reason == Reason::bound) r.limit = best_seconds;
   }
   for (std::size_t i = 0; i < slower_.size(); ++i) {
     if (slower_[i].count == 0) continue;
     Rejection& r = all.emplace_back(slower_[i]);
     r.reason = Reason::slower;
     r.lost_to = static_cast<cost::Part>(i);
-    r.limit = last_seconds;
+    r.limit = best_seconds;
   }
   return all;
 }

@@ -22,8 +22,8 @@ class Tally {
   void add_bound(const cost::Candidate& c, double at_least, std::int64_t count = 1);
   void add_slower(const cost::Candidate& c, double seconds, cost::Part lost_to);
   void merge(const Tally& other);
-  // Those that occurred. `last_seconds`: of the list.
-  [[nodiscard]] std::vector<Rejection> rejections(double last_seconds) const;
+  // Those that occurred. `best_seconds`: of the best of the list.
+  [[nodiscard]] std::vector<Rejection> rejections(double best_seconds) const;
 
  private:
   // Counts; true when it misses by less than the nearest so far.

@@ -69,6 +69,24 @@ TEST_F(Program, PlanWritesAPlanThatSimulateReads) {
   EXPECT_EQ(simulated.code, 0) << simulated.errors;
 }
 
+// One plan: what the planner says of it is what the simulator says of it.
+TEST_F(Program, PlanAndSimulateShowTheSameWaterfallOfTheSamePlan) {
+  const std::string flags =
+      std::string(kSmall) + " --pin pp=4 --pin vpp=2 --pin tp=2 --json --output plan.json";
+  const Outcome planned = run(flags);
+  ASSERT_EQ(planned.code, 0) << planned.errors;
+  const Outcome simulated = run("simulate plan.json --json");
+  ASSERT_EQ(simulated.code, 0) << simulated.errors;
+  const json best = json::parse(planned.output)["best"][0], played = json::parse(simulated.output);
+  const double step = best["step_seconds"];
+  EXPECT_NEAR(played["step_seconds"].get<double>(), step, 1e-9 * step);
+  EXPECT_GT(best["seconds"].value("bubble", 0.0), 0.0);
+  ASSERT_FALSE(best["seconds"].empty());
+  for (const auto& [name, seconds] : best["seconds"].items()) {
+    EXPECT_NEAR(played["seconds"].value(name, 0.0), seconds.get<double>(), 1e-9 * step) << name;
+  }
+}
+
 TEST_F(Program, PlanThatFitsNowhereNamesTheNearestMissAndEnoughDevices) {
   const Outcome o = run("plan llama-3-70b dgx-h100 --devices 8 --gbs 64");
   EXPECT_EQ(o.code, 2);
