@@ -52,12 +52,6 @@ BlockGroups block_groups(const Setup& setup, const Candidate& c) {
 
 namespace {
 
-LoadFigures load_of(const Setup& setup, const Candidate& c) {
-  if (!setup.model.moe) return {};
-  return load_figures(setup.routing, setup.model.moe->num_experts, setup.model.moe->num_experts_per_tok, c.ep,
-                      setup.work.capacity_factor);
-}
-
 graph::BlockWork sizes_of(const graph::BlockParams& params, const graph::SavedBytes& saved,
                           const graph::Transients& t) {
   graph::BlockWork work;
@@ -84,11 +78,11 @@ void finish_sizes(const Setup& setup, const LayerClasses& classes, const graph::
 
 }  // namespace
 
-LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Candidate& c) {
+LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Candidate& c,
+                       const LoadFigures& load) {
   const graph::Cut cut = cut_of(setup, c);
   const spec::ModelSpec& m = setup.model;
-  BlockContext x{
-      .setup = setup, .groups = block_groups(setup, c), .load = load_of(setup, c), .expert_tokens = 0};
+  BlockContext x{.setup = setup, .groups = block_groups(setup, c), .load = load, .expert_tokens = 0};
   const std::int64_t tokens = c.micro_batch_size * ((setup.work.sequence_length + c.cp - 1) / c.cp);
   x.expert_tokens = c.sequence_parallel ? (tokens + c.tp - 1) / c.tp : tokens;
   const auto cost = [&](const graph::BlockWork& work) {
@@ -108,11 +102,12 @@ LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Ca
   return t;
 }
 
-LayerTable size_table(const Setup& setup, const LayerClasses& classes, const Candidate& c) {
+LayerTable size_table(const Setup& setup, const LayerClasses& classes, const Candidate& c,
+                      const LoadFigures& load) {
   const graph::Cut cut = cut_of(setup, c);
   const spec::ModelSpec& m = setup.model;
   const graph::Practice& p = setup.practice;
-  const BlockContext x{.setup = setup, .groups = {}, .load = load_of(setup, c), .expert_tokens = 0};
+  const BlockContext x{.setup = setup, .groups = {}, .load = load, .expert_tokens = 0};
   const auto size = [&](const graph::BlockWork& work) {
     return block_cost(x, work, c.recompute, c.recompute_modules);
   };

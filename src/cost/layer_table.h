@@ -34,8 +34,11 @@ struct LayerTable {
 };
 
 [[nodiscard]] BlockGroups block_groups(const Setup& setup, const Candidate& c);
-[[nodiscard]] LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Candidate& c);
+// load: of c.ep.
+[[nodiscard]] LayerTable layer_table(const Setup& setup, const LayerClasses& classes, const Candidate& c,
+                                     const LoadFigures& load);
 // Without the operators: parameters and memory alone, all seconds 0. Many times quicker.
-[[nodiscard]] LayerTable size_table(const Setup& setup, const LayerClasses& classes, const Candidate& c);
+[[nodiscard]] LayerTable size_table(const Setup& setup, const LayerClasses& classes, const Candidate& c,
+                                    const LoadFigures& load);
 
 }  // namespace tessera::cost

@@ -137,6 +137,18 @@ TableKey key_of(const Candidate& c) {
 }
 }  // namespace
 
+// A power law is a mean over thousands of shuffles: once for each ep, not for each table.
+const LoadFigures& StepModel::Impl::load_of(const Candidate& c) {
+  const auto found = loads.find(c.ep);
+  if (found != loads.end()) return found->second;
+  LoadFigures figures;
+  if (setup.model.moe) {
+    figures = load_figures(setup.routing, setup.model.moe->num_experts, setup.model.moe->num_experts_per_tok,
+                           c.ep, setup.work.capacity_factor);
+  }
+  return loads.emplace(c.ep, figures).first->second;
+}
+
 const LayerTable& StepModel::Impl::table(const Candidate& c) {
   TableKey key = key_of(c);
   const bool cut = c.order == AxisOrder::tp_cp_ep_pp_dp && c.pp > 1 && c.ep * c.etp > c.tp * c.cp;
@@ -145,7 +157,7 @@ const LayerTable& StepModel::Impl::table(const Candidate& c) {
   const auto found = tables.find(key);
   if (found != tables.end()) return found->second;
   if (tables.size() >= kMaxTables) tables.clear();
-  return tables.emplace(key, layer_table(setup, classes, c)).first->second;
+  return tables.emplace(key, layer_table(setup, classes, c, load_of(c))).first->second;
 }
 
 const LayerTable& StepModel::Impl::sizes(const Candidate& c) {
@@ -153,7 +165,7 @@ const LayerTable& StepModel::Impl::sizes(const Candidate& c) {
   const auto found = size_tables.find(key);
   if (found != size_tables.end()) return found->second;
   if (size_tables.size() >= kMaxTables) size_tables.clear();
-  return size_tables.emplace(key, size_table(setup, classes, c)).first->second;
+  return size_tables.emplace(key, size_table(setup, classes, c, load_of(c))).first->second;
 }
 
 const StageSplit& StepModel::Impl::split_of(const Candidate& c) const {

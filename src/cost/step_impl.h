@@ -31,6 +31,7 @@ struct StepModel::Impl {
   double peak;
   std::unordered_map<TableKey, LayerTable, TableHash> tables, size_tables;
   mutable std::unordered_map<std::int32_t, StageSplit> splits;  // by stages
+  std::unordered_map<std::int32_t, LoadFigures> loads;          // by ep
   std::vector<PipelineRank> ranks;                              // scratch of predict
 
   explicit Impl(Setup s);
@@ -38,6 +39,7 @@ struct StepModel::Impl {
   // Each valid until the next call of the same name.
   const LayerTable& table(const Candidate& c);
   const LayerTable& sizes(const Candidate& c);  // size_table
+  const LoadFigures& load_of(const Candidate& c);
   [[nodiscard]] const StageSplit& split_of(const Candidate& c) const;
   // Stage v of pipeline rank r.
   [[nodiscard]] static std::int32_t stage_of(const Candidate& c, std::int32_t r, std::int32_t v);

@@ -250,6 +250,11 @@ std::string describe(const search::Rejection& r) {
       return fmt::format("nearest: {} takes at least {}, {} behind the best", nearest, seconds_text(r.needs),
                          percent(r.excess()));
     case Reason::slower:
+      if (r.excess() < 0.0) {
+        return fmt::format(
+            "nearest: {} takes {} in closed form; what the simulator timed of its layout is slower", nearest,
+            seconds_text(r.needs));
+      }
       return fmt::format("nearest: {} takes {}, {} behind the best", nearest, seconds_text(r.needs),
                          percent(r.excess()));
   }

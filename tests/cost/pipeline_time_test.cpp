@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "base/random.h"
@@ -44,6 +46,27 @@ const Shape kShapes[] = {
     {schedule::Kind::zb_h1, 4, 1, 8},        {schedule::Kind::zb_h1, 8, 1, 32},
     {schedule::Kind::zb_v, 4, 2, 16},        {schedule::Kind::zb_v, 8, 2, 24},
 };
+
+// Unequal F, I and W (recomputation makes I long, attention W short), and too few micro-batches to fill the
+// end.
+TEST(PipelineTime, OfZbVIsNearTheSimulatorForAllPassTimes) {
+  for (const auto& [f, i, w] : std::vector<std::array<double, 3>>{{1, 1, 1},
+                                                                  {1, 1.2, 0.8},
+                                                                  {1, 2, 1},
+                                                                  {1, 3, 1},
+                                                                  {1, 1, 0.5},
+                                                                  {1, 1.5, 0.5},
+                                                                  {1, 0.8, 1.2},
+                                                                  {2, 1.5, 1}}) {
+    for (const auto& [pp, m] : {std::pair{8, 8}, {8, 10}, {8, 32}, {16, 16}, {16, 20}, {16, 24}, {16, 128}}) {
+      const auto costs = schedule::StageCosts::uniform(2 * pp, Seconds(f), Seconds(i), Seconds(w));
+      const double exact = simulated(schedule::Kind::zb_v, pp, 2, m, costs);
+      const double closed = pipeline_time({.kind = schedule::Kind::zb_v, .vpp = 2, .num_microbatches = m},
+                                          ranks_of(costs, schedule::Kind::zb_v, pp, 2));
+      EXPECT_NEAR(closed / exact, 1.0, 0.06) << f << ' ' << i << ' ' << w << " pp " << pp << " m " << m;
+    }
+  }
+}
 
 TEST(PipelineTime, EqualsTheSimulatorForEqualStages) {
   for (const Shape& s : kShapes) {
