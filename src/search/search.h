@@ -98,6 +98,8 @@ class Coster {
   [[nodiscard]] virtual cost::StepCost predict(const cost::Candidate& c) = 0;
 };
 using CosterFactory = std::function<std::unique_ptr<Coster>()>;
+// cost::StepModel as one. REQUIRES that `setup` outlives it.
+[[nodiscard]] CosterFactory closed_form(const cost::Setup& setup);
 // The same search over any cost model. REQUIRES of it: whether a candidate is valid does not depend on its
 // recomputation, ZeRO stage or order (and shows at 1f1b for what the schedule does not cause); memory does
 // not depend on the order, is least with full recomputation, and does not fall with the micro-batch size.

@@ -20,8 +20,12 @@ class StepCoster final : public Coster {
 
 }  // namespace
 
+CosterFactory closed_form(const cost::Setup& setup) {
+  return [&setup] { return std::make_unique<StepCoster>(setup); };
+}
+
 Result search(const cost::Setup& setup, const Space& space, const Options& options) {
-  return search(setup, space, options, [&] { return std::make_unique<StepCoster>(setup); });
+  return search(setup, space, options, closed_form(setup));
 }
 
 }  // namespace tessera::search

@@ -11,19 +11,6 @@
 namespace tessera::search {
 namespace {
 
-class StepCoster final : public Coster {
- public:
-  explicit StepCoster(const cost::Setup& setup) : model_(setup) {}
-  std::string why_invalid(const cost::Candidate& c) override { return cost::why_invalid(model_.setup(), c); }
-  cost::MemoryCost memory(const cost::Candidate& c) override { return model_.memory(c); }
-  double lower_bound(const cost::Candidate& c) override { return model_.lower_bound(c); }
-  double lowest_bound(const cost::Candidate& c) override { return model_.lowest_bound(c); }
-  cost::StepCost predict(const cost::Candidate& c) override { return model_.predict(c); }
-
- private:
-  cost::StepModel model_;
-};
-
 cost::Setup setup_of(const char* model, const char* cluster, std::int32_t devices, std::int64_t batch) {
   cost::Setup s;
   s.model = spec::model_preset(model);
@@ -39,7 +26,7 @@ TEST(SearchOfStepModel, FindsTheListOfBruteForceExactly) {
                                            setup_of("olmoe-1b-7b", "dgx-a100", 4, 8),
                                            setup_of("deepseek-v2-lite", "h800", 8, 2)};
   for (const cost::Setup& setup : setups) {
-    expect_brute_force(setup, [&] { return std::make_unique<StepCoster>(setup); });
+    expect_brute_force(setup, closed_form(setup));
   }
 }
 
