@@ -19,12 +19,6 @@ std::int32_t position_of(const ParamSpec& spec) {
 }
 
 namespace {
-// Lies directly behind the parameter before it, as one weight.
-bool follows(ParamKind kind) {
-  return kind == ParamKind::k || kind == ParamKind::v || kind == ParamKind::up ||
-         kind == ParamKind::expert_up;
-}
-
 tensor::Shape shape_of(const ParamSpec& s) {
   return s.num_dims == 1 ? tensor::Shape{s.slice.size[0]} : tensor::Shape{s.slice.size[0], s.slice.size[1]};
 }
@@ -90,7 +84,7 @@ void ParamStore::close_bucket(Members& members) {
   std::int64_t n = 0;
   for (const std::size_t i : members) {
     StoredParam& p = params_[i];
-    if (!follows(p.spec.kind)) n = round_up(n, tensor::kAlignment / element);
+    if (!p.spec.follows) n = round_up(n, tensor::kAlignment / element);
     p.bucket = index;
     p.offset = n;
     bucket.segments.push_back(
@@ -137,7 +131,7 @@ nn::Param ParamStore::view(std::size_t first, std::size_t count, Packing packing
   const StoredParam& p = params_.at(first);
   std::int64_t rows = 0;
   for (std::size_t i = first; i < first + count; ++i) {
-    TESSERA_CHECK(i == first || follows(params_.at(i).spec.kind),
+    TESSERA_CHECK(i == first || params_.at(i).spec.follows,
                   "a fused weight is made of adjacent parameters");
     rows += params_.at(i).spec.slice.size[0];
   }
@@ -178,10 +172,13 @@ void ParamStore::initialise(std::uint64_t seed, double range) {
   for (const StoredParam& p : params_) {
     if (p.shares_value_of >= 0) continue;
     const bool f64 = options_.dtype == DType::f64;
-    if (p.spec.ones && f64) {
-      std::ranges::fill(p.value.span<double>(), 1.0);
-    } else if (p.spec.ones) {
-      std::ranges::fill(p.value.span<float>(), 1.0F);
+    if (p.spec.init != layout::Init::normal) {
+      const bool ones = p.spec.init == layout::Init::ones;
+      if (f64) {
+        std::ranges::fill(p.value.span<double>(), ones ? 1.0 : 0.0);
+      } else {
+        std::ranges::fill(p.value.span<float>(), ones ? 1.0F : 0.0F);
+      }
     } else if (f64) {
       fill_normal<double>(p, seed, range);
     } else {

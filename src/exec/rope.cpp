@@ -28,8 +28,9 @@ std::vector<double> rope_frequencies(const spec::ModelSpec& model) {
         }
         break;
       }
+      case spec::RopeKind::dynamic:
       case spec::RopeKind::yarn:
-        TESSERA_CHECK(false, "the engine trains no model with yarn");
+        TESSERA_CHECK(false, "the engine trains no model with dynamic or yarn");
     }
     f.push_back(x);
   }

@@ -16,12 +16,6 @@ namespace {
 
 constexpr std::int64_t kAlignment = 64;
 
-// Lies directly behind the parameter before it, as one weight.
-bool follows(ParamKind kind) {
-  return kind == ParamKind::k || kind == ParamKind::v || kind == ParamKind::up ||
-         kind == ParamKind::expert_up;
-}
-
 std::int32_t position(const ParamSpec& p) {
   if (p.layer >= 0) return p.layer;
   return p.kind == ParamKind::embedding ? -1 : std::numeric_limits<std::int32_t>::max();
@@ -37,7 +31,7 @@ GradBucket make_bucket(std::span<const ParamSpec* const> members, const BucketOp
                     .tied_copy = first.tied_copy};
   std::int64_t n = 0;
   for (const ParamSpec* p : members) {
-    if (!follows(p->kind)) n = round_up(n, line);
+    if (!p->follows) n = round_up(n, line);
     n += p->num_elements();
   }
   bucket.num_elements = round_up(n, group_size(options, first.group) * line);

@@ -226,7 +226,7 @@ class ParameterList {
     add(std::move(param_name), ParamKind::norm, {model_.hidden_size, 1}, Split::whole);
     params_.back().num_dims = 1;
     params_.back().weight_decay = false;
-    params_.back().ones = true;
+    params_.back().init = Init::ones;
   }
 
   void matrix(std::string param_name, ParamKind kind, Shape global, Split split) {
@@ -258,6 +258,8 @@ class ParameterList {
     p.slice = {.begin = {0, 0}, .size = global};
     p.stage = stage_;
     p.layer = layer_;
+    p.follows =
+        kind == ParamKind::k || kind == ParamKind::v || kind == ParamKind::up || kind == ParamKind::expert_up;
     params_.push_back(std::move(p));
     return params_.back();
   }

@@ -56,19 +56,58 @@ struct Slice {
 
 enum class ParamKind : std::uint8_t {
   embedding,
+  position,  // learned positions
   norm,
+  norm_bias,
+  // Attention
   q,
   k,
   v,
+  q_bias,
+  k_bias,
+  v_bias,
+  q_norm,
+  k_norm,
+  sinks,
   o,
+  o_bias,
+  // Latent attention; also q without a q_a, and o
+  q_a,
+  q_a_bias,
+  q_a_norm,
+  q_b,
+  kv_a,
+  kv_a_bias,
+  kv_a_norm,
+  kv_b,
+  // Dense MLP
   gate,
   up,
   down,
+  gate_bias,
+  up_bias,
+  down_bias,
+  // Mixture of experts
   router,
+  router_bias,
+  router_correction,  // added to the scores for the choice only; a buffer
+  shared_gate,
+  shared_up,
+  shared_down,
+  shared_expert_gate,  // of the sigmoid on the shared expert
   expert_gate,
   expert_up,
   expert_down,
+  expert_gate_bias,
+  expert_up_bias,
+  expert_down_bias,
   head
+};
+
+enum class Init : std::uint8_t {
+  normal,  // normal(0, initializer_range)
+  zeros,   // biases, buffers
+  ones     // norms
 };
 
 // One parameter as one rank holds it. The name is the Hugging Face name of the whole tensor; a vector has
@@ -83,8 +122,12 @@ struct ParamSpec {
   StageId stage;
   std::int32_t layer = -1;   // -1: embedding, final norm, head
   std::int32_t expert = -1;  // -1: not an expert's
-  bool weight_decay = true;  // false for norms
-  bool ones = false;         // initialised to 1 (norms), else normal(0, initializer_range)
+  bool weight_decay = true;  // matrices only
+  Init init = Init::normal;
+  // Lies directly behind the parameter before it: both are parts of one fused weight.
+  bool follows = false;
+  // Kept, loaded and written, but without gradient: neither updated by the optimiser nor counted in norms.
+  bool buffer = false;
   // The second use of a tied embedding (the head's copy): same name as the embedding, its gradient is added
   // to the embedding's over the first and the last stage; not counted in norms, not written to files.
   bool tied_copy = false;

@@ -75,6 +75,10 @@ void write_rope(Writing& w) {
       s.set("rope_type", scalar(std::string_view("linear")));
       s.set("factor", scalar(rope.factor));
       break;
+    case RopeKind::dynamic:
+      s.set("rope_type", scalar(std::string_view("dynamic")));
+      s.set("factor", scalar(rope.factor));
+      break;
     case RopeKind::llama3:
       s.set("rope_type", scalar(std::string_view("llama3")));
       s.set("factor", scalar(rope.factor));

@@ -33,7 +33,7 @@ enum class Family : std::uint8_t {
   falcon,    // parallel attention and MLP, one kv head
 };
 
-enum class RopeKind : std::uint8_t { none, linear, llama3, yarn };
+enum class RopeKind : std::uint8_t { none, linear, dynamic, llama3, yarn };
 struct RopeScaling {  // Hugging Face modeling_rope_utils; see docs/numerics.md
   RopeKind kind = RopeKind::none;
   double factor = 1.0;
@@ -44,10 +44,14 @@ struct RopeScaling {  // Hugging Face modeling_rope_utils; see docs/numerics.md
   double beta_slow = 1.0;
   double mscale = 0.0;  // 0: none given
   double mscale_all_dim = 0.0;
+  double attention_factor = 0.0;  // yarn, on cosines and sines; 0: none given, it follows from the mscales
+  bool truncate = true;           // yarn: the limits of the ramp are whole numbers
   friend bool operator==(const RopeScaling&, const RopeScaling&) = default;
 };
 
 enum class RouterScore : std::uint8_t { softmax, sigmoid };
+// Of a group of experts: its best score (deepseek_v2), or the sum of its two best (deepseek_v3).
+enum class GroupScore : std::uint8_t { max, top2_sum };
 
 struct MoeSpec {
   std::int32_t num_experts = 0;               // num_local_experts, n_routed_experts
@@ -57,8 +61,10 @@ struct MoeSpec {
   bool shared_expert_gate = false;            // sigmoid gate on the shared expert (qwen2_moe)
   std::int32_t first_k_dense_replace = 0;     // so many first layers are dense
   std::int32_t moe_layer_freq = 1;            // every so-manieth layer (the last of each group) is MoE
+  std::vector<std::int32_t> mlp_only_layers;  // ascending; dense whatever the two before say
   std::int32_t n_group = 1;                   // groups of experts of group-limited routing (nodes)
   std::int32_t topk_group = 1;                // groups that one token may use
+  GroupScore group_score = GroupScore::max;
   RouterScore score = RouterScore::softmax;
   bool score_correction_bias = false;  // bias for the choice only (aux-loss-free balancing)
   bool expert_bias = false;            // bias on the experts' matrices (gpt_oss)
@@ -82,6 +88,9 @@ struct MlaSpec {
   friend bool operator==(const MlaSpec&, const MlaSpec&) = default;
 };
 
+// Of the MLP. gelu is the erf form, gelu_tanh the one with tanh (gelu_new). clamped_swiglu (gpt_oss): both
+// halves are limited and up gets 1 added, see docs/numerics.md.
+enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu, clamped_swiglu };
 enum class NormKind : std::uint8_t { rms, layer, layer_no_bias };
 enum class PositionKind : std::uint8_t { rope, learned, alibi };
 // Which keys a query sees: all before it, the last sliding_window, or those of its own chunk.
@@ -106,12 +115,18 @@ struct ModelSpec {
   std::optional<MlaSpec> mla;
   NormKind norm = NormKind::rms;
   PositionKind position = PositionKind::rope;
-  bool gated_mlp = true;  // SwiGLU and the like: gate and up; false: one matrix up
-  bool attention_qkv_bias = false;
+  Activation hidden_act = Activation::silu;
+  double swiglu_limit = 0.0;        // of clamped_swiglu
+  bool gated_mlp = true;            // SwiGLU and the like: gate and up; false: one matrix up
+  bool attention_qkv_bias = false;  // with MLA: of q_a_proj and kv_a_proj_with_mqa
   bool attention_out_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;            // RMSNorm of q and k
-  bool qk_norm_whole = false;      // over all heads at once (olmoe), else one head
+  bool qk_norm = false;           // RMSNorm of q and k
+  bool qk_norm_whole = false;     // over all heads at once (olmoe), else one head
+  double clip_qkv = 0.0;          // q, k and v are clamped to +- this (olmoe); 0: not
+  bool rope_interleaved = false;  // rope turns the pairs (2j, 2j+1), not (j, j + d/2) (deepseek)
+  // The scores of layer l are divided by l + 1 (gpt2).
+  bool scale_attn_by_inverse_layer_idx = false;
   bool attention_sinks = false;    // one learned logit a head (gpt_oss)
   bool parallel_residual = false;  // attention and MLP both start from the layer's input (gpt_neox, falcon)
   bool parallel_shared_norm = false;          // and one norm serves both (falcon 7b); else each has its own

@@ -255,7 +255,7 @@ TEST(Parameters, AreCutAsMegatronCutsThem) {
   EXPECT_EQ(find("experts.7.w2.weight").slice, (Slice{{0, 8}, {12, 8}}));
   EXPECT_EQ(find("model.norm.weight").slice, (Slice{{0, 0}, {12, 1}}));
   EXPECT_EQ(find("model.norm.weight").num_dims, 1);
-  EXPECT_TRUE(find("model.norm.weight").ones);
+  EXPECT_EQ(find("model.norm.weight").init, Init::ones);
   EXPECT_FALSE(find("model.norm.weight").weight_decay);
   EXPECT_TRUE(find("block_sparse_moe.gate.weight").weight_decay);
   EXPECT_EQ(find("model.norm.weight").group, GradGroup::tp_dp);
