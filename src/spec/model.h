@@ -151,6 +151,8 @@ struct LayerClass {
   friend bool operator==(const LayerClass&, const LayerClass&) = default;
 };
 [[nodiscard]] LayerClass layer_class(const ModelSpec& m, std::int32_t layer);
+// Layers whose feed-forward is a mixture of experts, ascending.
+[[nodiscard]] std::vector<std::int32_t> moe_layers(const ModelSpec& m);
 // Width of one expert.
 [[nodiscard]] std::int64_t expert_intermediate_size(const ModelSpec& m);
 

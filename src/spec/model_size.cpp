@@ -144,6 +144,13 @@ LayerClass layer_class(const ModelSpec& m, std::int32_t layer) {
   return c;
 }
 
+std::vector<std::int32_t> moe_layers(const ModelSpec& m) {
+  std::vector<std::int32_t> layers;
+  for (std::int32_t l = 0; l < m.num_hidden_layers; ++l)
+    if (layer_class(m, l).moe) layers.push_back(l);
+  return layers;
+}
+
 double estimated_parameters(const ModelSpec& m) {
   const double mtp = m.num_nextn_predict_layers;
   const double hidden = static_cast<double>(m.hidden_size);
