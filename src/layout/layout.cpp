@@ -43,6 +43,10 @@ std::string_view name(GradGroup group) {
   return "unknown";
 }
 
+bool is_input(ParamKind kind) {
+  return kind == ParamKind::embedding || kind == ParamKind::position;
+}
+
 namespace {
 
 std::size_t index(std::int64_t i) {
@@ -143,149 +147,6 @@ Layout make_layout(const spec::ModelSpec& model, const spec::ParallelSpec& paral
   }
   TESSERA_CHECK_EQ(next, model.num_hidden_layers, "the stages hold every layer once");
   return layout;
-}
-
-namespace {
-
-enum class Split : std::uint8_t { whole, rows, columns };
-
-// Where one rank stands, and its list while it grows.
-class ParameterList {
- public:
-  ParameterList(const spec::ModelSpec& model, const Layout& layout, Rank rank)
-      : model_(model),
-        layout_(layout),
-        tp_(layout.dense.coordinate(rank, Axis::tp)),
-        ep_(layout.expert.coordinate(rank, Axis::ep)),
-        etp_(layout.expert.coordinate(rank, Axis::etp)),
-        first_replica_(layout.dense.coordinate(rank, Axis::dp) == 0 &&
-                       layout.dense.coordinate(rank, Axis::cp) == 0),
-        first_expert_replica_(layout.expert.coordinate(rank, Axis::edp) == 0) {}
-
-  void add_stage(StageId stage) {
-    const StageCut& cut = layout_.stages[index(stage.value)];
-    stage_ = stage;
-    layer_ = -1;
-    if (cut.has_embedding) matrix(kEmbedding, ParamKind::embedding, vocab_by_hidden(), Split::rows);
-    for (std::int32_t i = 0; i < cut.num_layers; ++i) add_layer(cut.first_layer + i);
-    layer_ = -1;
-    if (!cut.has_head) return;
-    norm("model.norm.weight");
-    if (model_.tie_word_embeddings) {
-      matrix(kEmbedding, ParamKind::head, vocab_by_hidden(), Split::rows);
-      params_.back().tied_copy = true;
-      params_.back().owner = false;
-    } else {
-      matrix("lm_head.weight", ParamKind::head, vocab_by_hidden(), Split::rows);
-    }
-  }
-
-  [[nodiscard]] std::vector<ParamSpec> take() { return std::move(params_); }
-
- private:
-  using Shape = std::array<std::int64_t, 2>;
-  static constexpr const char* kEmbedding = "model.embed_tokens.weight";
-  [[nodiscard]] Shape vocab_by_hidden() const { return {model_.vocab_size, model_.hidden_size}; }
-
-  void add_layer(std::int32_t layer) {
-    layer_ = layer;
-    const std::int64_t hidden = model_.hidden_size;
-    const std::string prefix = fmt::format("model.layers.{}.", layer);
-    norm(prefix + "input_layernorm.weight");
-    const std::string attention = prefix + "self_attn.";
-    matrix(attention + "q_proj.weight", ParamKind::q, {model_.q_dim(), hidden}, Split::rows);
-    matrix(attention + "k_proj.weight", ParamKind::k, {model_.kv_dim(), hidden}, Split::rows);
-    matrix(attention + "v_proj.weight", ParamKind::v, {model_.kv_dim(), hidden}, Split::rows);
-    matrix(attention + "o_proj.weight", ParamKind::o, {hidden, model_.q_dim()}, Split::columns);
-    norm(prefix + "post_attention_layernorm.weight");
-    if (model_.moe) {
-      add_moe(prefix + "block_sparse_moe.");
-      return;
-    }
-    const std::int64_t width = model_.intermediate_size;
-    matrix(prefix + "mlp.gate_proj.weight", ParamKind::gate, {width, hidden}, Split::rows);
-    matrix(prefix + "mlp.up_proj.weight", ParamKind::up, {width, hidden}, Split::rows);
-    matrix(prefix + "mlp.down_proj.weight", ParamKind::down, {hidden, width}, Split::columns);
-  }
-
-  void add_moe(const std::string& prefix) {
-    const std::int64_t hidden = model_.hidden_size;
-    const std::int64_t width = model_.intermediate_size;
-    const std::int32_t experts = model_.moe->num_experts;
-    matrix(prefix + "gate.weight", ParamKind::router, {experts, hidden}, Split::whole);
-    const auto local = static_cast<std::int32_t>(div_exact(experts, layout_.expert.size(Axis::ep)));
-    for (std::int32_t e = ep_ * local; e < (ep_ + 1) * local; ++e) {
-      const std::string expert = fmt::format("{}experts.{}.", prefix, e);
-      expert_matrix(expert + "w1.weight", ParamKind::expert_gate, {width, hidden}, Split::rows, e);
-      expert_matrix(expert + "w3.weight", ParamKind::expert_up, {width, hidden}, Split::rows, e);
-      expert_matrix(expert + "w2.weight", ParamKind::expert_down, {hidden, width}, Split::columns, e);
-    }
-  }
-
-  void norm(std::string param_name) {
-    add(std::move(param_name), ParamKind::norm, {model_.hidden_size, 1}, Split::whole);
-    params_.back().num_dims = 1;
-    params_.back().weight_decay = false;
-    params_.back().init = Init::ones;
-  }
-
-  void matrix(std::string param_name, ParamKind kind, Shape global, Split split) {
-    add(std::move(param_name), kind, global, split);
-  }
-
-  void expert_matrix(std::string param_name, ParamKind kind, Shape global, Split split, std::int32_t expert) {
-    ParamSpec& p = push(std::move(param_name), kind, global);
-    cut(p, split, etp_, layout_.expert.size(Axis::etp));
-    p.expert = expert;
-    p.group = GradGroup::edp;
-    p.owner = first_expert_replica_;
-  }
-
-  void add(std::string param_name, ParamKind kind, Shape global, Split split) {
-    const std::int32_t tp = layout_.dense.size(Axis::tp);
-    ParamSpec& p = push(std::move(param_name), kind, global);
-    cut(p, split, tp_, tp);
-    // A parameter that is whole on every tp rank sees only that rank's share of the tokens.
-    p.group = split == Split::whole && tp > 1 ? GradGroup::tp_dp : GradGroup::dp;
-    p.owner = first_replica_ && (split != Split::whole || tp_ == 0);
-  }
-
-  ParamSpec& push(std::string param_name, ParamKind kind, Shape global) {
-    ParamSpec p;
-    p.name = std::move(param_name);
-    p.kind = kind;
-    p.global = global;
-    p.slice = {.begin = {0, 0}, .size = global};
-    p.stage = stage_;
-    p.layer = layer_;
-    p.follows =
-        kind == ParamKind::k || kind == ParamKind::v || kind == ParamKind::up || kind == ParamKind::expert_up;
-    params_.push_back(std::move(p));
-    return params_.back();
-  }
-
-  static void cut(ParamSpec& p, Split split, std::int32_t part, std::int32_t parts) {
-    if (split == Split::whole) return;
-    const std::size_t dim = split == Split::rows ? 0 : 1;
-    p.slice.size[dim] = div_exact(p.global[dim], parts);
-    p.slice.begin[dim] = part * p.slice.size[dim];
-  }
-
-  const spec::ModelSpec& model_;
-  const Layout& layout_;
-  std::int32_t tp_, ep_, etp_;
-  bool first_replica_, first_expert_replica_;
-  StageId stage_;
-  std::int32_t layer_ = -1;
-  std::vector<ParamSpec> params_;
-};
-
-}  // namespace
-
-std::vector<ParamSpec> parameters(const spec::ModelSpec& model, const Layout& layout, Rank rank) {
-  ParameterList list(model, layout, rank);
-  for (const StageId stage : layout.stages_of(rank)) list.add_stage(stage);
-  return list.take();
 }
 
 namespace {

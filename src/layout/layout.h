@@ -104,14 +104,18 @@ enum class ParamKind : std::uint8_t {
   head
 };
 
+// Of the model's input, before its first layer: the embedding and learned positions.
+[[nodiscard]] bool is_input(ParamKind kind);
+
 enum class Init : std::uint8_t {
   normal,  // normal(0, initializer_range)
   zeros,   // biases, buffers
   ones     // norms
 };
 
-// One parameter as one rank holds it. The name is the Hugging Face name of the whole tensor; a vector has
-// num_dims 1 and uses entry 0 of its arrays.
+// One parameter as one rank holds it. Matrices are [out, in]; a vector has num_dims 1 and uses entry 0 of its
+// arrays. The name is the Hugging Face name of the whole tensor; for gpt2 and gpt_oss, whose files fuse and
+// transpose, it is the name that llama would give (ckpt/hf_names.h maps them to the files').
 struct ParamSpec {
   std::string name;
   ParamKind kind = ParamKind::norm;
@@ -165,14 +169,23 @@ enum class Placement : std::uint8_t { loop, vee };
 [[nodiscard]] Layout make_layout(const spec::ModelSpec& model, const spec::ParallelSpec& parallel,
                                  Placement placement);
 
-// The parameters that `rank` holds, stage by stage in stage order, inside a stage in this order, which keeps
-// matrices that are used together adjacent (q, k, v; gate, up):
-//   embedding | per layer: input_layernorm, q, k, v, o, post_attention_layernorm,
-//                          dense: gate, up, down;
-//                          MoE: router, per local expert: gate (w1), up (w3), down (w2)
-//   | norm, head (or the tied copy).
-// Sharding: q, k, v, gate, up, embedding, head by rows over tp; o, down by columns over tp; experts by ep
-// (contiguous blocks of experts) and rows/columns over etp; the rest whole.
+// The parameters that `rank` holds, stage by stage in stage order, inside a stage in this order ([x] only
+// where the model has it):
+//   embedding [position] | per layer: norm [norm_bias]
+//      attention: q k v [q_bias k_bias v_bias] [q_norm k_norm] [sinks] o [o_bias]
+//      or latent: (q_a [q_a_bias] q_a_norm q_b | q) kv_a [kv_a_bias] kv_a_norm kv_b o [o_bias]
+//      norm [norm_bias]
+//      dense: [gate] up down [gate_bias] [up_bias down_bias]
+//      MoE:   router [router_bias] [router_correction]
+//             [shared_gate shared_up shared_down [shared_expert_gate]]
+//             per local expert: gate up [gate_bias up_bias] down [down_bias]
+//   | norm [norm_bias] head (or the tied copy).
+// Fused weights (ParamSpec::follows on all but the first): q k v; their biases; gate up; their biases; so too
+// of experts and shared experts.
+// Sharding: q, k, v, q_b, kv_b, gate, up with their biases, sinks, norms over the whole of q and k, embedding
+// and head by rows over tp; o, down by columns over tp; experts by ep (contiguous blocks of experts) and
+// rows/columns over etp; the rest whole. An expert's down_bias is whole on every etp rank and belongs to the
+// first: all of them see the same rows, so its gradient is the same on each.
 [[nodiscard]] std::vector<ParamSpec> parameters(const spec::ModelSpec& model, const Layout& layout,
                                                 Rank rank);
 

@@ -101,6 +101,7 @@ ModelSpec classic(Family family, PositionKind position, bool biases) {
   m.norm = NormKind::layer;
   m.position = position;
   m.gated_mlp = false;
+  m.hidden_act = family == Family::gpt2 || family == Family::bloom ? Activation::gelu_tanh : Activation::gelu;
   m.tie_word_embeddings = true;
   m.max_position_embeddings = 2'048;
   m.attention_qkv_bias = biases;
@@ -167,9 +168,10 @@ ModelSpec family_defaults(Family family) {
       m.qk_norm = true;
       return m;
     case Family::deepseek_v2:
-      return llama_like(family, 2'048, 1e-6, 1e4);
     case Family::deepseek_v3:
-      return llama_like(family, 4'096, 1e-6, 1e4);
+      m = llama_like(family, family == Family::deepseek_v2 ? 2'048 : 4'096, 1e-6, 1e4);
+      m.rope_interleaved = true;
+      return m;
     case Family::olmoe:
       m = llama_like(family, 4'096, 1e-5, 1e4);
       m.qk_norm = true;
@@ -180,6 +182,8 @@ ModelSpec family_defaults(Family family) {
       m.attention_qkv_bias = true;
       m.attention_out_bias = true;
       m.attention_sinks = true;
+      m.hidden_act = Activation::clamped_swiglu;
+      m.swiglu_limit = 7.0;
       return m;
     case Family::gpt2:
     case Family::gpt_neox:

@@ -143,6 +143,7 @@ void read_qwen(const Reading& in) {
   read_rms_sizes(in);
   accept_dropout(in.r, {"attention_dropout"});
   read_qwen_window(in);
+  only_false(in.r, "use_mrope", "rotary embedding of more than one dimension");
   if (family == Family::qwen3 || family == Family::qwen3_moe) read_attention_bias(in);
   if (family == Family::qwen2_moe) in.r.optional("qkv_bias", in.m.attention_qkv_bias);
   if (has_experts(family)) read_qwen_experts(in);

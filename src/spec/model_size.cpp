@@ -44,12 +44,17 @@ N attention_matrices(const ModelSpec& m) {
 // Biases, norms inside of attention, sinks.
 template <class N>
 N attention_vectors(const ModelSpec& m) {
-  if (m.mla) return static_cast<N>(m.mla->q_lora_rank) + static_cast<N>(m.mla->kv_lora_rank);
+  const N out_bias = m.attention_out_bias ? static_cast<N>(m.hidden_size) : N{0};
+  if (m.mla) {
+    const N q_rank = static_cast<N>(m.mla->q_lora_rank);
+    const N kv_rank = static_cast<N>(m.mla->kv_lora_rank);
+    const N latents = q_rank + kv_rank + static_cast<N>(m.mla->qk_rope_head_dim);
+    return q_rank + kv_rank + (m.attention_qkv_bias ? latents : N{0}) + out_bias;
+  }
   const N q = heads_times<N>(m, m.head_dim);
   const N kv = static_cast<N>(m.num_key_value_heads) * static_cast<N>(m.head_dim);
-  N sum = 0;
+  N sum = out_bias;
   if (m.attention_qkv_bias) sum += q + 2 * kv;
-  if (m.attention_out_bias) sum += static_cast<N>(m.hidden_size);
   // The norm of llama4 has no weights.
   if (m.qk_norm && m.family != Family::llama4)
     sum += m.qk_norm_whole ? q + kv : 2 * static_cast<N>(m.head_dim);
@@ -139,8 +144,10 @@ LayerClass layer_class(const ModelSpec& m, std::int32_t layer) {
   if (layer >= 0 && layer < std::ssize(m.layer_spans)) {
     c.span = m.layer_spans[static_cast<std::size_t>(layer)];
   }
-  c.moe =
-      m.moe && layer >= m.moe->first_k_dense_replace && (layer + 1) % std::max(m.moe->moe_layer_freq, 1) == 0;
+  if (!m.moe) return c;
+  const MoeSpec& e = *m.moe;
+  c.moe = layer >= e.first_k_dense_replace && (layer + 1) % std::max(e.moe_layer_freq, 1) == 0 &&
+          !std::ranges::binary_search(e.mlp_only_layers, layer);
   return c;
 }
 
