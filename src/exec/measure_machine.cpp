@@ -468,11 +468,11 @@ class RandomTokens : public BatchSource {
 // Rows that experts got in the last step, as the graph takes them.
 void note_routing(RankEngine& engine, graph::RoutingCounts& routing) {
   for (Stage& stage : engine.stages()) {
-    auto layer = static_cast<std::size_t>(stage.cut().first_layer);
-    for (const moe::MoeLayer* moe : stage.moe_layers()) {
-      std::vector<std::int64_t> kept = moe->stats().chosen;
-      for (std::size_t e = 0; e < kept.size(); ++e) kept[e] -= moe->stats().dropped[e];
-      routing.kept[layer++][static_cast<std::size_t>(engine.rank().value)] = std::move(kept);
+    for (const Stage::Mixture& m : stage.mixtures()) {
+      std::vector<std::int64_t> kept = m.moe->stats().chosen;
+      for (std::size_t e = 0; e < kept.size(); ++e) kept[e] -= m.moe->stats().dropped[e];
+      routing.kept[static_cast<std::size_t>(m.layer)][static_cast<std::size_t>(engine.rank().value)] =
+          std::move(kept);
     }
   }
 }

@@ -15,7 +15,7 @@ using layout::ParamSpec;
 
 std::int32_t position_of(const ParamSpec& spec) {
   if (spec.layer >= 0) return spec.layer;
-  return spec.kind == ParamKind::embedding ? kEmbeddingPosition : kHeadPosition;
+  return layout::is_input(spec.kind) ? kEmbeddingPosition : kHeadPosition;
 }
 
 namespace {
@@ -34,6 +34,11 @@ ParamStore::ParamStore(std::vector<ParamSpec> specs, const StoreOptions& options
     stored.spec = std::move(s);
     params_.push_back(std::move(stored));
   }
+  for (StoredParam& p : params_) {
+    if (!p.spec.buffer) continue;
+    p.value = arena_.take(options_.dtype, shape_of(p.spec));
+    bytes_.values += p.value.bytes();
+  }
   // A tied copy on the same rank shares the embedding's value, so that bucket comes first.
   for (std::size_t i = 0; i < params_.size(); ++i) {
     if (!options_.tied || params_[i].spec.kind != ParamKind::embedding) continue;
@@ -50,7 +55,7 @@ void ParamStore::make_buckets(StageId stage, GradGroup group) {
   std::map<std::int32_t, Members, std::greater<>> by_position;  // last layer first
   for (std::size_t i = 0; i < params_.size(); ++i) {
     const ParamSpec& s = params_[i].spec;
-    if (s.stage == stage && s.group == group) by_position[position_of(s)].push_back(i);
+    if (s.stage == stage && s.group == group && !s.buffer) by_position[position_of(s)].push_back(i);
   }
   Members open;
   std::int64_t open_bytes = 0;
@@ -129,16 +134,16 @@ void ParamStore::close_bucket(Members& members) {
 
 nn::Param ParamStore::view(std::size_t first, std::size_t count, Packing packing) {
   const StoredParam& p = params_.at(first);
+  if (p.spec.buffer) return {{p.value, {}}, {}};
   std::int64_t rows = 0;
   for (std::size_t i = first; i < first + count; ++i) {
-    TESSERA_CHECK(i == first || params_.at(i).spec.follows,
-                  "a fused weight is made of adjacent parameters");
+    TESSERA_CHECK(i == first || params_.at(i).spec.follows, "a fused weight is made of adjacent parameters");
     rows += params_.at(i).spec.slice.size[0];
   }
-  if (p.spec.num_dims == 1) return {{p.value, {}}, p.grad};
   const std::int64_t columns = p.spec.slice.size[1];
   const auto fused = [&](const Tensor& flat) {
-    return flat.narrow_rows(p.offset, rows * columns).reshaped({rows, columns});
+    const Tensor part = flat.narrow_rows(p.offset, rows * columns);
+    return p.spec.num_dims == 1 ? part : part.reshaped({rows, columns});
   };
   const optim::Bucket& bucket = buckets_[static_cast<std::size_t>(p.bucket)];
   nn::Param param{{fused(bucket.value), {}}, fused(bucket.grad)};

@@ -24,9 +24,10 @@ using tensor::Tensor;
 // Where one parameter of the rank lives.
 struct StoredParam {
   layout::ParamSpec spec;
-  Tensor value, grad;        // [rows, columns] of the slice
-  std::int32_t bucket = -1;  // index into buckets()
-  std::int64_t offset = 0;   // in elements of the bucket
+  Tensor value, grad;  // [rows, columns] of the slice
+  std::int32_t bucket =
+      -1;  // index into buckets(); -1: a buffer, which has a value of its own and no gradient
+  std::int64_t offset = 0;  // in elements of the bucket
   // A tied copy on the rank of the embedding shares its value (own gradient, no state); else -1.
   std::int32_t shares_value_of = -1;
 };

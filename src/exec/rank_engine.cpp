@@ -109,8 +109,9 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
                                                      .zero1 = job.train.zero_stage == 1,
                                                      .tied = job.model.tie_word_embeddings},
                                         comms_, *options_.kernels, arena);
-  cos_ = arena.take(d.dtype, {d.seq, job.model.head_dim / 2});
-  sin_ = arena.take(d.dtype, {d.seq, job.model.head_dim / 2});
+  moe_layers_ = spec::moe_layers(job.model);
+  cos_ = arena.take(d.dtype, {d.seq, rotated_dim(job.model) / 2});
+  sin_ = arena.take(d.dtype, {d.seq, rotated_dim(job.model) / 2});
   for (const StageId id : plan.layout.stages_of(options_.rank)) {
     stages_.emplace_back(
         Stage::Options{.model = job.model,
@@ -154,7 +155,7 @@ void RankEngine::reserve_step_buffers(Arena& arena) {
   ids_ = arena.take(DType::i32, {m, dims().tokens()});
   targets_ = arena.take(DType::i32, {m, dims().tokens()});
   const std::int64_t experts = job.model.moe ? job.model.moe->num_experts : 0;
-  const std::int64_t layers = job.model.moe ? job.model.num_hidden_layers : 0;
+  const auto layers = std::ssize(moe_layers_);
   sums_ = arena.take(DType::f64, {4 + layers});
   counts_ = arena.take(DType::i64, {std::max<std::int64_t>(1, layers * (2 * experts + 1))});
   if (job.train.moe.aux_loss_unit == spec::BalanceUnit::global_batch && layers > 0) {
@@ -289,7 +290,7 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
   exposed_reduce_ns_ = 0;
   for (StageState& s : states_) {
     s.num_weight_done = 0;
-    for (moe::MoeLayer* layer : s.stage->moe_layers()) layer->reset_stats();
+    for (const Stage::Mixture& m : s.stage->mixtures()) m.moe->reset_stats();
   }
   timed_phase("begin", start, start_cpu);
   const schedule::ActionList& list = actions();
@@ -337,6 +338,10 @@ void RankEngine::finish_reductions() {
   timed_phase("gradient reductions", start, cpu);
 }
 
+std::size_t RankEngine::moe_index(std::int32_t layer) const {
+  return static_cast<std::size_t>(std::ranges::find(moe_layers_, layer) - moe_layers_.begin());
+}
+
 void RankEngine::share_results() {
   const std::int64_t start = wall_ns();
   const std::int64_t cpu = thread_cpu_ns();
@@ -350,17 +355,16 @@ void RankEngine::share_results() {
   const std::size_t experts = model.moe ? static_cast<std::size_t>(model.moe->num_experts) : 0;
   const std::size_t width = 2 * experts + 1;
   for (StageState& s : states_) {
-    std::size_t layer = static_cast<std::size_t>(s.stage->cut().first_layer);
-    for (const moe::MoeLayer* moe : s.stage->moe_layers()) {
-      const moe::Stats& stats = moe->stats();
+    for (const Stage::Mixture& m : s.stage->mixtures()) {
+      const std::size_t at = moe_index(m.layer);
+      const moe::Stats& stats = m.moe->stats();
       sums[1] += stats.aux_loss;
       sums[2] += stats.z_loss;
-      sums[4 + layer] = stats.entropy;
-      std::int64_t* row = &counts[layer * width];
+      sums[4 + at] = stats.entropy;
+      std::int64_t* row = &counts[at * width];
       std::ranges::copy(stats.chosen, row);
       std::ranges::copy(stats.dropped, row + experts);
       row[2 * experts] = stats.tokens;
-      ++layer;
     }
   }
   comms_.world->all_reduce_direct(sums_, comm::Op::sum);
@@ -369,11 +373,11 @@ void RankEngine::share_results() {
   result_.aux_loss = sums[1];
   result_.z_loss = sums[2];
   result_.grad_norm = std::sqrt(sums[3]);
-  result_.routing.resize(model.moe ? static_cast<std::size_t>(model.num_hidden_layers) : 0);
+  result_.routing.resize(moe_layers_.size());
   for (std::size_t l = 0; l < result_.routing.size(); ++l) {
     LayerRouting& r = result_.routing[l];
     const std::int64_t* row = &counts[l * width];
-    r.layer = static_cast<std::int32_t>(l);
+    r.layer = moe_layers_[l];
     r.chosen.assign(row, row + experts);
     r.dropped.assign(row + experts, row + 2 * experts);
     r.tokens = row[2 * experts];
@@ -399,9 +403,9 @@ void RankEngine::note_frequencies() {
 void RankEngine::use_routing_frequencies() {
   if (frequencies_.empty()) return;
   for (StageState& s : states_) {
-    std::int64_t layer = s.stage->cut().first_layer;
-    for (moe::MoeLayer* moe : s.stage->moe_layers()) {
-      moe->set_global_frequency(frequencies_.narrow_rows(layer++, 1).span<double>());
+    for (const Stage::Mixture& m : s.stage->mixtures()) {
+      const auto at = static_cast<std::int64_t>(moe_index(m.layer));
+      m.moe->set_global_frequency(frequencies_.narrow_rows(at, 1).span<double>());
     }
   }
 }

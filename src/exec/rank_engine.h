@@ -138,6 +138,7 @@ class RankEngine {
   void reduce_completed(StageState& s, std::int32_t position);
   void finish_reductions();
   void share_results();
+  [[nodiscard]] std::size_t moe_index(std::int32_t layer) const;  // of a MoE layer among the MoE layers
   void note_frequencies();
   void update(std::int64_t step);
   void timed_phase(const char* name, std::int64_t start_ns, std::int64_t start_cpu_ns);
@@ -150,6 +151,7 @@ class RankEngine {
   std::unique_ptr<ParamStore> store_;
   std::vector<Stage> stages_;
   std::vector<StageState> states_;
+  std::vector<std::int32_t> moe_layers_;  // of the whole model
   Tensor cos_, sin_;
   Tensor ids_, targets_;  // [m, T]
   Tensor sums_, counts_;  // world sums: f64, i64

@@ -36,6 +36,10 @@ std::vector<ckpt::Piece> owned_pieces(RankEngine& engine) {
     for (ckpt::Piece& p : pieces) out.push_back(std::move(p));
   };
   for (const StoredParam& p : engine.store().params()) {
+    if (p.spec.buffer) {
+      if (p.spec.owner) out.push_back(piece_of(p, "", p.value));
+      continue;
+    }
     const optim::Bucket& b = engine.store().buckets()[static_cast<std::size_t>(p.bucket)];
     if (p.spec.tied_copy || (!b.sharded && b.group->rank() != 0)) continue;
     append(owned_part(p, b, "", b.owned_value()));
@@ -55,9 +59,10 @@ std::vector<ckpt::Piece> owned_pieces(RankEngine& engine) {
 
 void load_state(RankEngine& engine, const ckpt::WeightSource& source, StateParts parts) {
   for (const StoredParam& p : engine.store().params()) {
-    const optim::Bucket& b = engine.store().buckets()[static_cast<std::size_t>(p.bucket)];
     if (p.shares_value_of < 0) source.read(piece_of(p, "", p.value));
-    if (parts == StateParts::weights || !b.updated) continue;
+    if (parts == StateParts::weights || p.spec.buffer) continue;
+    const optim::Bucket& b = engine.store().buckets()[static_cast<std::size_t>(p.bucket)];
+    if (!b.updated) continue;
     for (const ckpt::Piece& m : owned_part(p, b, "optimizer.m.", b.m)) source.read(m);
     for (const ckpt::Piece& v : owned_part(p, b, "optimizer.v.", b.v)) source.read(v);
   }

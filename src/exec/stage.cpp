@@ -145,7 +145,7 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, nn::Param norm, P
                    .drop_policy = to_moe(r.drop_policy),
                    .units_in_group = options_.units_in_group},
       params, *comms.ep, *comms.etp);
-  moe_layers_.push_back(made.get());
+  mixtures_.push_back({layer, made.get()});
   return made;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "exec/communicators.h"
@@ -62,7 +63,11 @@ class Stage {
   [[nodiscard]] Tensor gradient(std::int32_t gradient) const;  // [t, H]
   [[nodiscard]] double loss(std::int32_t live) const;          // REQUIRES the head
   [[nodiscard]] const nn::Head& head() const;
-  [[nodiscard]] std::vector<moe::MoeLayer*>& moe_layers() { return moe_layers_; }
+  struct Mixture {
+    std::int32_t layer;  // of the model
+    moe::MoeLayer* moe;
+  };
+  [[nodiscard]] std::span<const Mixture> mixtures() const { return mixtures_; }
 
   void forward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb);
   void backward_input(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb);
@@ -94,8 +99,8 @@ class Stage {
   Options options_;
   SlotCounts counts_;
   std::vector<Unit> units_;
-  nn::Head* head_ = nullptr;  // owned by its unit
-  std::vector<moe::MoeLayer*> moe_layers_;
+  nn::Head* head_ = nullptr;                     // owned by its unit
+  std::vector<Mixture> mixtures_;                // owned by their units
   std::vector<std::vector<Tensor>> boundaries_;  // [live][unit]: input of unit u; the last is the output
   std::vector<Tensor> gradients_;
 };

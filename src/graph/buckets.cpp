@@ -18,7 +18,7 @@ constexpr std::int64_t kAlignment = 64;
 
 std::int32_t position(const ParamSpec& p) {
   if (p.layer >= 0) return p.layer;
-  return p.kind == ParamKind::embedding ? -1 : std::numeric_limits<std::int32_t>::max();
+  return layout::is_input(p.kind) ? -1 : std::numeric_limits<std::int32_t>::max();
 }
 
 GradBucket make_bucket(std::span<const ParamSpec* const> members, const BucketOptions& options) {
@@ -65,7 +65,8 @@ std::vector<GradBucket> gradient_buckets(std::span<const ParamSpec> params, cons
   };
   // Stages in order of their first parameter, groups in the order of the enum, positions downwards.
   std::map<std::pair<std::int32_t, GradGroup>, std::map<std::int32_t, Members, std::greater<>>> sorted;
-  for (const ParamSpec& p : params) sorted[{p.stage.value, p.group}][position(p)].push_back(&p);
+  for (const ParamSpec& p : params)
+    if (!p.buffer) sorted[{p.stage.value, p.group}][position(p)].push_back(&p);
   for (const auto& [key, by_position] : sorted) {
     std::int64_t open_bytes = 0;
     for (const auto& [at, members] : by_position) {

@@ -160,6 +160,7 @@ class Builder {
     for (const StageId stage : layout_.stages_of(rank_)) {
       const layout::StageCut& cut = layout_.stages[at(stage.value)];
       for (std::int32_t l = cut.first_layer; l < cut.first_layer + cut.num_layers; ++l) {
+        if (!spec::layer_class(job_.model, l).moe) continue;
         for (const Rank r : expert_group()) {
           const auto& ranks = routing_.kept[at(l)];
           if (std::ssize(ranks) > r.value && std::ssize(ranks[at(r.value)]) == job_.model.moe->num_experts)
@@ -234,8 +235,9 @@ class Builder {
     const std::string prefix = fmt::format("layers.{}.", layer);
     LayerOps ops = attention_ops(sizes_, prefix + "attention.");
     ops.append({.forward = {stream(prefix + "stream")}, .backward_input = {}, .backward_weight = {}});
-    LayerOps second = job_.model.moe ? moe_ops(sizes_, moe_sizes(layer), prefix + "moe.")
-                                     : mlp_ops(sizes_, prefix + "mlp.");
+    LayerOps second = spec::layer_class(job_.model, layer).moe
+                          ? moe_ops(sizes_, moe_sizes(layer), prefix + "moe.")
+                          : mlp_ops(sizes_, prefix + "mlp.");
     // Backward runs the second layer first.
     std::swap(ops.backward_input, second.backward_input);
     std::swap(ops.backward_weight, second.backward_weight);
@@ -397,9 +399,9 @@ class Builder {
     const std::int64_t others = layout_.world_size() - 1;
     if (others == 0) return;
     constexpr std::int64_t kBytes = 8;
-    const std::int64_t layers = job_.model.moe ? job_.model.num_hidden_layers : 0;
+    const std::int64_t layers = std::ssize(spec::moe_layers(job_.model));
     add_step(out, "loss and norm", Axis::world, Call::all_reduce_direct, others * (4 + layers) * kBytes);
-    if (!job_.model.moe) return;
+    if (layers == 0) return;
     add_step(out, "routing statistics", Axis::world, Call::all_reduce_direct,
              others * layers * (2 * job_.model.moe->num_experts + 1) * kBytes);
   }

@@ -66,11 +66,11 @@ inline Observed observe(const spec::Job& job) {
                         const std::int32_t rank = engine.rank().value;
                         o.ranks[rank] = counted(engine);
                         for (exec::Stage& stage : engine.stages()) {
-                          std::int32_t layer = stage.cut().first_layer;
-                          for (const moe::MoeLayer* moe : stage.moe_layers()) {
-                            std::vector<std::int64_t> kept = moe->stats().chosen;
-                            for (std::size_t e = 0; e < kept.size(); ++e) kept[e] -= moe->stats().dropped[e];
-                            o.routing.kept[layer++][rank] = kept;
+                          for (const exec::Stage::Mixture& m : stage.mixtures()) {
+                            std::vector<std::int64_t> kept = m.moe->stats().chosen;
+                            for (std::size_t e = 0; e < kept.size(); ++e)
+                              kept[e] -= m.moe->stats().dropped[e];
+                            o.routing.kept[m.layer][rank] = kept;
                           }
                         }
                       }});

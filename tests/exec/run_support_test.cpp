@@ -46,6 +46,7 @@ namespace {
 // contributes.
 void gather(exec::RankEngine& engine, bool gradients, GlobalTensors& out) {
   for (const exec::StoredParam& p : engine.store().params()) {
+    if (p.spec.buffer) continue;
     const optim::Bucket& bucket = engine.store().buckets()[p.bucket];
     if (p.spec.tied_copy || (!bucket.sharded && bucket.group->rank() != 0)) continue;
     std::vector<double>& global = out[p.spec.name];
