@@ -154,6 +154,7 @@ double RankEngine::evaluate(const BatchSource& data, std::int64_t first, std::in
   TESSERA_CHECK(count > 0 && count % per_pass == 0, "evaluate takes whole micro-batches of all replicas");
   double sum = 0.0;
   ctx_->weights = loss_weights(data.num_targets(first, count), count);
+  ctx_->training = false;
   for (std::int64_t at = 0; at < count; at += per_pass) {
     load_batch(data, first + at, 1);
     for (StageState& s : states_) {

@@ -244,6 +244,7 @@ void RankEngine::load_batch(const BatchSource& data, std::int64_t first_sequence
   const std::int64_t seq = plan.job.train.sequence_length;
   const std::int64_t replicas = plan.job.parallel.dp;
   const std::int64_t replica = plan.layout.dense.coordinate(options_.rank, Axis::dp);
+  first_sequence_ = first_sequence;
   for (std::int64_t j = 0; j < num_microbatches; ++j) {
     const std::int64_t first = first_sequence + (j * replicas + replica) * mbs;
     const auto row = [&](Tensor t, std::int64_t b) {
@@ -254,7 +255,15 @@ void RankEngine::load_batch(const BatchSource& data, std::int64_t first_sequence
 }
 
 nn::Microbatch RankEngine::microbatch(MicrobatchId mb) const {
-  return {ids_.narrow_rows(mb.value, 1).flat(), targets_.narrow_rows(mb.value, 1).flat()};
+  const plan::Plan& plan = *options_.plan;
+  const spec::Job& job = plan.job;
+  const std::int64_t replica = plan.layout.dense.coordinate(options_.rank, Axis::dp);
+  const std::int64_t before =
+      (std::int64_t{mb.value} * job.parallel.dp + replica) * job.train.micro_batch_size;
+  return {.ids_T = ids_.narrow_rows(mb.value, 1).flat(),
+          .targets_T = targets_.narrow_rows(mb.value, 1).flat(),
+          .index = mb.value,
+          .first_token = (first_sequence_ + before) * job.train.sequence_length};
 }
 
 nn::LossWeights RankEngine::loss_weights(std::int64_t targets, std::int64_t sequences) const {
@@ -285,6 +294,7 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
   for (Communicator* c : comms_.all()) c->reset_counters();
   load_batch(*options_.data, first, options_.plan->num_microbatches());
   ctx_->weights = loss_weights(options_.data->num_targets(first, r.global_batch_size), r.global_batch_size);
+  ctx_->training = true;
   store_->zero_grads(*options_.kernels);
   local_ce_ = 0.0;
   exposed_reduce_ns_ = 0;

@@ -153,9 +153,10 @@ class RankEngine {
   std::vector<StageState> states_;
   std::vector<std::int32_t> moe_layers_;  // of the whole model
   Tensor cos_, sin_;
-  Tensor ids_, targets_;  // [m, T]
-  Tensor sums_, counts_;  // world sums: f64, i64
-  Tensor frequencies_;    // [MoE layers, E], see routing_frequencies
+  Tensor ids_, targets_;             // [m, T]
+  std::int64_t first_sequence_ = 0;  // of what ids_ holds
+  Tensor sums_, counts_;             // world sums: f64, i64
+  Tensor frequencies_;               // [MoE layers, E], see routing_frequencies
   std::unique_ptr<nn::Context> ctx_;
   StepResult result_;
   double local_ce_ = 0.0;

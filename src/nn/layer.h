@@ -72,6 +72,8 @@ struct LossWeights {
 struct Microbatch {
   Tensor ids_T;
   Tensor targets_T;
+  std::int32_t index = 0;        // of this replica's micro-batches of the step
+  std::int64_t first_token = 0;  // number of row 0 among all tokens of the run, the same on every layout
 };
 
 struct Context {
@@ -79,6 +81,7 @@ struct Context {
   comm::Communicator& tp;
   Arena& scratch;
   LossWeights weights;
+  bool training = true;  // false: no noise
 };
 
 enum class Pass : std::uint8_t { forward, recompute };
