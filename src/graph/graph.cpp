@@ -119,6 +119,7 @@ class Builder {
  private:
   [[nodiscard]] Sizes make_sizes() const {
     const spec::ModelSpec& m = job_.model;
+    const bool dense_layers = std::ssize(spec::moe_layers(m)) < m.num_hidden_layers;
     const spec::ParallelSpec& p = job_.parallel;
     const spec::Recipe& r = job_.train;
     return {.element = spec::element_bytes(r.precision),
@@ -131,8 +132,12 @@ class Builder {
             .heads = div_exact(m.num_attention_heads, p.tp),
             .kv_heads = div_exact(m.num_key_value_heads, p.tp),
             .head_dim = m.head_dim,
-            .intermediate = div_exact(m.intermediate_size, m.moe ? p.etp : p.tp),
+            .intermediate = dense_layers ? div_exact(m.intermediate_size, p.tp) : 0,
             .vocab = div_exact(m.vocab_size, p.tp),
+            .layer_norm = m.norm != spec::NormKind::rms,
+            .gated_mlp = m.gated_mlp,
+            .mlp_bias = m.mlp_bias,
+            .learned_positions = m.position == spec::PositionKind::learned,
             .selective = r.recompute == spec::Recompute::selective,
             .num_microbatches = div_exact(r.global_batch_size, r.micro_batch_size * p.dp)};
   }
@@ -215,6 +220,7 @@ class Builder {
     MoeSizes m;
     m.num_experts = job_.model.moe->num_experts;
     m.top_k = job_.model.moe->num_experts_per_tok;
+    m.intermediate = div_exact(spec::expert_intermediate_size(job_.model), sizes_.etp);
     m.num_units = r.aux_loss_unit == spec::BalanceUnit::sequence ? sizes_.batch : 1;
     m.balanced = r.aux_loss_coef != 0.0;
     m.counts_units = m.balanced && r.aux_loss_unit != spec::BalanceUnit::global_batch;

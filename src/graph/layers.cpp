@@ -72,19 +72,21 @@ LayerOps mlp_ops(const Sizes& s, const std::string& prefix) {
   const std::int64_t t = s.local_tokens();
   const std::int64_t H = s.hidden;
   const std::int64_t I = s.intermediate;
+  const std::int64_t Z = (s.gated_mlp ? 2 : 1) * I;
   LayerOps ops;
   OpWriter f(ops.forward, s, prefix);
-  f.memory("norm", 2 * t * H);
-  f.keep(t);
+  f.norm("norm");
   if (!s.selective) f.keep(T * H);
   f.tp_gather("gather", t * H);
-  f.gemm("gate_up", T, 2 * I, H);
-  f.keep(T * 2 * I);
-  f.memory("swiglu", 3 * T * I);
+  f.gemm("up", T, Z, H);
+  f.keep(T * Z);
+  if (s.mlp_bias) f.memory("up bias", 2 * T * Z);
+  f.memory("activation", T * (Z + I));
   if (!s.selective) f.keep(T * I);
   f.gemm("down", T, H, I);
   f.tp_scatter("scatter", t * H);
   f.memory("add", 3 * t * H);
+  if (s.mlp_bias) f.memory("down bias", 2 * t * H);
 
   OpWriter i(ops.backward_input, s, prefix);
   if (s.selective) {
@@ -95,17 +97,19 @@ LayerOps mlp_ops(const Sizes& s, const std::string& prefix) {
   i.tp_gather("gather gradient", t * H);
   i.gemm("down dgrad", T, I, H);
   i.keep(T * H);
-  i.memory("swiglu backward", 5 * T * I);
-  i.keep(T * 2 * I);
-  i.gemm("gate_up dgrad", T, H, 2 * I);
+  i.memory("activation backward", T * (2 * Z + I));
+  i.keep(T * Z);
+  i.gemm("up dgrad", T, H, Z);
   i.tp_scatter("scatter gradient", t * H);
   i.memory("norm backward", 4 * t * H);
   i.keep(t * H);
 
   OpWriter w(ops.backward_weight, s, prefix);
-  if (s.selective) w.memory("swiglu again", 3 * T * I);
+  if (s.selective) w.memory("activation again", T * (Z + I));
   w.gemm("down wgrad", H, I, T);
-  w.gemm("gate_up wgrad", 2 * I, H, T);
+  if (s.mlp_bias) w.memory("down bias wgrad", t * H);
+  w.gemm("up wgrad", Z, H, T);
+  if (s.mlp_bias) w.memory("up bias wgrad", T * Z);
   w.memory("norm wgrad", 2 * t * H);
   return ops;
 }
@@ -118,12 +122,14 @@ LayerOps embedding_ops(const Sizes& s, const std::string& prefix) {
   OpWriter f(ops.forward, s, prefix);
   f.memory("lookup", 2 * T * H);
   f.tp_scatter("scatter", t * H);
+  if (s.learned_positions) f.memory("positions", 3 * t * H);
   OpWriter i(ops.backward_input, s, prefix);
   i.memory("hand over", s.tp > 1 ? 0 : 2 * T * H);
   i.keep(T * H);
   i.tp_gather("gather gradient", t * H);
   OpWriter w(ops.backward_weight, s, prefix);
   w.memory("wgrad", 3 * T * H);
+  if (s.learned_positions) w.memory("positions wgrad", 3 * t * H);
   return ops;
 }
 
@@ -134,8 +140,7 @@ LayerOps head_ops(const Sizes& s, const std::string& prefix) {
   const std::int64_t V = s.vocab;
   LayerOps ops;
   OpWriter f(ops.forward, s, prefix);
-  f.memory("norm", 2 * t * H);
-  f.keep(t);
+  f.norm("norm");
   f.keep(T * H);
   f.tp_gather("gather", t * H);
   f.gemm("logits", T, V, H);

@@ -22,8 +22,10 @@ struct Sizes {
   std::int64_t batch = 0, seq = 0, hidden = 0;
   std::int32_t tp = 1, ep = 1, etp = 1;
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
-  std::int64_t intermediate = 0;  // of the dense MLP cut by tp, or of an expert cut by etp
+  std::int64_t intermediate = 0;  // of the dense MLP
   std::int64_t vocab = 0;
+  bool layer_norm = false;  // else RMSNorm
+  bool gated_mlp = true, mlp_bias = false, learned_positions = false;
   bool selective = false;
   std::int64_t num_microbatches = 0;
   [[nodiscard]] std::int64_t tokens() const { return batch * seq; }
@@ -34,10 +36,11 @@ struct Sizes {
 // One MoE layer: what is fixed, and the rows of this rank over `row_microbatches` micro-batches.
 struct MoeSizes {
   std::int64_t num_experts = 0, top_k = 0;
-  std::int64_t num_units = 1;  // balancing units of a micro-batch
-  bool balanced = false;       // with a balancing loss
-  bool counts_units = false;   // whose counts are summed over tp
-  bool drops = false;          // with a capacity
+  std::int64_t intermediate = 0;  // of one expert
+  std::int64_t num_units = 1;     // balancing units of a micro-batch
+  bool balanced = false;          // with a balancing loss
+  bool counts_units = false;      // whose counts are summed over tp
+  bool drops = false;             // with a capacity
   bool drops_by_weight = false;
   std::int64_t max_rows = 0;  // rows that the buffers hold
   std::int64_t row_microbatches = 1;

@@ -85,7 +85,7 @@ void route(OpWriter& f, const Sizes& s, const MoeSizes& m) {
 void forward(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& prefix) {
   const std::int64_t t = s.local_tokens();
   const std::int64_t H = s.hidden;
-  const std::int64_t I = s.intermediate;
+  const std::int64_t I = m.intermediate;
   OpWriter f(out, s, prefix);
   f.memory("norm", 2 * t * H);
   f.keep(t);
@@ -109,7 +109,7 @@ void forward(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& 
 void backward_input(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& prefix) {
   const std::int64_t t = s.local_tokens();
   const std::int64_t H = s.hidden;
-  const std::int64_t I = s.intermediate;
+  const std::int64_t I = m.intermediate;
   OpWriter i(out, s, prefix);
   i.per_microbatches(m.row_microbatches);
   i.memory("combine backward", t * H * m.row_microbatches + 2 * m.sent * H);
@@ -133,7 +133,7 @@ void backward_input(OpList& out, const Sizes& s, const MoeSizes& m, const std::s
 void backward_weight(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& prefix) {
   const std::int64_t t = s.local_tokens();
   const std::int64_t H = s.hidden;
-  const std::int64_t I = s.intermediate;
+  const std::int64_t I = m.intermediate;
   OpWriter w(out, s, prefix);
   if (s.selective) w.memory("norm again", 2 * t * H);
   w.per_microbatches(m.row_microbatches);

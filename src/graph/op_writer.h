@@ -63,6 +63,12 @@ class OpWriter {
     op.bytes_sent = Bytes(bytes);
     op.calls = s_.num_microbatches;
   }
+  // Norm of this rank's rows, and the statistics it keeps.
+  void norm(std::string_view name) {
+    memory(name, 2 * s_.local_tokens() * s_.hidden);
+    keep(s_.local_tokens());
+    if (s_.layer_norm) keep(s_.local_tokens());
+  }
   // all_gather / reduce_scatter of the rows of the tp group; part: elements of this rank.
   void tp_gather(std::string_view name, std::int64_t part) { tp_call(name, Call::all_gather, part); }
   void tp_scatter(std::string_view name, std::int64_t part) { tp_call(name, Call::reduce_scatter, part); }
