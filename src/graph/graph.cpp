@@ -122,24 +122,26 @@ class Builder {
     const bool dense_layers = std::ssize(spec::moe_layers(m)) < m.num_hidden_layers;
     const spec::ParallelSpec& p = job_.parallel;
     const spec::Recipe& r = job_.train;
-    return {.element = spec::element_bytes(r.precision),
-            .batch = r.micro_batch_size,
-            .seq = r.sequence_length,
-            .hidden = m.hidden_size,
-            .tp = p.tp,
-            .ep = p.ep,
-            .etp = p.etp,
-            .heads = div_exact(m.num_attention_heads, p.tp),
-            .kv_heads = div_exact(m.num_key_value_heads, p.tp),
-            .head_dim = m.head_dim,
-            .intermediate = dense_layers ? div_exact(m.intermediate_size, p.tp) : 0,
-            .vocab = div_exact(m.vocab_size, p.tp),
-            .layer_norm = m.norm != spec::NormKind::rms,
-            .gated_mlp = m.gated_mlp,
-            .mlp_bias = m.mlp_bias,
-            .learned_positions = m.position == spec::PositionKind::learned,
-            .selective = r.recompute == spec::Recompute::selective,
-            .num_microbatches = div_exact(r.global_batch_size, r.micro_batch_size * p.dp)};
+    return {
+        .element = spec::element_bytes(r.precision),
+        .batch = r.micro_batch_size,
+        .seq = r.sequence_length,
+        .hidden = m.hidden_size,
+        .tp = p.tp,
+        .ep = p.ep,
+        .etp = p.etp,
+        .heads = div_exact(m.num_attention_heads, p.tp),
+        .kv_heads = div_exact(m.num_key_value_heads, p.tp),
+        .head_dim = m.head_dim,
+        .intermediate = dense_layers ? div_exact(m.intermediate_size, p.tp) : 0,
+        .vocab =
+            layout::vocab_share(m.vocab_size, layout_.dense.coordinate(rank_, layout::Axis::tp), p.tp).size,
+        .layer_norm = m.norm != spec::NormKind::rms,
+        .gated_mlp = m.gated_mlp,
+        .mlp_bias = m.mlp_bias,
+        .learned_positions = m.position == spec::PositionKind::learned,
+        .selective = r.recompute == spec::Recompute::selective,
+        .num_microbatches = div_exact(r.global_batch_size, r.micro_batch_size * p.dp)};
   }
 
   [[nodiscard]] std::vector<Rank> expert_group() const {  // etp fastest

@@ -43,6 +43,12 @@ std::string_view name(GradGroup group) {
   return "unknown";
 }
 
+VocabShare vocab_share(std::int64_t vocab_size, std::int32_t part, std::int32_t parts) {
+  const std::int64_t even = div_floor(vocab_size, parts);
+  const std::int64_t more = vocab_size % parts;
+  return {.begin = part * even + std::min<std::int64_t>(part, more), .size = even + (part < more ? 1 : 0)};
+}
+
 bool is_input(ParamKind kind) {
   return kind == ParamKind::embedding || kind == ParamKind::position;
 }

@@ -142,6 +142,12 @@ struct ParamSpec {
   friend bool operator==(const ParamSpec&, const ParamSpec&) = default;
 };
 
+// Rows of the vocabulary that one of `parts` tp ranks holds: as even as possible, the first ranks take the remainder.
+struct VocabShare {
+  std::int64_t begin = 0, size = 0;
+};
+[[nodiscard]] VocabShare vocab_share(std::int64_t vocab_size, std::int32_t part, std::int32_t parts);
+
 // What one pipeline stage holds: transformer layers [first_layer, first_layer + num_layers).
 struct StageCut {
   std::int32_t first_layer = 0;
@@ -183,7 +189,7 @@ enum class Placement : std::uint8_t { loop, vee };
 // Fused weights (ParamSpec::follows on all but the first): q k v; their biases; gate up; their biases; so too
 // of experts and shared experts.
 // Sharding: q, k, v, q_b, kv_b, gate, up with their biases, sinks, norms over the whole of q and k, embedding
-// and head by rows over tp; o, down by columns over tp; experts by ep (contiguous blocks of experts) and
+// and head (vocab_share) by rows over tp; o, down by columns over tp; experts by ep (contiguous blocks of experts) and
 // rows/columns over etp; the rest whole. An expert's down_bias is whole on every etp rank and belongs to the
 // first: all of them see the same rows, so its gradient is the same on each.
 [[nodiscard]] std::vector<ParamSpec> parameters(const spec::ModelSpec& model, const Layout& layout,

@@ -307,6 +307,12 @@ class ParameterList {
 
   static void cut(ParamSpec& p, Split split, std::int32_t part, std::int32_t parts) {
     if (split == Split::whole) return;
+    if (p.kind == ParamKind::embedding || p.kind == ParamKind::head) {
+      const VocabShare share = vocab_share(p.global[0], part, parts);
+      p.slice.begin[0] = share.begin;
+      p.slice.size[0] = share.size;
+      return;
+    }
     const std::size_t dim = split == Split::rows ? 0 : 1;
     p.slice.size[dim] = div_exact(p.global[dim], parts);
     p.slice.begin[dim] = part * p.slice.size[dim];

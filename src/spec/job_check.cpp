@@ -290,7 +290,6 @@ void check_tp(const Job& job, Checker& c, JobUse use) {
   };
   std::vector<Divided> sizes = {{k.heads, m.num_attention_heads}};
   if (engine) sizes.push_back({k.kv_heads, m.num_key_value_heads});
-  if (engine) sizes.push_back({"vocab_size", m.vocab_size});
   if (has_dense_layers(m)) sizes.push_back({"intermediate_size", m.intermediate_size});
   if (m.moe && m.moe->shared_intermediate_size > 0) {
     sizes.push_back({"the width of the shared experts", m.moe->shared_intermediate_size});
@@ -309,6 +308,8 @@ void check_tp(const Job& job, Checker& c, JobUse use) {
             fmt::format("tp={} does not divide {}={}", tp, d.name, d.value),
             fmt::format("use tp in {}", divisor_choices(common)));
   }
+  c.check(m.vocab_size >= tp, {"parallel.tp", "model"},
+          fmt::format("tp={} is more than vocab_size={}", tp, m.vocab_size), "use a smaller tp");
   if (engine) return;
   c.check(
       m.num_key_value_heads % tp == 0 || tp % m.num_key_value_heads == 0, {"parallel.tp", "model"},

@@ -64,6 +64,17 @@ std::vector<std::array<std::int32_t, 4>> counted(const std::array<std::int32_t, 
   }
 }
 
+TEST(VocabShare, CoversAVocabularyThatTpDoesNotDivideOnceAndAsEvenlyAsPossible) {
+  std::int64_t next = 0;
+  for (const std::int64_t size : {17, 17, 17, 16}) {
+    const VocabShare share = vocab_share(67, static_cast<std::int32_t>(next / 17), 4);
+    EXPECT_EQ(share.begin, next);
+    EXPECT_EQ(share.size, size);
+    next += share.size;
+  }
+  EXPECT_EQ(next, 67);
+}
+
 TEST(RankGrid, GroupsAreTheRanksThatDifferOnlyInTheirAxesForEveryLayoutUpTo64Ranks) {
   constexpr std::array<Axis, 4> dense = {Axis::tp, Axis::cp, Axis::dp, Axis::pp};
   std::int64_t layouts = 0;

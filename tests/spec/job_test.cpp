@@ -256,8 +256,6 @@ TEST_P(EngineLimit, IsRefusedForTrainingAndPlannedAllTheSame) {
 INSTANTIATE_TEST_SUITE_P(
     Jobs, EngineLimit,
     testing::Values(
-        BadCase{"vocab_size: 96", "vocab_size: 97", "tp=2 does not divide vocab_size=97",
-                "job.yaml:16: parallel.tp", "{1}"},
         BadCase{"num_key_value_heads: 4", "num_key_value_heads: 1",
                 "tp=2 does not divide num_key_value_heads=1", "parallel.tp", "{1}"},
         BadCase{"dp: 2", "dp: 2, cp: 2", "cp=2: context parallelism", "parallel.cp", "cp=1"},
@@ -362,10 +360,10 @@ TEST(Job, ValidateOfAPlainValueNamesThePlace) {
   validate(job, "here", problems);
   EXPECT_TRUE(reports(problems.list(), "tp=3 does not divide num_attention_heads=8", "here: parallel.tp",
                       "{1, 2, 4, 8}"));
-  Problems engine;  // which pads no vocabulary
+  Problems engine;  // which repeats no kv heads
   check_engine_runs(job, "here", engine);
   EXPECT_TRUE(
-      reports(engine.list(), "tp=3 does not divide num_attention_heads=8", "here: parallel.tp", "{1}"));
+      reports(engine.list(), "tp=3 does not divide num_attention_heads=8", "here: parallel.tp", "{1, 2, 4}"));
   job.model.num_key_value_heads = 3;
   Problems model;
   validate(job, "here", model);
