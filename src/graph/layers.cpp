@@ -20,53 +20,6 @@ void LayerOps::append(LayerOps other) {
   append_list(backward_weight, std::move(other.backward_weight));
 }
 
-LayerOps attention_ops(const Sizes& s, const std::string& prefix) {
-  const std::int64_t T = s.tokens();
-  const std::int64_t t = s.local_tokens();
-  const std::int64_t H = s.hidden;
-  const std::int64_t D = s.heads * s.head_dim;
-  const std::int64_t qkv = D + 2 * s.kv_heads * s.head_dim;
-  const std::int64_t rotated = T * (D + s.kv_heads * s.head_dim);
-  LayerOps ops;
-  OpWriter f(ops.forward, s, prefix);
-  f.memory("norm", 2 * t * H);
-  f.keep(t);
-  if (!s.selective) f.keep(T * H);
-  f.tp_gather("gather", t * H);
-  f.gemm("qkv", T, qkv, H);
-  f.keep(T * qkv);
-  f.memory("rope", 2 * rotated);
-  f.attention("attention", 1);
-  f.keep(T * D);
-  f.keep(T * s.heads);
-  f.gemm("o", T, H, D);
-  f.tp_scatter("scatter", t * H);
-  f.memory("add", 3 * t * H);
-
-  OpWriter i(ops.backward_input, s, prefix);
-  if (s.selective) {
-    i.memory("norm again", 2 * t * H);
-    i.keep(T * H);
-    i.tp_gather("gather again", t * H);
-  }
-  i.tp_gather("gather gradient", t * H);
-  i.gemm("o dgrad", T, D, H);
-  i.keep(T * H);
-  i.attention("attention backward", 2);
-  i.keep(T * qkv);
-  i.memory("rope backward", 2 * rotated);
-  i.gemm("qkv dgrad", T, H, qkv);
-  i.tp_scatter("scatter gradient", t * H);
-  i.memory("norm backward", 4 * t * H);
-  i.keep(t * H);
-
-  OpWriter w(ops.backward_weight, s, prefix);
-  w.gemm("o wgrad", H, D, T);
-  w.gemm("qkv wgrad", qkv, H, T);
-  w.memory("norm wgrad", 2 * t * H);
-  return ops;
-}
-
 LayerOps mlp_ops(const Sizes& s, const std::string& prefix) {
   const std::int64_t T = s.tokens();
   const std::int64_t t = s.local_tokens();

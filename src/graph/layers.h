@@ -16,6 +16,17 @@ struct LayerOps {
   void append(LayerOps other);
 };
 
+// What attention has beside heads; nothing here is cut.
+enum class QkNorm : std::uint8_t { none, per_head, whole };
+struct AttentionSizes {
+  bool qkv_bias = false, out_bias = false, sinks = false, clip = false, rope = true;
+  QkNorm qk_norm = QkNorm::none;
+  std::int64_t window = 0;  // keys that a query sees; 0: all before it
+  // Latent attention only; qkv_bias is then that of the down-projections.
+  std::int64_t q_lora_rank = 0, kv_lora_rank = 0, nope_dim = 0, rope_dim = 0, v_dim = 0;
+};
+[[nodiscard]] AttentionSizes attention_sizes(const spec::ModelSpec& m, const spec::LayerClass& layer);
+
 // Sizes of this rank.
 struct Sizes {
   std::int64_t element = 4;  // bytes
@@ -27,6 +38,8 @@ struct Sizes {
   bool layer_norm = false;  // else RMSNorm
   bool gated_mlp = true, mlp_bias = false, learned_positions = false;
   bool selective = false;
+  bool layer_norm = false;  // LayerNorm instead of RMSNorm
+  AttentionSizes attention;
   std::int64_t num_microbatches = 0;
   [[nodiscard]] std::int64_t tokens() const { return batch * seq; }
   [[nodiscard]] std::int64_t local_tokens() const { return tokens() / tp; }
@@ -52,6 +65,7 @@ struct MoeSizes {
 };
 
 [[nodiscard]] LayerOps attention_ops(const Sizes& s, const std::string& prefix);
+[[nodiscard]] LayerOps latent_attention_ops(const Sizes& s, const std::string& prefix);
 [[nodiscard]] LayerOps mlp_ops(const Sizes& s, const std::string& prefix);
 [[nodiscard]] LayerOps moe_ops(const Sizes& s, const MoeSizes& m, const std::string& prefix);
 [[nodiscard]] LayerOps embedding_ops(const Sizes& s, const std::string& prefix);

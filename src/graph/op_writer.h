@@ -10,6 +10,12 @@
 
 namespace tessera::graph {
 
+// Of an attention kernel on this rank.
+struct HeadSizes {
+  std::int64_t heads = 0, kv_heads = 0, qk_dim = 0, v_dim = 0;
+  std::int64_t window = 0;  // 0: none
+};
+
 class OpWriter {
  public:
   // `count`: how often the numbers occur in a step.
@@ -42,20 +48,24 @@ class OpWriter {
     add(name, OpKind::memory).bytes_moved = Bytes(elements_moved * s_.element);
   }
   // `times`: 1 forward, 2 backward. Reads q k v (backward: out and dout too), writes out (backward: dqkv).
-  void attention(std::string_view name, std::int64_t times) {
+  void attention(std::string_view name, std::int64_t times, const HeadSizes& h) {
     Op& op = add(name, OpKind::attention);
-    op.flops = Flops(times * 4 * s_.batch * s_.heads * s_.head_dim * (s_.seq * (s_.seq + 1) / 2));
+    const std::int64_t w = h.window > 0 && h.window < s_.seq ? h.window : s_.seq;
+    const std::int64_t pairs = w * (w + 1) / 2 + (s_.seq - w) * w;  // kept, of one sequence
+    op.flops = Flops(times * 2 * s_.batch * h.heads * (h.qk_dim + h.v_dim) * pairs);
     op.attention = {.batch = s_.batch,
-                    .heads = s_.heads,
-                    .kv_heads = s_.kv_heads,
+                    .heads = h.heads,
+                    .kv_heads = h.kv_heads,
                     .queries = s_.seq,
-                    .keys = static_cast<double>(s_.seq + 1) / 2.0,
-                    .qk_dim = s_.head_dim,
-                    .v_dim = s_.head_dim};
-    const std::int64_t q = s_.heads * s_.head_dim;
-    const std::int64_t qkv = q + 2 * s_.kv_heads * s_.head_dim;
-    op.bytes_moved = Bytes(s_.tokens() * (times == 1 ? qkv + q : 2 * qkv + 2 * q) * s_.element);
+                    .keys = static_cast<double>(pairs) / static_cast<double>(s_.seq),
+                    .qk_dim = h.qk_dim,
+                    .v_dim = h.v_dim};
+    const std::int64_t out = h.heads * h.v_dim;
+    const std::int64_t qkv = h.heads * h.qk_dim + h.kv_heads * (h.qk_dim + h.v_dim);
+    op.bytes_moved = Bytes(s_.tokens() * (times == 1 ? qkv + out : 2 * qkv + 2 * out) * s_.element);
   }
+  // The last operator makes again what forward had: not model FLOPs.
+  void recomputed() { out_.back().recomputed = true; }
   void collective(std::string_view name, Axis axis, Call call, std::int64_t bytes) {
     Op& op = add(name, OpKind::collective);
     op.axis = axis;
