@@ -67,9 +67,7 @@ void position(OpWriter& w, const Sizes& s, const Dense& d) {
 }
 
 void attention_forward(OpWriter f, const Sizes& s, const Dense& d) {
-  f.memory("norm", 2 * d.t * d.H);
-  f.keep(d.t);
-  if (s.layer_norm) f.keep(d.t);
+  f.norm("norm");
   if (!s.selective) f.keep(d.T * d.H);
   f.tp_gather("gather", d.t * d.H);
   f.gemm("qkv", d.T, d.columns, d.H);
@@ -184,8 +182,7 @@ void expand(OpWriter& w, const Latent& l, Again again) {
 }
 
 void latent_forward(OpWriter f, const Sizes& s, const Latent& l) {
-  f.memory("norm", 2 * l.t * l.H);
-  f.keep(l.t);
+  f.norm("norm");
   if (l.q_has_latent()) {
     f.gemm("q down", l.t, l.q_latent, l.H);
     f.keep(l.t * l.q_latent);

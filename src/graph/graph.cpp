@@ -241,7 +241,10 @@ class Builder {
 
   [[nodiscard]] LayerOps transformer_layer(std::int32_t layer) const {
     const std::string prefix = fmt::format("layers.{}.", layer);
-    LayerOps ops = attention_ops(sizes_, prefix + "attention.");
+    Sizes sizes = sizes_;
+    sizes.attention = attention_sizes(job_.model, spec::layer_class(job_.model, layer));
+    LayerOps ops = job_.model.mla ? latent_attention_ops(sizes, prefix + "attention.")
+                                  : attention_ops(sizes, prefix + "attention.");
     ops.append({.forward = {stream(prefix + "stream")}, .backward_input = {}, .backward_weight = {}});
     LayerOps second = spec::layer_class(job_.model, layer).moe
                           ? moe_ops(sizes_, moe_sizes(layer), prefix + "moe.")
