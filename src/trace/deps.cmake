@@ -1,2 +1,5 @@
 find_package(simdjson REQUIRED)
-target_link_libraries(tessera_trace PRIVATE simdjson::simdjson)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
+target_link_libraries(tessera_trace PRIVATE simdjson::simdjson PkgConfig::XXHASH PkgConfig::ZSTD)
