@@ -37,26 +37,87 @@ struct Weight {
 
 enum class Write : std::uint8_t { overwrite, accumulate };
 
+// Causal attention on rows qkv_T = q (heads * head_dim) | k (kv_heads * head_dim) | v (kv_heads * v_dim).
 struct AttentionShape {
   std::int64_t batch;  // sequences in the call; T = batch * seq, row t = b * seq + s
   std::int64_t seq;
-  std::int64_t heads;     // query heads on this rank
-  std::int64_t kv_heads;  // divides heads; query head h reads kv head h / (heads / kv_heads)
-  std::int64_t head_dim;
-  double scale;  // of q k^T, normally head_dim^-1/2
-  [[nodiscard]] std::int64_t qkv_dim() const { return (heads + 2 * kv_heads) * head_dim; }
+  std::int64_t heads;           // query heads on this rank
+  std::int64_t kv_heads;        // divides heads; query head h reads kv head h / (heads / kv_heads)
+  std::int64_t head_dim;        // of q and k
+  double scale;                 // of q k^T, normally head_dim^-1/2
+  std::int64_t v_head_dim = 0;  // of v and of the output; 0: head_dim
+  std::int64_t window = 0;      // keys that a query sees, itself included: i - window < j <= i; 0: all before
+  [[nodiscard]] std::int64_t v_dim() const { return v_head_dim > 0 ? v_head_dim : head_dim; }
   [[nodiscard]] std::int64_t q_dim() const { return heads * head_dim; }
+  [[nodiscard]] std::int64_t k_dim() const { return kv_heads * head_dim; }
+  [[nodiscard]] std::int64_t qkv_dim() const { return q_dim() + k_dim() + kv_heads * v_dim(); }
+  [[nodiscard]] std::int64_t out_dim() const { return heads * v_dim(); }
+  // Keys before query i that it does not see, and the (query, key) pairs of one sequence that are kept.
+  [[nodiscard]] std::int64_t first_key(std::int64_t i) const {
+    return window > 0 && i >= window ? i - window + 1 : 0;
+  }
+  [[nodiscard]] std::int64_t kept_pairs() const {
+    const std::int64_t w = window > 0 && window < seq ? window : seq;
+    return w * (w + 1) / 2 + (seq - w) * w;
+  }
 };
 
-// How router logits become weights (engine of mixtral: softmax over E, top-k, renormalised).
-enum class RouterScore : std::uint8_t {
-  softmax_then_topk,  // w = softmax(z)[chosen]
-  topk_then_softmax,  // w = softmax over the chosen logits
+// Which columns of a row turn by the position's angle, and which two form pair j.
+enum class RopePairs : std::uint8_t {
+  halves,       // (j, j + rotated / 2)
+  interleaved,  // (2 j, 2 j + 1)
 };
+struct RopeShape {
+  std::int64_t seq;    // positions of a sequence
+  std::int64_t heads;  // head h turns the columns [first + h * stride, first + h * stride + rotated)
+  std::int64_t first;
+  std::int64_t stride;
+  std::int64_t rotated;
+  RopePairs pairs = RopePairs::halves;
+};
+
+// Groups of adjacent columns of a row, normalised one by one: the heads of q and k, a latent, or a whole part.
+struct ColumnGroups {
+  std::int64_t first;
+  std::int64_t groups;
+  std::int64_t width;
+};
+struct GroupNormOptions {
+  double eps;
+  std::int64_t count;  // terms of a sum: the width, or that of all ranks that hold a part of the group
+};
+
+enum class Activation : std::uint8_t {
+  swiglu,          // silu(gate) up, silu(g) = g sigmoid(g)
+  gelu,            // z Phi(z), Phi by the error function
+  gelu_tanh,       // z / 2 (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3)))
+  clamped_swiglu,  // (u + 1) g sigmoid(1.702 g), g = min(gate, limit), u = up within +-limit
+};
+struct ActivationOptions {
+  Activation kind;
+  double limit = 0;  // of clamped_swiglu, positive
+  [[nodiscard]] bool gated() const {
+    return kind == Activation::swiglu || kind == Activation::clamped_swiglu;
+  }
+};
+
+// How router logits become weights.
+enum class RouterScore : std::uint8_t {
+  softmax_then_topk,  // w = scale softmax(z)[chosen]
+  topk_then_softmax,  // w = scale softmax over the chosen logits
+  sigmoid,            // w = scale sigmoid(z)[chosen]
+};
+// The score of a group of experts: the largest choice score in it, or the sum of its two largest.
+enum class GroupScore : std::uint8_t { max, top2_sum };
 struct RouterOptions {
   std::int32_t top_k;
   RouterScore score;
-  bool renormalise;  // softmax_then_topk only: w /= sum of chosen w (then equal to topk_then_softmax)
+  bool renormalise;  // w /= sum of chosen w, before the scale; topk_then_softmax is so already
+  double scale = 1;
+  std::int32_t n_group = 1;     // consecutive groups of E / n_group experts
+  std::int32_t topk_group = 1;  // only experts of the best so many groups can be chosen
+  GroupScore group_score = GroupScore::max;
+  bool given_index = false;  // the choice is an input: only its weights are computed
 };
 
 struct AdamWOptions {
@@ -69,17 +130,15 @@ class Kernels {
  public:
   virtual ~Kernels() = default;
 
-  // --- counters
-  // ------------------------------------------------------------------------------------------------- FLOPs
-  // of GEMMs and attention since the last reset (2 per multiply-add; causal attention counts the kept half:
-  // seq * (seq + 1) / 2 pairs). Other operations count nothing.
+  // Counters. FLOPs of GEMMs and attention since the last reset: 2 per multiply-add; attention counts the
+  // pairs that mask and window keep, 2 (head_dim + v_dim) each forward, twice that backward. Other operations
+  // count nothing.
   [[nodiscard]] Flops flops() const { return flops_; }
   void reset_flops() { flops_ = Flops(0); }
   [[nodiscard]] virtual Bytes workspace_bytes() const = 0;  // fixed, allocated at construction
 
-  // --- linear: y_TN = x_TK w_NK^T
-  // --------------------------------------------------------------------------------- Bytes of the packed
-  // copy of an [N, K] weight (0: this backend does not pack this dtype).
+  // Linear: y_TN = x_TK w_NK^T.
+  // Bytes of the packed copy of an [N, K] weight (0: this backend does not pack this dtype).
   [[nodiscard]] virtual Bytes packed_bytes(DType dtype, std::int64_t n, std::int64_t k) const = 0;
   void pack(Weight& w_NK);
   void linear(Tensor y_TN, Tensor x_TK, const Weight& w_NK);  // =
@@ -87,40 +146,96 @@ class Kernels {
                     Write write = Write::overwrite);           // = or +=
   void linear_wgrad(Tensor dw_NK, Tensor dy_TN, Tensor x_TK);  // +=
 
-  // --- RMSNorm (Zhang and Sennrich 2019): y = x * rstd * w, rstd = (mean(x^2) + eps)^-1/2
-  // ----------------------------
+  // Bias: y_TN += b_N in place; db_N = or += the column sums of dy.
+  void add_bias(Tensor y_TN, Tensor b_N);
+  void bias_wgrad(Tensor db_N, Tensor dy_TN, Write write);
+
+  // RMSNorm (Zhang and Sennrich 2019): y = x * rstd * w, rstd = (mean(x^2) + eps)^-1/2.
   void rms_norm(Tensor y_TH, Tensor rstd_T, Tensor x_TH, Tensor w_H, double eps);
   // y again from saved rstd (recomputation): same bits as rms_norm.
   void rms_norm_apply(Tensor y_TH, Tensor x_TH, Tensor rstd_T, Tensor w_H);
   void rms_norm_dgrad(Tensor dx_TH, Tensor dy_TH, Tensor x_TH, Tensor rstd_T, Tensor w_H, Write write);
   void rms_norm_wgrad(Tensor dw_H, Tensor dy_TH, Tensor x_TH, Tensor rstd_T);  // +=
 
-  // --- rotary embedding, rotate-half pairs (j, j + head_dim/2), in place on the q and k parts of
-  // qkv_T[qkv_dim] ------ cos_SP, sin_SP: [seq, head_dim / 2]. inverse: rotate by the negative angle (the
-  // backward pass).
-  void rope(Tensor qkv, Tensor cos_SP, Tensor sin_SP, const AttentionShape& shape, bool inverse);
+  // LayerNorm (Ba et al. 2016): y = (x - mean) * rstd * w + b, rstd = (mean((x - mean)^2) + eps)^-1/2.
+  void layer_norm(Tensor y_TH, Tensor mean_T, Tensor rstd_T, Tensor x_TH, Tensor w_H, Tensor b_H, double eps);
+  void layer_norm_apply(Tensor y_TH, Tensor x_TH, Tensor mean_T, Tensor rstd_T, Tensor w_H, Tensor b_H);
+  void layer_norm_dgrad(Tensor dx_TH, Tensor dy_TH, Tensor x_TH, Tensor mean_T, Tensor rstd_T, Tensor w_H,
+                        Write write);
+  void layer_norm_wgrad(Tensor dw_H, Tensor db_H, Tensor dy_TH, Tensor x_TH, Tensor mean_T,
+                        Tensor rstd_T);  // +=
 
-  // --- causal attention on qkv [T, q | k | v]
-  // -------------------------------------------------------------------- out [T, heads * head_dim], lse [T,
-  // heads] = log-sum-exp of the scaled scores (kept for backward).
-  void attention(Tensor out, Tensor lse, Tensor qkv, const AttentionShape& shape);
+  // RMSNorm of each group of columns. The tensors of a call hold the same columns `cols` and may have
+  // different numbers of columns in all; others are neither read nor written. The row sums stand apart, so
+  // that a group cut over ranks can add them up between the calls. w_D has cols.width elements, the same for
+  // all groups. With r = (sums / count + eps)^-1/2:
+  void group_squares(Tensor sums_TG, Tensor x_TC, const ColumnGroups& cols);  // = sum of x^2
+  void group_norm(Tensor y_TC, Tensor x_TC, Tensor sums_TG, Tensor w_D, const GroupNormOptions& options,
+                  const ColumnGroups& cols);  // y = x r w; y may be x
+  void group_norm_dots(Tensor dots_TG, Tensor dy_TC, Tensor x_TC, Tensor w_D,
+                       const ColumnGroups& cols);  // = sum of dy w x
+  // dx = r (w dy - x r^2 dots / count); dx may be dy
+  void group_norm_dgrad(Tensor dx_TC, Tensor dy_TC, Tensor x_TC, Tensor sums_TG, Tensor dots_TG, Tensor w_D,
+                        const GroupNormOptions& options, const ColumnGroups& cols);
+  // dw = or += the sum over rows and groups of dy x r
+  void group_norm_wgrad(Tensor dw_D, Tensor dy_TC, Tensor x_TC, Tensor sums_TG,
+                        const GroupNormOptions& options, const ColumnGroups& cols, Write write);
+
+  // x within +-limit, in place, columns [first, first + width); backward: dx = 0 where |x| >= limit, with x
+  // from before or after. dx and x may have different numbers of columns.
+  void clamp(Tensor x_TC, double limit, std::int64_t first, std::int64_t width);
+  void clamp_backward(Tensor dx_TC, Tensor x_TC, double limit, std::int64_t first, std::int64_t width);
+
+  // Rotary embedding (Su et al. 2021) in place: pair (a, b) becomes (a cos - b sin, b cos + a sin). cos_SP,
+  // sin_SP: at least seq rows of rotated / 2; a factor in both stays in the result. The position of row t is
+  // positions_T[t] (i32), or t % seq without them. adjoint: the transpose (sin negated), for backward.
+  void rope(Tensor x_TC, Tensor cos_SP, Tensor sin_SP, const RopeShape& shape, bool adjoint,
+            Tensor positions_T = {});
+  // The q and k parts of qkv, all of each head, halves.
+  void rope(Tensor qkv, Tensor cos_SP, Tensor sin_SP, const AttentionShape& shape, bool adjoint) {
+    rope(qkv, cos_SP, sin_SP,
+         RopeShape{.seq = shape.seq,
+                   .heads = shape.heads + shape.kv_heads,
+                   .first = 0,
+                   .stride = shape.head_dim,
+                   .rotated = shape.head_dim},
+         adjoint);
+  }
+
+  // Causal attention on qkv [T, q | k | v]: out [T, heads * v_dim], lse [T, heads] = log-sum-exp of the
+  // scaled scores (kept for backward). sinks_h (may be empty): one more score of each head, not scaled, whose
+  // value is nothing; the weights of a row then sum to less than one, and lse includes it.
+  void attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks_h, const AttentionShape& shape);
+  void attention(Tensor out, Tensor lse, Tensor qkv, const AttentionShape& shape) {
+    attention(out, lse, qkv, {}, shape);
+  }
+  // dsinks_h = -sum_t exp(sink_h - lse_th) <dout_th, out_th>, ascending t; empty without sinks.
+  void attention_backward(Tensor dqkv, Tensor dsinks_h, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                          Tensor sinks_h, const AttentionShape& shape);
   void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
-                          const AttentionShape& shape);
+                          const AttentionShape& shape) {
+    attention_backward(dqkv, {}, dout, qkv, out, lse, {}, shape);
+  }
 
-  // --- gated MLP: h = silu(gate) * up, gate_up [T, gate(I) | up(I)]
-  // --------------------------------------------------
-  void swiglu(Tensor h_TI, Tensor gate_up);
-  void swiglu_backward(Tensor dgate_up, Tensor dh_TI, Tensor gate_up);
+  // Activation of the MLP: h_TI from z, which has gate(I) | up(I) for the gated kinds, else I columns.
+  void activation(Tensor h_TI, Tensor z, const ActivationOptions& options);
+  void activation_backward(Tensor dz, Tensor dh_TI, Tensor z, const ActivationOptions& options);
+  void swiglu(Tensor h_TI, Tensor gate_up) { activation(h_TI, gate_up, {Activation::swiglu}); }
+  void swiglu_backward(Tensor dgate_up, Tensor dh_TI, Tensor gate_up) {
+    activation_backward(dgate_up, dh_TI, gate_up, {Activation::swiglu});
+  }
+  // The gate of a shared expert: y_TH += sigmoid(z_t) f_TH; df = sigmoid(z_t) dy, dz_t = s (1 - s) <dy, f>.
+  void sigmoid_gate(Tensor y_TH, Tensor f_TH, Tensor z_T);
+  void sigmoid_gate_backward(Tensor df_TH, Tensor dz_T, Tensor dy_TH, Tensor f_TH, Tensor z_T);
 
-  // --- embedding table share [V, H] holding rows [vocab_begin, vocab_begin + V); other ids give zero rows
-  // ------------
+  // Embedding table share [V, H] holding rows [vocab_begin, vocab_begin + V); other ids give zero rows.
   void embedding(Tensor y_TH, Tensor ids_T, Tensor table_VH, std::int64_t vocab_begin);
   void embedding_wgrad(Tensor dtable_VH, Tensor dy_TH, Tensor ids_T,
                        std::int64_t vocab_begin);  // +=, ascending t
 
-  // --- vocab-parallel cross entropy (Megatron-LM's decomposition)
-  // ------------------------------------------------ Per row of this share: stats_3T rows = max, sum of exp(z
-  // - max), logit of the target (0 when not in this share). Target ids below 0 are ignored tokens.
+  // Vocab-parallel cross entropy (Megatron-LM's decomposition). Per row of this share: stats_3T rows = max,
+  // sum of exp(z - max), logit of the target (0 when not in this share). Target ids below 0 are ignored
+  // tokens.
   void cross_entropy_stats(Tensor stats_3T, Tensor logits_TV, Tensor targets_T, std::int64_t vocab_begin);
   // Joins the stats of all shares [P, 3, T] in rank order: lse_T, and loss_T = lse - target logit (0 for
   // ignored rows).
@@ -129,22 +244,29 @@ class Kernels {
   void cross_entropy_backward(Tensor logits_TV, Tensor lse_T, Tensor targets_T, std::int64_t vocab_begin,
                               double weight);
 
-  // --- MoE router
-  // ------------------------------------------------------------------------------------------------ From
-  // logits_TE: probs_TE = softmax over E, lse_T, chosen experts index_TK (i32; largest logit first, ties
-  // to the lower index), and their weights_TK.
+  // MoE router. From logits_TE: probs_TE = softmax over E, or the sigmoid scores; lse_T of the logits in any
+  // case; the chosen experts index_TK (i32; best choice score first, ties to the lower index) and their
+  // weights_TK. Choice score: the softmax or sigmoid score (topk_then_softmax: the logit), plus bias_E where
+  // it is not empty. Experts outside the kept groups are never chosen; groups tie to the lower index as well.
+  // The bias never enters a weight.
   void router(Tensor probs_TE, Tensor lse_T, Tensor index_TK, Tensor weights_TK, Tensor logits_TE,
-              const RouterOptions& options);
-  // dlogits_TE = through the weights (dweights_TK) + balancing loss + z-loss:
+              Tensor bias_E, const RouterOptions& options);
+  void router(Tensor probs_TE, Tensor lse_T, Tensor index_TK, Tensor weights_TK, Tensor logits_TE,
+              const RouterOptions& options) {
+    router(probs_TE, lse_T, index_TK, weights_TK, logits_TE, {}, options);
+  }
+  // dlogits_TE = through the weights (dweights_TK) + balancing loss + z-loss; choice, groups and bias are
+  // constants.
   //   balancing: P_te (a_ue - sum_j a_uj P_tj) with a = aux_UE[unit of token t]; unit_T (i32) is the row of
-  //   aux_UE; z-loss:    z_scale * 2 * lse_t * P_te.
-  // aux_UE may be an empty tensor (no balancing loss).
+  //   aux_UE. Sigmoid scores s: P = s / sum_E s, and (a_ue - sum_j a_uj P_tj) / sum_E s * s (1 - s).
+  //   z-loss:    z_scale * 2 * lse_t * softmax(z)_te.
+  // aux_UE may be an empty tensor (no balancing loss). logits_TE: needed for the z-loss of sigmoid scores
+  // only, else it may be empty.
   void router_backward(Tensor dlogits_TE, Tensor dweights_TK, Tensor probs_TE, Tensor lse_T, Tensor index_TK,
                        Tensor weights_TK, Tensor aux_UE, Tensor unit_T, double z_scale,
-                       const RouterOptions& options);
+                       const RouterOptions& options, Tensor logits_TE = {});
 
-  // --- rows
-  // ------------------------------------------------------------------------------------------------------
+  // Rows.
   void gather_rows(Tensor dst_RH, Tensor src_TH, Tensor index_R);  // dst[r] = src[index[r]]; i32 index
   // y_TH = x_TH + sum_k w_TK * rows[pos_TK], k ascending; pos < 0 is a dropped choice. x may be empty (0) or
   // alias y.
@@ -156,17 +278,15 @@ class Kernels {
   // dx_TH = or += sum_k rows[pos_TK], k ascending; pos < 0 skipped.
   void sum_rows(Tensor dx_TH, Tensor rows_RH, Tensor pos_TK, Write write);
 
-  // --- elementwise
-  // -----------------------------------------------------------------------------------------------
+  // Elementwise.
   void add(Tensor y, Tensor a, Tensor b);      // y = a + b; y may alias a
   void accumulate(Tensor y, Tensor x);         // y += x
   void fill(Tensor y, double value);           // =
   [[nodiscard]] double sum(Tensor x);          // in f64, blocks of 256 then the blocks
   [[nodiscard]] double sum_squares(Tensor x);  // likewise
 
-  // --- AdamW (Loshchilov and Hutter 2019), flat tensors; p, m, v in place
-  // --------------------------------------------- g' = grad_scale g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2)
-  // g'^2; p -= lr (m/bc1 / (sqrt(v/bc2) + eps) + wd p)
+  // AdamW (Loshchilov and Hutter 2019), flat tensors; p, m, v in place. g' = grad_scale g;
+  // m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2; p -= lr (m/bc1 / (sqrt(v/bc2) + eps) + wd p)
   void adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options);
 
  protected:
@@ -179,12 +299,36 @@ class Kernels {
   virtual void do_rms_norm_apply(Tensor y, Tensor x, Tensor rstd, Tensor w) = 0;
   virtual void do_rms_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor rstd, Tensor w, Write write) = 0;
   virtual void do_rms_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor rstd) = 0;
-  virtual void do_rope(Tensor qkv, Tensor cos, Tensor sin, const AttentionShape& shape, bool inverse) = 0;
-  virtual void do_attention(Tensor out, Tensor lse, Tensor qkv, const AttentionShape& shape) = 0;
-  virtual void do_attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
-                                     const AttentionShape& shape) = 0;
-  virtual void do_swiglu(Tensor h, Tensor gate_up) = 0;
-  virtual void do_swiglu_backward(Tensor dgate_up, Tensor dh, Tensor gate_up) = 0;
+  virtual void do_add_bias(Tensor y, Tensor b) = 0;
+  virtual void do_bias_wgrad(Tensor db, Tensor dy, Write write) = 0;
+  virtual void do_layer_norm(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b,
+                             double eps) = 0;
+  virtual void do_layer_norm_apply(Tensor y, Tensor x, Tensor mean, Tensor rstd, Tensor w, Tensor b) = 0;
+  virtual void do_layer_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor w,
+                                   Write write) = 0;
+  virtual void do_layer_norm_wgrad(Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor mean, Tensor rstd) = 0;
+  virtual void do_group_squares(Tensor sums, Tensor x, const ColumnGroups& cols) = 0;
+  virtual void do_group_norm(Tensor y, Tensor x, Tensor sums, Tensor w, const GroupNormOptions& options,
+                             const ColumnGroups& cols) = 0;
+  virtual void do_group_norm_dots(Tensor dots, Tensor dy, Tensor x, Tensor w, const ColumnGroups& cols) = 0;
+  virtual void do_group_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor sums, Tensor dots, Tensor w,
+                                   const GroupNormOptions& options, const ColumnGroups& cols) = 0;
+  virtual void do_group_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor sums,
+                                   const GroupNormOptions& options, const ColumnGroups& cols,
+                                   Write write) = 0;
+  virtual void do_clamp(Tensor x, double limit, std::int64_t first, std::int64_t width) = 0;
+  virtual void do_clamp_backward(Tensor dx, Tensor x, double limit, std::int64_t first,
+                                 std::int64_t width) = 0;
+  virtual void do_rope(Tensor x, Tensor cos, Tensor sin, const RopeShape& shape, bool adjoint,
+                       Tensor positions) = 0;
+  virtual void do_attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks,
+                            const AttentionShape& shape) = 0;
+  virtual void do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out,
+                                     Tensor lse, Tensor sinks, const AttentionShape& shape) = 0;
+  virtual void do_activation(Tensor h, Tensor z, const ActivationOptions& options) = 0;
+  virtual void do_activation_backward(Tensor dz, Tensor dh, Tensor z, const ActivationOptions& options) = 0;
+  virtual void do_sigmoid_gate(Tensor y, Tensor f, Tensor z) = 0;
+  virtual void do_sigmoid_gate_backward(Tensor df, Tensor dz, Tensor dy, Tensor f, Tensor z) = 0;
   virtual void do_embedding(Tensor y, Tensor ids, Tensor table, std::int64_t vocab_begin) = 0;
   virtual void do_embedding_wgrad(Tensor dtable, Tensor dy, Tensor ids, std::int64_t vocab_begin) = 0;
   virtual void do_cross_entropy_stats(Tensor stats, Tensor logits, Tensor targets,
@@ -192,11 +336,11 @@ class Kernels {
   virtual void do_cross_entropy_join(Tensor loss, Tensor lse, Tensor stats, Tensor targets) = 0;
   virtual void do_cross_entropy_backward(Tensor logits, Tensor lse, Tensor targets, std::int64_t vocab_begin,
                                          double weight) = 0;
-  virtual void do_router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Tensor logits,
+  virtual void do_router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Tensor logits, Tensor bias,
                          const RouterOptions& options) = 0;
   virtual void do_router_backward(Tensor dlogits, Tensor dweights, Tensor probs, Tensor lse, Tensor index,
                                   Tensor weights, Tensor aux, Tensor unit, double z_scale,
-                                  const RouterOptions& options) = 0;
+                                  const RouterOptions& options, Tensor logits) = 0;
   virtual void do_gather_rows(Tensor dst, Tensor src, Tensor index) = 0;
   virtual void do_combine(Tensor y, Tensor x, Tensor rows, Tensor pos, Tensor weights) = 0;
   virtual void do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tensor rows, Tensor pos,

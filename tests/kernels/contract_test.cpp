@@ -32,8 +32,11 @@ struct Operation {
 };
 
 constexpr AttentionShape kAttention = {
-    .batch = 2, .seq = 3, .heads = 2, .kv_heads = 1, .head_dim = 4, .scale = 1};
-constexpr RouterOptions kRouter = {.top_k = 2, .score = RouterScore::softmax_then_topk, .renormalise = true};
+    .batch = 2, .seq = 3, .heads = 2, .kv_heads = 1, .head_dim = 4, .scale = 1, .v_head_dim = 3, .window = 2};
+constexpr RopeShape kRope = {.seq = 3, .heads = 3, .first = 2, .stride = 5, .rotated = 4};
+constexpr ColumnGroups kGroups = {.first = 1, .groups = 2, .width = 3};
+constexpr GroupNormOptions kGroupNorm = {.eps = 1e-5, .count = 3};
+constexpr RouterOptions kRouter = {.top_k = 2, .score = RouterScore::sigmoid, .renormalise = true};
 constexpr AdamWOptions kAdamW = {.lr = 1,
                                  .beta1 = 0.5,
                                  .beta2 = 0.5,
@@ -72,18 +75,75 @@ std::vector<Operation> matrix_operations() {
        {{{4}}, {{6, 4}}, {{6, 4}}, {{6}}},
        [](Kernels& k, const Args& a) { k.rms_norm_wgrad(a[0], a[1], a[2], a[3]); }},
       {"rope",
-       {{{6, 16}}, {{3, 2}}, {{3, 2}}},
-       [](Kernels& k, const Args& a) { k.rope(a[0], a[1], a[2], kAttention, false); }},
+       {{{6, 16}, Mark::any_width}, {{3, 2}}, {{3, 2}}, {{6}, kInteger}},
+       [](Kernels& k, const Args& a) { k.rope(a[0], a[1], a[2], kRope, false, a[3]); }},
       {"attention",
-       {{{6, 8}}, {{6, 2}}, {{6, 16}}},
-       [](Kernels& k, const Args& a) { k.attention(a[0], a[1], a[2], kAttention); }},
+       {{{6, 6}}, {{6, 2}}, {{6, 15}}, {{2}}},
+       [](Kernels& k, const Args& a) { k.attention(a[0], a[1], a[2], a[3], kAttention); }},
       {"attention_backward",
-       {{{6, 16}}, {{6, 8}}, {{6, 16}}, {{6, 8}}, {{6, 2}}},
-       [](Kernels& k, const Args& a) { k.attention_backward(a[0], a[1], a[2], a[3], a[4], kAttention); }},
-      {"swiglu", {{{6, 4}}, {{6, 8}}}, [](Kernels& k, const Args& a) { k.swiglu(a[0], a[1]); }},
-      {"swiglu_backward",
-       {{{6, 8}}, {{6, 4}}, {{6, 8}}},
-       [](Kernels& k, const Args& a) { k.swiglu_backward(a[0], a[1], a[2]); }},
+       {{{6, 15}}, {{2}}, {{6, 6}}, {{6, 15}}, {{6, 6}}, {{6, 2}}, {{2}}},
+       [](Kernels& k, const Args& a) {
+         k.attention_backward(a[0], a[1], a[2], a[3], a[4], a[5], a[6], kAttention);
+       }},
+      {"activation",
+       {{{6, 4}}, {{6, 8}}},
+       [](Kernels& k, const Args& a) { k.activation(a[0], a[1], {Activation::swiglu}); }},
+      {"activation_backward",
+       {{{6, 4}}, {{6, 4}}, {{6, 4}}},
+       [](Kernels& k, const Args& a) { k.activation_backward(a[0], a[1], a[2], {Activation::gelu}); }},
+      {"sigmoid_gate",
+       {{{6, 4}}, {{6, 4}}, {{6}}},
+       [](Kernels& k, const Args& a) { k.sigmoid_gate(a[0], a[1], a[2]); }},
+      {"sigmoid_gate_backward",
+       {{{6, 4}}, {{6}}, {{6, 4}}, {{6, 4}}, {{6}}},
+       [](Kernels& k, const Args& a) { k.sigmoid_gate_backward(a[0], a[1], a[2], a[3], a[4]); }},
+  };
+}
+
+// The wide tensors of a call hold the same columns and may be of any width.
+std::vector<Operation> column_operations() {
+  constexpr Mark kWide = Mark::any_width;
+  return {
+      {"add_bias", {{{6, 4}}, {{4}}}, [](Kernels& k, const Args& a) { k.add_bias(a[0], a[1]); }},
+      {"bias_wgrad",
+       {{{4}}, {{6, 4}}},
+       [](Kernels& k, const Args& a) { k.bias_wgrad(a[0], a[1], Write::accumulate); }},
+      {"layer_norm",
+       {{{6, 4}}, {{6}}, {{6}}, {{6, 4}}, {{4}}, {{4}}},
+       [](Kernels& k, const Args& a) { k.layer_norm(a[0], a[1], a[2], a[3], a[4], a[5], 1e-5); }},
+      {"layer_norm_apply",
+       {{{6, 4}}, {{6, 4}}, {{6}}, {{6}}, {{4}}, {{4}}},
+       [](Kernels& k, const Args& a) { k.layer_norm_apply(a[0], a[1], a[2], a[3], a[4], a[5]); }},
+      {"layer_norm_dgrad",
+       {{{6, 4}}, {{6, 4}}, {{6, 4}}, {{6}}, {{6}}, {{4}}},
+       [](Kernels& k, const Args& a) {
+         k.layer_norm_dgrad(a[0], a[1], a[2], a[3], a[4], a[5], Write::overwrite);
+       }},
+      {"layer_norm_wgrad",
+       {{{4}}, {{4}}, {{6, 4}}, {{6, 4}}, {{6}}, {{6}}},
+       [](Kernels& k, const Args& a) { k.layer_norm_wgrad(a[0], a[1], a[2], a[3], a[4], a[5]); }},
+      {"group_squares",
+       {{{6, 2}}, {{6, 9}, kWide}},
+       [](Kernels& k, const Args& a) { k.group_squares(a[0], a[1], kGroups); }},
+      {"group_norm",
+       {{{6, 7}, kWide}, {{6, 9}, kWide}, {{6, 2}}, {{3}}},
+       [](Kernels& k, const Args& a) { k.group_norm(a[0], a[1], a[2], a[3], kGroupNorm, kGroups); }},
+      {"group_norm_dots",
+       {{{6, 2}}, {{6, 7}, kWide}, {{6, 9}, kWide}, {{3}}},
+       [](Kernels& k, const Args& a) { k.group_norm_dots(a[0], a[1], a[2], a[3], kGroups); }},
+      {"group_norm_dgrad",
+       {{{6, 8}, kWide}, {{6, 7}, kWide}, {{6, 9}, kWide}, {{6, 2}}, {{6, 2}}, {{3}}},
+       [](Kernels& k, const Args& a) {
+         k.group_norm_dgrad(a[0], a[1], a[2], a[3], a[4], a[5], kGroupNorm, kGroups);
+       }},
+      {"group_norm_wgrad",
+       {{{3}}, {{6, 7}, kWide}, {{6, 9}, kWide}, {{6, 2}}},
+       [](Kernels& k, const Args& a) {
+         k.group_norm_wgrad(a[0], a[1], a[2], a[3], kGroupNorm, kGroups, Write::overwrite);
+       }},
+      {"clamp_backward",
+       {{{6, 4}, kWide}, {{6, 5}, kWide}},
+       [](Kernels& k, const Args& a) { k.clamp_backward(a[0], a[1], 1, 1, 3); }},
   };
 }
 
@@ -105,12 +165,20 @@ std::vector<Operation> table_operations() {
        {{{6, 5}, Mark::any_width}, {{6}}, {{6}, kInteger}},
        [](Kernels& k, const Args& a) { k.cross_entropy_backward(a[0], a[1], a[2], 0, 1); }},
       {"router",
-       {{{6, 4}}, {{6}}, {{6, 2}, kInteger}, {{6, 2}}, {{6, 4}}},
-       [](Kernels& k, const Args& a) { k.router(a[0], a[1], a[2], a[3], a[4], kRouter); }},
+       {{{6, 4}}, {{6}}, {{6, 2}, kInteger}, {{6, 2}}, {{6, 4}}, {{4}}},
+       [](Kernels& k, const Args& a) { k.router(a[0], a[1], a[2], a[3], a[4], a[5], kRouter); }},
       {"router_backward",
-       {{{6, 4}}, {{6, 2}}, {{6, 4}}, {{6}}, {{6, 2}, kInteger}, {{6, 2}}, {{3, 4}}, {{6}, kInteger}},
+       {{{6, 4}},
+        {{6, 2}},
+        {{6, 4}},
+        {{6}},
+        {{6, 2}, kInteger},
+        {{6, 2}},
+        {{3, 4}},
+        {{6}, kInteger},
+        {{6, 4}}},
        [](Kernels& k, const Args& a) {
-         k.router_backward(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], 0.1, kRouter);
+         k.router_backward(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], 0.1, kRouter, a[8]);
        }},
       {"gather_rows",
        {{{7, 4}}, {{6, 4}}, {{7}, kInteger}},
@@ -134,6 +202,7 @@ std::vector<Operation> table_operations() {
 
 std::vector<Operation> operations() {
   std::vector<Operation> out = matrix_operations();
+  for (Operation& o : column_operations()) out.push_back(std::move(o));
   for (Operation& o : table_operations()) out.push_back(std::move(o));
   return out;
 }
@@ -183,8 +252,10 @@ TEST_P(Contract, EveryArgumentIsCheckedForShapeAndDtype) {
           owned.push_back(argument(dtype, shape, a.integer()));
         }
         Args args(owned.begin(), owned.end());
-        const bool may_be_absent =
-            (op.name == "combine" && bad == 1) || (op.name == "router_backward" && bad == 6);
+        const bool may_be_absent = (op.name == "combine" && bad == 1) ||
+                                   (op.name == "router_backward" && bad == 6) ||
+                                   (op.name == "rope" && bad == 3) || (op.name == "attention" && bad == 3) ||
+                                   (op.name == "router" && bad == 5);
         if (fault == Fault::no_memory) args[bad] = Tensor(nullptr, args[bad].dtype(), args[bad].shape());
         SCOPED_TRACE(fmt::format("{} argument {} fault {}", op.name, bad, static_cast<int>(fault)));
         const std::string text = internal_error([&] { op.call(*kernels_, args); });
@@ -231,10 +302,41 @@ TEST_P(Contract, ImpossibleOptionsAreRefusedWithTheirNumbers) {
               HasSubstr("kv_heads=3 does not divide heads=2"));
   shape = kAttention;
   shape.head_dim = 5;
-  EXPECT_THAT(internal_error([&] { kernels_->rope(x, x, x, shape, false); }), HasSubstr("head_dim=5 is odd"));
+  EXPECT_THAT(internal_error([&] { kernels_->rope(x, x, x, shape, false); }), HasSubstr("rotated=5 is odd"));
+  shape.window = -1;
+  EXPECT_THAT(internal_error([&] { kernels_->attention(x, x, x, shape); }), HasSubstr("window=-1"));
+  RopeShape rope = kRope;
+  rope.stride = 3;
+  EXPECT_THAT(internal_error([&] { kernels_->rope(x, x, x, rope, false); }),
+              HasSubstr("stride=3 is below rotated=4"));
+  rope = {.seq = 7, .heads = 1, .first = 0, .stride = 40, .rotated = 40};
+  const Owned wide = random(dtype_, {6, 40}, 2), table = random(dtype_, {6, 20}, 3);
+  EXPECT_THAT(internal_error([&] { kernels_->rope(wide, table, table, rope, false); }),
+              HasSubstr("[6, 20] has too few rows for seq=7"));
+  const Owned position = test::tensor_of(DType::i32, {6}, {0, 1, 2, 3, 4, 6});
+  EXPECT_THAT(internal_error([&] { kernels_->rope(wide, table, table, rope, false, position); }),
+              HasSubstr("positions i32 [6] holds 6 at 5, expected values in [0, 6)"));
+  EXPECT_THAT(internal_error([&] {
+                kernels_->group_squares(x, x, {18, 1, 3});
+              }),
+              HasSubstr("columns [18, 21) are not inside x"));
+  EXPECT_THAT(internal_error([&] { kernels_->clamp(x, 1, -1, 3); }), HasSubstr("columns [-1, 2)"));
+  EXPECT_THAT(internal_error([&] { kernels_->activation(x, x, {Activation::clamped_swiglu}); }),
+              HasSubstr("limit=0 of clamped_swiglu"));
   RouterOptions options = kRouter;
   options.top_k = 21;
   EXPECT_THAT(internal_error([&] { kernels_->router(x, x, x, x, x, options); }), HasSubstr("top_k=21"));
+  options = {.top_k = 2, .score = RouterScore::sigmoid, .renormalise = true, .n_group = 3};
+  EXPECT_THAT(internal_error([&] { kernels_->router(x, x, x, x, x, options); }),
+              HasSubstr("n_group=3 does not divide 20 experts"));
+  options.n_group = 4;
+  options.topk_group = 5;
+  EXPECT_THAT(internal_error([&] { kernels_->router(x, x, x, x, x, options); }),
+              HasSubstr("topk_group=5 is not in 1 .. 4"));
+  options.topk_group = 2;
+  options.top_k = 11;
+  EXPECT_THAT(internal_error([&] { kernels_->router(x, x, x, x, x, options); }),
+              HasSubstr("top_k=11 is above the 10 experts of 2 groups"));
 }
 
 TEST_P(Contract, PackedCopyOfAnotherSizeIsRefused) {
@@ -244,12 +346,12 @@ TEST_P(Contract, PackedCopyOfAnotherSizeIsRefused) {
   EXPECT_THAT(internal_error([&] { kernels_->pack(weight); }), HasSubstr("pack: packed is u8"));
 }
 
-TEST_P(Contract, FlopsOfGemmsAndOfTheKeptHalfOfAttention) {
+TEST_P(Contract, FlopsOfGemmsAndOfTheKeptPairsOfAttention) {
   std::int64_t pairs = 0;
-  for (std::int64_t i = 0; i < kAttention.seq; ++i) pairs += i + 1;
+  for (std::int64_t i = 0; i < kAttention.seq; ++i) pairs += std::min(i + 1, kAttention.window);
   const std::int64_t gemm = 2 * 6 * 5 * 4;
   // Scores and values, 2 FLOPs a multiply-add each.
-  const std::int64_t attention = 2 * 2 * kAttention.batch * kAttention.heads * kAttention.head_dim * pairs;
+  const std::int64_t attention = 2 * (4 + 3) * kAttention.batch * kAttention.heads * pairs;
   for (const Operation& op : operations()) {
     std::vector<Owned> owned;
     for (const Argument& a : op.arguments) {

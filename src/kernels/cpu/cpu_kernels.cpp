@@ -119,41 +119,104 @@ class CpuKernels final : public Kernels {
     });
   }
 
-  void do_rope(Tensor qkv, Tensor cos, Tensor sin, const AttentionShape& s, bool inverse) override {
-    with_scalar(qkv, [&]<class T>(T) {
-      const std::int64_t half = s.head_dim / 2;
-      for (std::int64_t t = 0; t < s.batch * s.seq; t++) {
-        const std::int64_t at = (t % s.seq) * half;
-        loops<T>().rope(qkv.as<T>() + t * s.qkv_dim(), s.heads + s.kv_heads, s.head_dim, cos.as<T>() + at,
-                        sin.as<T>() + at, inverse ? T(-1) : T(1));
+  void do_add_bias(Tensor y, Tensor b) override { small_->add_bias(y, b); }
+  void do_bias_wgrad(Tensor db, Tensor dy, Write write) override { small_->bias_wgrad(db, dy, write); }
+  void do_layer_norm(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, double eps) override {
+    small_->layer_norm(y, mean, rstd, x, w, b, eps);
+  }
+  void do_layer_norm_apply(Tensor y, Tensor x, Tensor mean, Tensor rstd, Tensor w, Tensor b) override {
+    small_->layer_norm_apply(y, x, mean, rstd, w, b);
+  }
+  void do_layer_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor w,
+                           Write write) override {
+    small_->layer_norm_dgrad(dx, dy, x, mean, rstd, w, write);
+  }
+  void do_layer_norm_wgrad(Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor mean, Tensor rstd) override {
+    small_->layer_norm_wgrad(dw, db, dy, x, mean, rstd);
+  }
+  void do_group_squares(Tensor sums, Tensor x, const ColumnGroups& cols) override {
+    small_->group_squares(sums, x, cols);
+  }
+  void do_group_norm(Tensor y, Tensor x, Tensor sums, Tensor w, const GroupNormOptions& options,
+                     const ColumnGroups& cols) override {
+    small_->group_norm(y, x, sums, w, options, cols);
+  }
+  void do_group_norm_dots(Tensor dots, Tensor dy, Tensor x, Tensor w, const ColumnGroups& cols) override {
+    small_->group_norm_dots(dots, dy, x, w, cols);
+  }
+  void do_group_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor sums, Tensor dots, Tensor w,
+                           const GroupNormOptions& options, const ColumnGroups& cols) override {
+    small_->group_norm_dgrad(dx, dy, x, sums, dots, w, options, cols);
+  }
+  void do_group_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor sums, const GroupNormOptions& options,
+                           const ColumnGroups& cols, Write write) override {
+    small_->group_norm_wgrad(dw, dy, x, sums, options, cols, write);
+  }
+  void do_clamp(Tensor x, double limit, std::int64_t first, std::int64_t width) override {
+    small_->clamp(x, limit, first, width);
+  }
+  void do_clamp_backward(Tensor dx, Tensor x, double limit, std::int64_t first, std::int64_t width) override {
+    small_->clamp_backward(dx, x, limit, first, width);
+  }
+  void do_rope(Tensor x, Tensor cos, Tensor sin, const RopeShape& shape, bool adjoint,
+               Tensor positions) override {
+    if (shape.pairs != RopePairs::halves || shape.first != 0 || shape.stride != shape.rotated ||
+        !positions.empty()) {
+      small_->rope(x, cos, sin, shape, adjoint, positions);
+      return;
+    }
+    with_scalar(x, [&]<class T>(T) {
+      const std::int64_t half = shape.rotated / 2;
+      for (std::int64_t t = 0; t < x.dim(0); t++) {
+        const std::int64_t at = (t % shape.seq) * half;
+        loops<T>().rope(x.as<T>() + t * x.dim(1), shape.heads, shape.rotated, cos.as<T>() + at,
+                        sin.as<T>() + at, adjoint ? T(-1) : T(1));
       }
     });
   }
-  void do_attention(Tensor out, Tensor lse, Tensor qkv, const AttentionShape& s) override {
+  void do_attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks, const AttentionShape& shape) override {
+    if (!sinks.empty() || shape.window > 0 || shape.v_dim() != shape.head_dim) {
+      small_->attention(out, lse, qkv, sinks, shape);
+      return;
+    }
     with_scalar(out, [&]<class T>(T) {
-      AttentionCall<T> call = attention_call<T>(qkv, out, lse, s);
+      AttentionCall<T> call = attention_call<T>(qkv, out, lse, shape);
       loops<T>().attention(call);
     });
   }
-  void do_attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
-                             const AttentionShape& s) override {
+  void do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                             Tensor sinks, const AttentionShape& shape) override {
+    if (!sinks.empty() || shape.window > 0 || shape.v_dim() != shape.head_dim) {
+      small_->attention_backward(dqkv, dsinks, dout, qkv, out, lse, sinks, shape);
+      return;
+    }
     with_scalar(out, [&]<class T>(T) {
-      AttentionCall<T> call = attention_call<T>(qkv, out, lse, s);
+      AttentionCall<T> call = attention_call<T>(qkv, out, lse, shape);
       call.dout = dout.as<T>();
       call.dqkv = dqkv.as<T>();
       loops<T>().attention_backward(call);
     });
   }
-
-  void do_swiglu(Tensor h, Tensor gate_up) override {
-    with_scalar(h, [&]<class T>(T) { loops<T>().swiglu(h.as<T>(), gate_up.as<T>(), h.dim(0), h.dim(1)); });
+  void do_activation(Tensor h, Tensor z, const ActivationOptions& options) override {
+    if (options.kind != Activation::swiglu) {
+      small_->activation(h, z, options);
+      return;
+    }
+    with_scalar(h, [&]<class T>(T) { loops<T>().swiglu(h.as<T>(), z.as<T>(), h.dim(0), h.dim(1)); });
   }
-  void do_swiglu_backward(Tensor dgate_up, Tensor dh, Tensor gate_up) override {
+  void do_activation_backward(Tensor dz, Tensor dh, Tensor z, const ActivationOptions& options) override {
+    if (options.kind != Activation::swiglu) {
+      small_->activation_backward(dz, dh, z, options);
+      return;
+    }
     with_scalar(dh, [&]<class T>(T) {
-      loops<T>().swiglu_backward(dgate_up.as<T>(), dh.as<T>(), gate_up.as<T>(), dh.dim(0), dh.dim(1));
+      loops<T>().swiglu_backward(dz.as<T>(), dh.as<T>(), z.as<T>(), dh.dim(0), dh.dim(1));
     });
   }
-
+  void do_sigmoid_gate(Tensor y, Tensor f, Tensor z) override { small_->sigmoid_gate(y, f, z); }
+  void do_sigmoid_gate_backward(Tensor df, Tensor dz, Tensor dy, Tensor f, Tensor z) override {
+    small_->sigmoid_gate_backward(df, dz, dy, f, z);
+  }
   void do_embedding(Tensor y, Tensor ids, Tensor table, std::int64_t vocab_begin) override {
     with_scalar(y, [&]<class T>(T) {
       const std::int32_t* id = ids.as<std::int32_t>();
@@ -217,14 +280,15 @@ class CpuKernels final : public Kernels {
     });
   }
 
-  void do_router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Tensor logits,
+  void do_router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Tensor logits, Tensor bias,
                  const RouterOptions& options) override {
-    small_->router(probs, lse, index, weights, logits, options);
+    small_->router(probs, lse, index, weights, logits, bias, options);
   }
   void do_router_backward(Tensor dlogits, Tensor dweights, Tensor probs, Tensor lse, Tensor index,
                           Tensor weights, Tensor aux, Tensor unit, double z_scale,
-                          const RouterOptions& options) override {
-    small_->router_backward(dlogits, dweights, probs, lse, index, weights, aux, unit, z_scale, options);
+                          const RouterOptions& options, Tensor logits) override {
+    small_->router_backward(dlogits, dweights, probs, lse, index, weights, aux, unit, z_scale, options,
+                            logits);
   }
 
   void do_gather_rows(Tensor dst, Tensor src, Tensor index) override {

@@ -1,13 +1,15 @@
 // The reference backend: naive templates over f32 and f64 (the f64 instance is the truth of all tests). Sums
 // run in the scalar type in ascending order; no threads, no intrinsics, never fast-math. Only this file may
 // include the templates: a copy made under other compiler options could replace these at link time.
+#include "kernels/ref/activation.h"
 #include "kernels/ref/attention.h"
 #include "kernels/ref/elementwise.h"
+#include "kernels/ref/group_norm.h"
+#include "kernels/ref/layer_norm.h"
 #include "kernels/ref/linear.h"
 #include "kernels/ref/loss.h"
 #include "kernels/ref/norm.h"
 #include "kernels/ref/router.h"
-#include "kernels/ref/swiglu.h"
 
 #ifdef __FAST_MATH__
 #error \
@@ -51,22 +53,77 @@ class Reference final : public Kernels {
   void do_rms_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor rstd) override {
     with_scalar(dw, [&](auto zero) { ref::rms_norm_wgrad<decltype(zero)>(dw, dy, x, rstd); });
   }
-  void do_rope(Tensor qkv, Tensor cos, Tensor sin, const AttentionShape& shape, bool inverse) override {
-    with_scalar(qkv, [&](auto zero) { ref::rope<decltype(zero)>(qkv, cos, sin, shape, inverse); });
+  void do_add_bias(Tensor y, Tensor b) override {
+    with_scalar(y, [&](auto zero) { ref::add_bias<decltype(zero)>(y, b); });
   }
-  void do_attention(Tensor out, Tensor lse, Tensor qkv, const AttentionShape& shape) override {
-    with_scalar(out, [&](auto zero) { ref::attention<decltype(zero)>(out, lse, qkv, shape); });
+  void do_bias_wgrad(Tensor db, Tensor dy, Write write) override {
+    with_scalar(db, [&](auto zero) { ref::bias_wgrad<decltype(zero)>(db, dy, write); });
   }
-  void do_attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
-                             const AttentionShape& shape) override {
+  void do_layer_norm(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, double eps) override {
+    with_scalar(y, [&](auto zero) { ref::layer_norm<decltype(zero)>(y, mean, rstd, x, w, b, eps); });
+  }
+  void do_layer_norm_apply(Tensor y, Tensor x, Tensor mean, Tensor rstd, Tensor w, Tensor b) override {
+    with_scalar(y, [&](auto zero) { ref::layer_norm_apply<decltype(zero)>(y, x, mean, rstd, w, b); });
+  }
+  void do_layer_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor w,
+                           Write write) override {
+    with_scalar(dx,
+                [&](auto zero) { ref::layer_norm_dgrad<decltype(zero)>(dx, dy, x, mean, rstd, w, write); });
+  }
+  void do_layer_norm_wgrad(Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor mean, Tensor rstd) override {
+    with_scalar(dw, [&](auto zero) { ref::layer_norm_wgrad<decltype(zero)>(dw, db, dy, x, mean, rstd); });
+  }
+  void do_group_squares(Tensor sums, Tensor x, const ColumnGroups& cols) override {
+    with_scalar(x, [&](auto zero) { ref::group_squares<decltype(zero)>(sums, x, cols); });
+  }
+  void do_group_norm(Tensor y, Tensor x, Tensor sums, Tensor w, const GroupNormOptions& options,
+                     const ColumnGroups& cols) override {
+    with_scalar(y, [&](auto zero) { ref::group_norm<decltype(zero)>(y, x, sums, w, options, cols); });
+  }
+  void do_group_norm_dots(Tensor dots, Tensor dy, Tensor x, Tensor w, const ColumnGroups& cols) override {
+    with_scalar(x, [&](auto zero) { ref::group_norm_dots<decltype(zero)>(dots, dy, x, w, cols); });
+  }
+  void do_group_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor sums, Tensor dots, Tensor w,
+                           const GroupNormOptions& options, const ColumnGroups& cols) override {
+    with_scalar(dx, [&](auto zero) {
+      ref::group_norm_dgrad<decltype(zero)>(dx, dy, x, sums, dots, w, options, cols);
+    });
+  }
+  void do_group_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor sums, const GroupNormOptions& options,
+                           const ColumnGroups& cols, Write write) override {
     with_scalar(
-        dqkv, [&](auto zero) { ref::attention_backward<decltype(zero)>(dqkv, dout, qkv, out, lse, shape); });
+        dw, [&](auto zero) { ref::group_norm_wgrad<decltype(zero)>(dw, dy, x, sums, options, cols, write); });
   }
-  void do_swiglu(Tensor h, Tensor gate_up) override {
-    with_scalar(h, [&](auto zero) { ref::swiglu<decltype(zero)>(h, gate_up); });
+  void do_clamp(Tensor x, double limit, std::int64_t first, std::int64_t width) override {
+    with_scalar(x, [&](auto zero) { ref::clamp<decltype(zero)>(x, limit, first, width); });
   }
-  void do_swiglu_backward(Tensor dgate_up, Tensor dh, Tensor gate_up) override {
-    with_scalar(dgate_up, [&](auto zero) { ref::swiglu_backward<decltype(zero)>(dgate_up, dh, gate_up); });
+  void do_clamp_backward(Tensor dx, Tensor x, double limit, std::int64_t first, std::int64_t width) override {
+    with_scalar(x, [&](auto zero) { ref::clamp_backward<decltype(zero)>(dx, x, limit, first, width); });
+  }
+  void do_rope(Tensor x, Tensor cos, Tensor sin, const RopeShape& shape, bool adjoint,
+               Tensor positions) override {
+    with_scalar(x, [&](auto zero) { ref::rope<decltype(zero)>(x, cos, sin, shape, adjoint, positions); });
+  }
+  void do_attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks, const AttentionShape& shape) override {
+    with_scalar(out, [&](auto zero) { ref::attention<decltype(zero)>(out, lse, qkv, sinks, shape); });
+  }
+  void do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                             Tensor sinks, const AttentionShape& shape) override {
+    with_scalar(dqkv, [&](auto zero) {
+      ref::attention_backward<decltype(zero)>(dqkv, dsinks, dout, qkv, out, lse, sinks, shape);
+    });
+  }
+  void do_activation(Tensor h, Tensor z, const ActivationOptions& options) override {
+    with_scalar(h, [&](auto zero) { ref::activation<decltype(zero)>(h, z, options); });
+  }
+  void do_activation_backward(Tensor dz, Tensor dh, Tensor z, const ActivationOptions& options) override {
+    with_scalar(dz, [&](auto zero) { ref::activation_backward<decltype(zero)>(dz, dh, z, options); });
+  }
+  void do_sigmoid_gate(Tensor y, Tensor f, Tensor z) override {
+    with_scalar(y, [&](auto zero) { ref::sigmoid_gate<decltype(zero)>(y, f, z); });
+  }
+  void do_sigmoid_gate_backward(Tensor df, Tensor dz, Tensor dy, Tensor f, Tensor z) override {
+    with_scalar(dy, [&](auto zero) { ref::sigmoid_gate_backward<decltype(zero)>(df, dz, dy, f, z); });
   }
   void do_embedding(Tensor y, Tensor ids, Tensor table, std::int64_t vocab_begin) override {
     with_scalar(y, [&](auto zero) { ref::embedding<decltype(zero)>(y, ids, table, vocab_begin); });
@@ -90,17 +147,18 @@ class Reference final : public Kernels {
       ref::cross_entropy_backward<decltype(zero)>(logits, lse, targets, vocab_begin, weight);
     });
   }
-  void do_router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Tensor logits,
+  void do_router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Tensor logits, Tensor bias,
                  const RouterOptions& options) override {
-    with_scalar(probs,
-                [&](auto zero) { ref::router<decltype(zero)>(probs, lse, index, weights, logits, options); });
+    with_scalar(probs, [&](auto zero) {
+      ref::router<decltype(zero)>(probs, lse, index, weights, logits, bias, options);
+    });
   }
   void do_router_backward(Tensor dlogits, Tensor dweights, Tensor probs, Tensor lse, Tensor index,
                           Tensor weights, Tensor aux, Tensor unit, double z_scale,
-                          const RouterOptions& options) override {
+                          const RouterOptions& options, Tensor logits) override {
     with_scalar(dlogits, [&](auto zero) {
       ref::router_backward<decltype(zero)>(dlogits, dweights, probs, lse, index, weights, aux, unit, z_scale,
-                                           options);
+                                           options, logits);
     });
   }
   void do_gather_rows(Tensor dst, Tensor src, Tensor index) override {
