@@ -52,6 +52,10 @@ void check_engine(const Job& job, Checker& c) {
   check_positions(job, c);
   if (!c.sound({"model"})) return;
   check_model_trains(job.model, c, "model");
+  c.check(job.model.num_nextn_predict_layers == 0, {"model"},
+          fmt::format("the engine does not train MTP layers (num_nextn_predict_layers={})",
+                      job.model.num_nextn_predict_layers),
+          "set model.num_nextn_predict_layers: 0 to train the main model alone");
   if (c.sound({"parallel.tp"}) && job.parallel.tp >= 1 && job.parallel.cp == 1)
     check_tp(job, c, JobUse::train);
 }

@@ -26,6 +26,22 @@ void read_rest(const Reading& in) {
   in.r.optional("initializer_range", in.m.initializer_range);
 }
 
+// The tanh forms differ in how their constant is rounded only.
+void read_gpt2_activation(const Reading& in) {
+  std::string word = "gelu_new";
+  in.r.optional("activation_function", word);
+  if (word == "gelu_new" || word == "gelu_fast" || word == "gelu_pytorch_tanh") {
+    in.m.hidden_act = Activation::gelu_tanh;
+  } else if (word == "gelu" || word == "gelu_python") {
+    in.m.hidden_act = Activation::gelu;
+  } else if (word == "relu") {
+    in.m.hidden_act = Activation::relu;
+  } else {
+    in.r.problem("activation_function", fmt::format("activation_function={} is not known for gpt2", word),
+                 "use a model with activation_function: gelu_new, gelu or relu");
+  }
+}
+
 }  // namespace
 
 void read_gpt2(const Reading& in) {
@@ -41,14 +57,16 @@ void read_gpt2(const Reading& in) {
   read_rest(in);
   m.num_key_value_heads = m.num_attention_heads;
   derive_head_dim(r, m);
-  only_gelu(r, "activation_function");
+  read_gpt2_activation(in);
   accept_dropout(r, {"attn_pdrop", "resid_pdrop", "embd_pdrop", "summary_first_dropout"});
   only_true(r, "scale_attn_weights", "attention without the scale of its scores");
-  only_false(r, "scale_attn_by_inverse_layer_idx", "scores scaled by the layer's number");
-  only_false(r, "reorder_and_upcast_attn", "attention in another order and precision");
-  static const std::vector<std::string> kSummary = {"summary_activation", "summary_proj_to_labels",
-                                                    "summary_type", "summary_use_proj"};
-  r.know(kSummary);
+  r.optional("scale_attn_by_inverse_layer_idx", m.scale_attn_by_inverse_layer_idx);
+  bool precision = false;  // of the scores: the maths are the same
+  r.optional("reorder_and_upcast_attn", precision);
+  static const std::vector<std::string> kHeads = {
+      "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+      "n_special",          "predict_special_tokens", "output_past"};
+  r.know(kHeads);
 }
 
 void read_gpt_neox(const Reading& in) {

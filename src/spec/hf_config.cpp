@@ -1,5 +1,6 @@
 // The keys of config.json: the family, what its members share, and the table of keys without influence.
-// The families themselves are in hf_llama.cpp, hf_moe.cpp and hf_classic.cpp.
+// Rotary embedding is in hf_rope.cpp, the families
+// themselves in hf_llama.cpp, hf_moe.cpp and hf_classic.cpp.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -181,11 +182,6 @@ void only_true(MapReader& r, std::string_view key, std::string_view meaning) {
   r.optional(key, on);
   if (!on) refuse(r, key, "false", meaning, fmt::format("use a model with {}: true", key));
 }
-void only_zero(MapReader& r, std::string_view key, std::string_view meaning) {
-  double value = 0.0;
-  r.optional(key, value);
-  if (value != 0.0) refuse(r, key, fmt::format("{}", value), meaning, fmt::format("set {}: 0.0", key));
-}
 void only_null(MapReader& r, std::string_view key, std::string_view meaning) {
   const Value* v = r.take(key);
   if (v != nullptr && v->kind != Value::Kind::null) {
@@ -198,108 +194,6 @@ void only_word(MapReader& r, std::string_view key, std::initializer_list<std::st
   if (std::find(words.begin(), words.end(), word) != words.end()) return;
   r.problem(key, fmt::format("{}={} is not known for this family", key, word),
             fmt::format("use a model with {}: {}", key, fmt::join(words, ", ")));
-}
-
-// --- rope
-
-namespace {
-
-// rope_type, in older files type.
-std::string read_rope_type(MapReader& r) {
-  std::string type;
-  std::string old_type;
-  r.optional("rope_type", type);
-  r.optional("type", old_type);
-  if (!type.empty() && !old_type.empty() && type != old_type) {
-    r.problem("type", fmt::format("rope_type={} and type={} differ", type, old_type), "keep rope_type only");
-  }
-  if (type.empty()) type = old_type;
-  return type.empty() ? "default" : type;
-}
-
-void read_yarn(MapReader& r, RopeScaling& rope) {
-  rope.kind = RopeKind::yarn;
-  r.required("factor", rope.factor);
-  r.required("original_max_position_embeddings", rope.original_max_position_embeddings);
-  r.optional("beta_fast", rope.beta_fast);
-  r.optional("beta_slow", rope.beta_slow);
-  r.optional("mscale", rope.mscale);
-  r.optional("mscale_all_dim", rope.mscale_all_dim);
-  bool truncate = true;  // how the range of betas is rounded: no cost, and no engine of ours
-  double attention_factor = 0.0;
-  r.optional("truncate", truncate);
-  r.optional("attention_factor", attention_factor);
-}
-
-RopeScaling read_rope_map(MapReader& r, ModelSpec& m) {
-  RopeScaling rope;
-  const std::string type = read_rope_type(r);
-  double partial = m.partial_rotary_factor;
-  r.optional("partial_rotary_factor", partial);
-  if (partial != m.partial_rotary_factor && m.family != Family::gpt_neox) {
-    r.problem("partial_rotary_factor",
-              fmt::format("partial_rotary_factor={} is not known for {}", partial, name(m.family)),
-              "use a model that rotates whole heads");
-  } else {
-    m.partial_rotary_factor = partial;
-  }
-  if (type == "default") return rope;
-  if (type == "linear") {
-    rope.kind = RopeKind::linear;
-    r.required("factor", rope.factor);
-  } else if (type == "llama3") {
-    rope.kind = RopeKind::llama3;
-    r.required("factor", rope.factor);
-    r.required("low_freq_factor", rope.low_freq_factor);
-    r.required("high_freq_factor", rope.high_freq_factor);
-    r.required("original_max_position_embeddings", rope.original_max_position_embeddings);
-  } else if (type == "yarn") {
-    read_yarn(r, rope);
-  } else {
-    r.problem("rope_type", fmt::format("rope_type={} is not known to Tessera", type),
-              "known: default, linear, llama3, yarn");
-  }
-  return rope;
-}
-
-}  // namespace
-
-void read_rope(const Reading& in) {
-  MapReader& r = in.r;
-  ModelSpec& m = in.m;
-  const Value* theta = r.take("rope_theta");
-  r.optional("rope_theta", m.rope_theta);
-  const Value* scaling = r.take("rope_scaling");
-  const Value* parameters = r.take("rope_parameters");
-  if (scaling != nullptr && scaling->kind == Value::Kind::null) scaling = nullptr;
-  if (parameters != nullptr && parameters->kind == Value::Kind::null) parameters = nullptr;
-  if (scaling != nullptr && parameters != nullptr) {
-    r.problem("rope_parameters", "rope_scaling and rope_parameters are both given", "keep one of them");
-    return;
-  }
-  const std::string key = parameters != nullptr ? "rope_parameters" : "rope_scaling";
-  const Value* map = parameters != nullptr ? parameters : scaling;
-  if (map == nullptr) return;
-  if (map->kind != Value::Kind::map) {
-    r.problem(key, fmt::format("{} is not a map", key), "write a map, or null");
-    return;
-  }
-  Problems inner;
-  MapReader rope(*map, {.file = r.place().file, .path = r.place().child(key)}, inner);
-  if (parameters != nullptr) {
-    double inner_theta = m.rope_theta;
-    rope.optional("rope_theta", inner_theta);
-    if (theta != nullptr && inner_theta != m.rope_theta) {
-      rope.problem("rope_theta", fmt::format("rope_theta={} here and {} outside", inner_theta, m.rope_theta),
-                   "keep one of them");
-    }
-    m.rope_theta = inner_theta;
-  }
-  m.rope_scaling = read_rope_map(rope, m);
-  // After an unknown type its own keys are not news.
-  if (!rope.faulty().contains(rope.place().child("rope_type"))) rope.refuse_unknown();
-  in.problems.append(inner);
-  if (!inner.empty()) r.mark_faulty("rope_scaling");
 }
 
 // --- heads
@@ -336,9 +230,10 @@ std::int32_t silent_kv_heads(Family family) {
   return 0;
 }
 
-// Versions of Hugging Face read different numbers for an absent head_dim.
-bool head_dim_is_required(Family family) {
-  return family == Family::qwen3 || family == Family::qwen3_moe || family == Family::gpt_oss;
+// What Hugging Face has for an absent head_dim; 0: hidden_size / num_attention_heads, as for null.
+std::int64_t default_head_dim(Family family) {
+  if (family == Family::qwen3) return 128;
+  return family == Family::gpt_oss ? 64 : 0;
 }
 
 }  // namespace
@@ -361,9 +256,8 @@ void read_attention(const Reading& in) {
     r.convert("head_dim", *given, m.head_dim);
     return;
   }
-  if (head_dim_is_required(m.family)) {
-    r.problem("head_dim", "head_dim is missing (versions of Hugging Face differ in what they read then)",
-              "add head_dim, for example 128");
+  if (given == nullptr && default_head_dim(m.family) > 0) {
+    m.head_dim = default_head_dim(m.family);
     return;
   }
   derive_head_dim(r, m);

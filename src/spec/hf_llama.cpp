@@ -1,6 +1,8 @@
 // The llama line: llama, mistral, mixtral, qwen2 and qwen3 with their MoE forms.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "spec/hf_reader.h"
 
 namespace tessera::spec {
@@ -18,7 +20,13 @@ void read_rms_sizes(const Reading& in) {
   read_rope(in);
   r.optional("tie_word_embeddings", m.tie_word_embeddings);
   r.optional("initializer_range", m.initializer_range);
-  only_word(r, "hidden_act", {"silu"});
+  // gpt_oss has its own activation, whatever the key says.
+  if (m.family == Family::gpt_oss) {
+    std::string ignored;
+    r.optional("hidden_act", ignored);
+  } else {
+    only_word(r, "hidden_act", {"silu"});
+  }
 }
 
 void accept_dropout(MapReader& r, std::initializer_list<std::string_view> keys) {
@@ -37,20 +45,15 @@ void read_attention_bias(const Reading& in) {
 
 namespace {
 
-// The engine trains these without dropout, so it may not pass in silence.
-void refuse_dropout(MapReader& r) {
-  only_zero(r, "attention_dropout", "dropout");
-}
-
 void read_mixtral_experts(const Reading& in) {
   MoeSpec moe;
-  in.r.required("num_local_experts", moe.num_experts);
+  require_named(in.r, {"num_local_experts", "num_experts"}, moe.num_experts);
   in.r.required("num_experts_per_tok", moe.num_experts_per_tok);
   in.r.optional("router_aux_loss_coef", moe.router_aux_loss_coef);
   // Two keys of Tessera, for router forms that the family does not have at Hugging Face.
   in.r.optional("norm_topk_prob", moe.norm_topk_prob);
   in.r.optional("softmax_before_topk", moe.softmax_before_topk);
-  only_zero(in.r, "router_jitter_noise", "router noise");
+  accept_dropout(in.r, {"router_jitter_noise"});
   in.m.moe = moe;
 }
 
@@ -67,8 +70,17 @@ void read_qwen_window(const Reading& in) {
   std::int64_t window = 0;
   std::int64_t first = 28;
   in.r.optional("use_sliding_window", use);
+  const Value* given = in.r.take("sliding_window");
   in.r.optional("sliding_window", window);
   in.r.optional("max_window_layers", first);
+  if (use && has_experts(in.m.family)) {
+    in.r.problem("use_sliding_window",
+                 fmt::format("use_sliding_window=true: versions of Hugging Face differ in which layers of {} "
+                             "have a window then",
+                             name(in.m.family)),
+                 "use a model with use_sliding_window: false");
+    return;
+  }
   const bool typed = read_layer_types(in, AttentionSpan::sliding);
   if (!use) {
     trim_spans(in.m);
@@ -78,28 +90,22 @@ void read_qwen_window(const Reading& in) {
     }
     return;
   }
+  if (given != nullptr && given->kind == Value::Kind::null) use = false;  // a window without a size
   in.m.sliding_window = window;
-  if (!typed) set_spans(in.m, first, AttentionSpan::sliding);
+  if (!typed && use) set_spans(in.m, first, AttentionSpan::sliding);
 }
 
-// mlp_only_layers may name the first layers, as first_k_dense_replace does elsewhere.
 void read_mlp_only_layers(const Reading& in, MoeSpec& moe) {
-  std::vector<std::int32_t> layers;
+  std::vector<std::int32_t>& layers = moe.mlp_only_layers;
   in.r.optional("mlp_only_layers", layers);
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i] == static_cast<std::int32_t>(i)) continue;
-    in.r.problem("mlp_only_layers",
-                 fmt::format("mlp_only_layers=[{}] are not the first layers", fmt::join(layers, ", ")),
-                 "use a model whose dense layers are the first ones");
-    return;
-  }
-  moe.first_k_dense_replace = static_cast<std::int32_t>(layers.size());
+  std::ranges::sort(layers);
+  layers.erase(std::ranges::unique(layers).begin(), layers.end());
 }
 
 void read_qwen_experts(const Reading& in) {
   MoeSpec moe;
   moe.norm_topk_prob = false;
-  in.r.required("num_experts", moe.num_experts);
+  require_named(in.r, {"num_experts", "num_local_experts"}, moe.num_experts);
   in.r.required("num_experts_per_tok", moe.num_experts_per_tok);
   in.r.required("moe_intermediate_size", moe.moe_intermediate_size);
   in.r.optional("norm_topk_prob", moe.norm_topk_prob);
@@ -119,12 +125,12 @@ void read_llama_like(const Reading& in) {
   read_rms_sizes(in);
   read_attention_bias(in);
   in.r.optional("mlp_bias", in.m.mlp_bias);
-  refuse_dropout(in.r);
+  accept_dropout(in.r, {"attention_dropout"});
 }
 
 void read_mistral(const Reading& in) {
   read_rms_sizes(in);
-  refuse_dropout(in.r);
+  accept_dropout(in.r, {"attention_dropout"});
   if (in.r.take("sliding_window") == nullptr) in.m.sliding_window = 4'096;  // of Hugging Face
   read_window(in);
 }
@@ -133,7 +139,7 @@ void read_mixtral(const Reading& in) {
   read_rms_sizes(in);
   only_false(in.r, "attention_bias", "a bias in the attention projections");
   only_false(in.r, "mlp_bias", "a bias in the MLP");
-  refuse_dropout(in.r);
+  accept_dropout(in.r, {"attention_dropout"});
   read_mixtral_experts(in);
   read_window(in);
 }

@@ -7,8 +7,16 @@ namespace tessera::spec {
 
 namespace {
 
+// Hugging Face has numbers of its own for these keys when they are absent: too easy to get wrong unsaid.
+void refuse_absent(MapReader& r, std::string_view key, std::string_view silent) {
+  if (r.take(key) != nullptr) return;
+  r.problem(key, fmt::format("{} is missing (Hugging Face would read {})", key, silent),
+            fmt::format("add {}", key));
+}
+
 void read_mla(const Reading& in) {
   MlaSpec a;
+  refuse_absent(in.r, "q_lora_rank", "1536");
   in.r.optional("q_lora_rank", a.q_lora_rank);
   in.r.required("kv_lora_rank", a.kv_lora_rank);
   in.r.required("qk_nope_head_dim", a.qk_nope_head_dim);
@@ -37,32 +45,35 @@ void read_mla_heads(const Reading& in) {
   }
 }
 
+// deepseek_v2: softmax and the best expert of a group; deepseek_v3: sigmoid, a bias for the choice and the
+// two best of a group. The keys can only repeat it.
 void read_group_routing(const Reading& in, MoeSpec& moe) {
+  MapReader& r = in.r;
   const bool v3 = in.m.family == Family::deepseek_v3;
-  std::string method = v3 ? "noaux_tc" : "greedy";
-  in.r.optional("topk_method", method);
-  in.r.optional("n_group", moe.n_group);
-  in.r.optional("topk_group", moe.topk_group);
-  if (method == "noaux_tc") {
+  if (v3) {
+    refuse_absent(r, "n_group", "8");
+    refuse_absent(r, "topk_group", "4");
+    only_word(r, "topk_method", {"noaux_tc"});
+    only_word(r, "scoring_func", {"sigmoid"});
+    moe.score = RouterScore::sigmoid;
     moe.score_correction_bias = true;
-  } else if (method == "greedy") {
-    moe.n_group = 1;
-    moe.topk_group = 1;
-  } else if (method != "group_limited_greedy") {
-    in.r.problem("topk_method", fmt::format("topk_method={} is not known to Tessera", method),
-                 "known: greedy, group_limited_greedy, noaux_tc");
+    moe.group_score = GroupScore::top2_sum;
   }
-  std::string score = v3 ? "sigmoid" : "softmax";
-  in.r.optional("scoring_func", score);
-  moe.score = score == "sigmoid" ? RouterScore::sigmoid : RouterScore::softmax;
-  if (score != "sigmoid" && score != "softmax") {
-    in.r.problem("scoring_func", fmt::format("scoring_func={} is not known to Tessera", score),
-                 "known: softmax, sigmoid");
-  }
+  r.optional("n_group", moe.n_group);
+  r.optional("topk_group", moe.topk_group);
+  if (v3) return;
+  std::string method = "greedy";
+  r.optional("topk_method", method);
+  only_word(r, "topk_method", {"greedy", "group_limited_greedy"});
+  only_word(r, "scoring_func", {"softmax"});
+  if (method != "greedy") return;
+  moe.n_group = 1;
+  moe.topk_group = 1;
 }
 
 void read_shared_experts(const Reading& in, MoeSpec& moe) {
   std::int64_t shared = 0;
+  refuse_absent(in.r, "n_shared_experts", in.m.family == Family::deepseek_v3 ? "1" : "2");
   in.r.optional("n_shared_experts", shared);
   constexpr std::int64_t kMost = 1 << 20;
   if (shared < 0 || shared > kMost) {
@@ -78,14 +89,16 @@ void read_deepseek_experts(const Reading& in) {
   MapReader& r = in.r;
   MoeSpec moe;
   const bool v3 = in.m.family == Family::deepseek_v3;
-  moe.norm_topk_prob = v3;
   moe.routed_scaling_factor = v3 ? 2.5 : 1.0;
-  r.required("n_routed_experts", moe.num_experts);
+  require_named(r, {"n_routed_experts", "num_local_experts", "num_experts"}, moe.num_experts);
   r.required("num_experts_per_tok", moe.num_experts_per_tok);
   r.required("moe_intermediate_size", moe.moe_intermediate_size);
   read_shared_experts(in, moe);
+  if (v3) refuse_absent(r, "first_k_dense_replace", "3");
   r.optional("first_k_dense_replace", moe.first_k_dense_replace);
-  r.optional("norm_topk_prob", moe.norm_topk_prob);
+  bool normalised = v3;
+  r.optional("norm_topk_prob", normalised);
+  moe.norm_topk_prob = v3 && normalised;  // Hugging Face never normalises those of v2
   r.optional("routed_scaling_factor", moe.routed_scaling_factor);
   r.optional("aux_loss_alpha", moe.router_aux_loss_coef);
   read_group_routing(in, moe);
@@ -100,7 +113,7 @@ void read_deepseek_experts(const Reading& in) {
   bool ignored = false;
   std::int64_t ep_size = 1;
   r.optional("seq_aux", ignored);
-  r.optional("rope_interleave", ignored);
+  if (v3) r.optional("rope_interleave", in.m.rope_interleaved);
   r.optional("ep_size", ep_size);
   in.m.moe = moe;
 }
@@ -122,7 +135,7 @@ void read_deepseek(const Reading& in) {
   r.optional("tie_word_embeddings", m.tie_word_embeddings);
   r.optional("initializer_range", m.initializer_range);
   only_word(r, "hidden_act", {"silu"});
-  only_false(r, "attention_bias", "a bias in the attention projections");
+  read_attention_bias(in);
   accept_dropout(r, {"attention_dropout"});
   read_deepseek_experts(in);
   r.optional("num_nextn_predict_layers", m.num_nextn_predict_layers);
@@ -132,11 +145,15 @@ void read_olmoe(const Reading& in) {
   read_rms_sizes(in);
   read_attention_bias(in);
   accept_dropout(in.r, {"attention_dropout"});
-  only_null(in.r, "clip_qkv", "a clamp of q, k and v");
+  const Value* clip = in.r.take("clip_qkv");
+  in.r.optional("clip_qkv", in.m.clip_qkv);
+  if (clip != nullptr && clip->kind != Value::Kind::null && !(in.m.clip_qkv > 0.0)) {
+    in.r.problem("clip_qkv", fmt::format("clip_qkv={} is not above 0", in.m.clip_qkv), "use null for none");
+  }
   MoeSpec moe;
   moe.norm_topk_prob = false;
   moe.router_aux_loss_coef = 0.01;
-  in.r.required("num_experts", moe.num_experts);
+  require_named(in.r, {"num_experts", "num_local_experts"}, moe.num_experts);
   in.r.required("num_experts_per_tok", moe.num_experts_per_tok);
   in.r.optional("norm_topk_prob", moe.norm_topk_prob);
   in.r.optional("router_aux_loss_coef", moe.router_aux_loss_coef);
@@ -147,13 +164,14 @@ void read_gpt_oss(const Reading& in) {
   MapReader& r = in.r;
   read_rms_sizes(in);
   read_attention_bias(in);
-  accept_dropout(r, {"attention_dropout", "swiglu_limit", "initial_context_length"});
+  accept_dropout(r, {"attention_dropout", "initial_context_length"});
+  r.optional("swiglu_limit", in.m.swiglu_limit);
   MoeSpec moe;
   moe.softmax_before_topk = false;
   moe.router_bias = true;
   moe.expert_bias = true;
   moe.router_aux_loss_coef = 0.9;
-  r.required("num_local_experts", moe.num_experts);
+  require_named(r, {"num_local_experts", "num_experts"}, moe.num_experts);
   require_named(r, {"num_experts_per_tok", "experts_per_token"}, moe.num_experts_per_tok);
   r.optional("router_aux_loss_coef", moe.router_aux_loss_coef);
   in.m.moe = moe;

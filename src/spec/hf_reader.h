@@ -46,7 +46,6 @@ void require_named(MapReader& r, std::initializer_list<std::string_view> names, 
 void only_false(MapReader& r, std::string_view key, std::string_view meaning);
 void only_true(MapReader& r, std::string_view key, std::string_view meaning);
 void only_word(MapReader& r, std::string_view key, std::initializer_list<std::string_view> words);
-void only_zero(MapReader& r, std::string_view key, std::string_view meaning);
 void only_null(MapReader& r, std::string_view key, std::string_view meaning);
 
 // rope_theta and rope_scaling, in newer files together as rope_parameters.
@@ -66,7 +65,8 @@ void trim_spans(ModelSpec& m);
 
 // Sizes, heads, rope and the rest of the families with RMSNorm and rope.
 void read_rms_sizes(const Reading& in);
-// Numbers of a training recipe and details without cost: read as numbers, not kept.
+// Dropout, router noise and other numbers of a training recipe, details without cost: read as numbers, not
+// kept. Nothing here drops or adds noise.
 void accept_dropout(MapReader& r, std::initializer_list<std::string_view> keys);
 void read_attention_bias(const Reading& in);  // one switch for q, k, v and the output
 

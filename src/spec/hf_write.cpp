@@ -1,4 +1,5 @@
 // A ModelSpec as the config.json of its family.
+#include <algorithm>
 #include <utility>
 
 #include "spec/hf_reader.h"
@@ -94,6 +95,8 @@ void write_rope(Writing& w) {
       s.set("beta_slow", scalar(rope.beta_slow));
       if (rope.mscale != 0.0) s.set("mscale", scalar(rope.mscale));
       if (rope.mscale_all_dim != 0.0) s.set("mscale_all_dim", scalar(rope.mscale_all_dim));
+      if (rope.attention_factor != 0.0) s.set("attention_factor", scalar(rope.attention_factor));
+      if (!rope.truncate) s.set("truncate", scalar(false));
       break;
   }
   w.v.set("rope_scaling", std::move(s));
@@ -134,6 +137,11 @@ void write_rms_family(Writing& w) {
 void write_window(Writing& w) {
   if (w.m.sliding_window == 0) return w.null("sliding_window");
   w.whole("sliding_window", w.m.sliding_window);
+  const bool everywhere =
+      !w.m.layer_spans.empty() &&
+      std::ranges::count(w.m.layer_spans, AttentionSpan::sliding) == w.m.num_hidden_layers;
+  const bool always = w.m.family == Family::mistral || w.m.family == Family::mixtral;
+  if (always && everywhere) return;
   if (!w.m.layer_spans.empty()) return write_layer_types(w);
   // A window that no layer has.
   if (w.m.num_hidden_layers > kMaxLayers) return;
@@ -155,6 +163,14 @@ void write_mixtral(Writing& w) {
   if (!moe.softmax_before_topk) w.flag("softmax_before_topk", false);
 }
 
+// Older versions of Hugging Face read this one instead of layer_types.
+void write_max_window_layers(Writing& w) {
+  const std::vector<AttentionSpan>& spans = w.m.layer_spans;
+  const auto first = std::ranges::find(spans, AttentionSpan::sliding);
+  if (std::find(first, spans.end(), AttentionSpan::full) != spans.end()) return;
+  w.whole("max_window_layers", spans.empty() ? w.m.num_hidden_layers : first - spans.begin());
+}
+
 void write_qwen(Writing& w) {
   const ModelSpec& m = w.m;
   if (m.family == Family::qwen3 || m.family == Family::qwen3_moe)
@@ -162,6 +178,7 @@ void write_qwen(Writing& w) {
   if (m.family == Family::qwen2_moe) w.flag("qkv_bias", m.attention_qkv_bias);
   w.flag("use_sliding_window", m.sliding_window > 0);
   write_window(w);
+  if (m.sliding_window > 0) write_max_window_layers(w);
   if (!m.moe) return;
   w.whole("num_experts", m.moe->num_experts);
   w.whole("num_experts_per_tok", m.moe->num_experts_per_tok);
@@ -173,6 +190,8 @@ void write_qwen(Writing& w) {
   w.whole("decoder_sparse_step", m.moe->moe_layer_freq);
   std::vector<std::int64_t> dense;
   for (std::int64_t l = 0; l < m.moe->first_k_dense_replace && l < kMaxLayers; ++l) dense.push_back(l);
+  for (const std::int32_t l : m.moe->mlp_only_layers)
+    if (l >= std::ssize(dense)) dense.push_back(l);
   write_ints(w, "mlp_only_layers", dense);
 }
 
@@ -189,7 +208,8 @@ void write_deepseek(Writing& w) {
   w.whole("qk_nope_head_dim", a.qk_nope_head_dim);
   w.whole("qk_rope_head_dim", a.qk_rope_head_dim);
   w.whole("v_head_dim", a.v_head_dim);
-  w.flag("attention_bias", false);
+  w.flag("attention_bias", m.attention_qkv_bias);
+  if (!m.rope_interleaved) w.flag("rope_interleave", false);
   w.whole("n_routed_experts", e.num_experts);
   w.whole("num_experts_per_tok", e.num_experts_per_tok);
   w.whole("moe_intermediate_size", e.moe_intermediate_size);
@@ -216,7 +236,13 @@ void write_experts(Writing& w) {  // olmoe and gpt_oss
   w.number("router_aux_loss_coef", e.router_aux_loss_coef);
   if (w.m.family == Family::olmoe) {
     w.flag("norm_topk_prob", e.norm_topk_prob);
+    if (w.m.clip_qkv > 0.0) {
+      w.number("clip_qkv", w.m.clip_qkv);
+    } else {
+      w.null("clip_qkv");
+    }
   } else {
+    w.number("swiglu_limit", w.m.swiglu_limit);
     write_window(w);
   }
 }
@@ -248,7 +274,10 @@ void write_gpt2(Writing& w) {
   w.whole("n_inner", m.intermediate_size);
   w.whole("n_positions", m.max_position_embeddings);
   w.whole("vocab_size", m.vocab_size);
-  w.word("activation_function", "gelu_new");
+  w.word("activation_function", m.hidden_act == Activation::gelu   ? "gelu"
+                                : m.hidden_act == Activation::relu ? "relu"
+                                                                   : "gelu_new");
+  w.flag("scale_attn_by_inverse_layer_idx", m.scale_attn_by_inverse_layer_idx);
   w.number("layer_norm_epsilon", m.rms_norm_eps);
   w.flag("tie_word_embeddings", m.tie_word_embeddings);
   w.number("initializer_range", m.initializer_range);

@@ -156,8 +156,9 @@ struct LayerClass {
 // Width of one expert.
 [[nodiscard]] std::int64_t expert_intermediate_size(const ModelSpec& m);
 
-// Refuses, by name, what the engine cannot train (the planner can price it): other families, MLA, shared
-// experts, ...
+// Refuses, by name, what the engine cannot train (the planner can price it): other families, some parts of
+// its own. MTP layers pass here, the engine leaves them out; a job to train them is refused
+// (check_engine_runs).
 void check_trainable(const ModelSpec& m, std::string_view where, Problems& problems);
 // The same as Error{config}; returns its argument.
 const ModelSpec& require_trainable(const ModelSpec& m, std::string_view where);
@@ -188,8 +189,8 @@ enum class AttentionFlops : std::uint8_t { causal, full };
 
 // Reads config.json text. `where` names the file in messages. Adds every problem; keys that change the maths
 // and are not understood are refused by name with the nearest known key, keys without influence are listed in
-// the source. Of the families that the engine does not train, dropout and details that cost nothing (clamps,
-// temperatures of attention) are accepted and not kept. A llama4 file may be the whole of a model with
+// the source. Dropout and router noise are accepted and not kept: nothing here drops or adds noise. So are
+// details that cost nothing (temperatures of attention) of the families that the engine does not train. A llama4 file may be the whole of a model with
 // images: its text_config is read. kimi_k2 is deepseek_v3.
 [[nodiscard]] ModelSpec parse_hf_config(std::string_view json, std::string_view where, Problems& problems);
 // Whole read of a file or of a folder's config.json; throws Error{config} with all problems.

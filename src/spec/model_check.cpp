@@ -36,7 +36,7 @@ bool validate_rope(const ModelSpec& m, Checker& checker) {
   good &=
       checker.check(r.factor >= 1.0, {"rope_scaling"},
                     fmt::format("rope_scaling factor={} is below 1", r.factor), "use a factor of 1 or more");
-  if (r.kind == RopeKind::linear) return good;
+  if (r.kind == RopeKind::linear || r.kind == RopeKind::dynamic) return good;
   if (r.kind == RopeKind::llama3) {
     // Llama-4-Scout has both equal: a step in place of the ramp.
     const bool rising = m.family == Family::llama4 ? r.high_freq_factor >= r.low_freq_factor
@@ -51,6 +51,9 @@ bool validate_rope(const ModelSpec& m, Checker& checker) {
         fmt::format("rope_scaling beta_slow={} and beta_fast={} are no range", r.beta_slow, r.beta_fast),
         "use 0 < beta_slow <= beta_fast, for example 1 and 32");
   }
+  good &= checker.check(r.attention_factor >= 0.0, {"rope_scaling"},
+                        fmt::format("rope_scaling attention_factor={} is below 0", r.attention_factor),
+                        "remove it: it follows from factor then");
   good &= checker.check(r.original_max_position_embeddings >= 1, {"rope_scaling"},
                         fmt::format("rope_scaling original_max_position_embeddings={} is not above 0",
                                     r.original_max_position_embeddings),
@@ -76,10 +79,32 @@ bool validate_moe_sizes(const ModelSpec& m, const MoeSpec& e, Checker& checker) 
   return good;
 }
 
+bool validate_mlp_only_layers(const ModelSpec& m, const MoeSpec& e, Checker& checker) {
+  constexpr std::string_view kKey = "mlp_only_layers";
+  const std::vector<std::int32_t>& dense = e.mlp_only_layers;
+  if (dense.empty()) return true;
+  const std::string_view layers = key_names(m.family).layers;
+  bool good = checker.check(m.family == Family::qwen2_moe || m.family == Family::qwen3_moe, {"model_type"},
+                            fmt::format("{} has no {}", name(m.family), kKey), "use a qwen MoE model");
+  good &= checker.check(std::ranges::is_sorted(dense) && std::ranges::adjacent_find(dense) == dense.end(),
+                        {kKey}, fmt::format("{}=[{}] is not ascending", kKey, fmt::join(dense, ", ")),
+                        "name each layer once, in order");
+  good &= checker.check(dense.front() >= 0 && dense.back() < m.num_hidden_layers, {kKey, layers},
+                        fmt::format("{}=[{}] names layers beyond {}={}", kKey, fmt::join(dense, ", "), layers,
+                                    m.num_hidden_layers),
+                        fmt::format("name layers from 0 to {}", m.num_hidden_layers - 1));
+  if (!good) return false;
+  bool any = false;
+  for (std::int32_t l = 0; l < m.num_hidden_layers && !any; ++l) any = layer_class(m, l).moe;
+  return checker.check(any, {kKey, layers},
+                       fmt::format("{}=[{}] leaves no layer with experts", kKey, fmt::join(dense, ", ")),
+                       "use a dense model, or fewer dense layers");
+}
+
 bool validate_moe_places(const ModelSpec& m, const MoeSpec& e, Checker& checker) {
   const std::string_view freq =
       m.family == Family::llama4 ? "interleave_moe_layer_step" : "decoder_sparse_step";
-  const std::string_view first = has_mla(m.family) ? "first_k_dense_replace" : "mlp_only_layers";
+  const std::string_view first = "first_k_dense_replace";
   const std::string_view layers = key_names(m.family).layers;
   bool good = in_range(checker, freq, e.moe_layer_freq, kMaxLayers);
   good &= between(checker, first, e.first_k_dense_replace, 0, kMaxLayers);
@@ -91,7 +116,7 @@ bool validate_moe_places(const ModelSpec& m, const MoeSpec& e, Checker& checker)
                         fmt::format("{}={} is above {}={}: no layer has experts", freq, e.moe_layer_freq,
                                     layers, m.num_hidden_layers),
                         "use a dense model, or a smaller step");
-  return good;
+  return good && validate_mlp_only_layers(m, e, checker);
 }
 
 bool validate_routing(const MoeSpec& e, Checker& checker, std::string_view experts) {
@@ -144,6 +169,10 @@ bool validate_mla(const ModelSpec& m, Checker& checker) {
   good &= in_range(checker, "qk_rope_head_dim", m.mla->qk_rope_head_dim, kMaxMlaSize);
   good &= in_range(checker, "v_head_dim", m.mla->v_head_dim, kMaxMlaSize);
   if (!good) return false;
+  good &= checker.check(
+      m.mla->qk_rope_head_dim % 2 == 0, {"qk_rope_head_dim"},
+      fmt::format("qk_rope_head_dim={} is odd; rotary embedding turns pairs", m.mla->qk_rope_head_dim),
+      fmt::format("use an even qk_rope_head_dim, for example {}", m.mla->qk_rope_head_dim + 1));
   good &= checker.check(m.num_key_value_heads == m.num_attention_heads,
                         {"num_key_value_heads", "num_attention_heads"},
                         fmt::format("num_key_value_heads={} differs from num_attention_heads={}: with latent "
@@ -185,7 +214,7 @@ bool validate_switches(const ModelSpec& m, Checker& checker) {
   const Family family = m.family;
   const bool one_bias = family == Family::llama || family == Family::qwen3 || family == Family::qwen3_moe ||
                         family == Family::olmoe || family == Family::gpt_oss || family == Family::llama4 ||
-                        family == Family::gpt_neox || family == Family::falcon;
+                        family == Family::gpt_neox || family == Family::falcon || has_mla(family);
   if (one_bias) f.attention_qkv_bias = f.attention_out_bias = m.attention_qkv_bias;
   if (family == Family::qwen2_moe) f.attention_qkv_bias = m.attention_qkv_bias;
   if (family == Family::llama) f.mlp_bias = m.mlp_bias;
@@ -197,16 +226,28 @@ bool validate_switches(const ModelSpec& m, Checker& checker) {
                               (family == Family::falcon && m.position == PositionKind::alibi);
   if (other_position) f.position = m.position;
   if (family == Family::gpt_neox) f.partial_rotary_factor = m.partial_rotary_factor;
+  if (family == Family::gpt2 && m.hidden_act != Activation::silu &&
+      m.hidden_act != Activation::clamped_swiglu) {
+    f.hidden_act = m.hidden_act;
+  }
+  if (family == Family::gpt2) f.scale_attn_by_inverse_layer_idx = m.scale_attn_by_inverse_layer_idx;
+  if (family == Family::deepseek_v3) f.rope_interleaved = m.rope_interleaved;
+  if (family == Family::olmoe) f.clip_qkv = m.clip_qkv;
+  if (family == Family::gpt_oss) f.swiglu_limit = m.swiglu_limit;
+  const bool same_maths = f.hidden_act == m.hidden_act && f.rope_interleaved == m.rope_interleaved &&
+                          f.clip_qkv == m.clip_qkv && f.swiglu_limit == m.swiglu_limit &&
+                          f.scale_attn_by_inverse_layer_idx == m.scale_attn_by_inverse_layer_idx;
   const bool same =
-      f.norm == m.norm && f.position == m.position && f.gated_mlp == m.gated_mlp &&
+      same_maths && f.norm == m.norm && f.position == m.position && f.gated_mlp == m.gated_mlp &&
       f.attention_qkv_bias == m.attention_qkv_bias && f.attention_out_bias == m.attention_out_bias &&
       f.mlp_bias == m.mlp_bias && f.qk_norm == m.qk_norm && f.qk_norm_whole == m.qk_norm_whole &&
       f.attention_sinks == m.attention_sinks && f.parallel_residual == m.parallel_residual &&
       f.parallel_shared_norm == m.parallel_shared_norm && f.embedding_norm == m.embedding_norm &&
       f.partial_rotary_factor == m.partial_rotary_factor;
-  return checker.check(same, {"model_type"},
-                       fmt::format("norms, positions, biases or residuals are not those of {}", name(family)),
-                       "use the family that has them");
+  return checker.check(
+      same, {"model_type"},
+      fmt::format("norms, positions, activation, biases or residuals are not those of {}", name(family)),
+      "use the family that has them");
 }
 
 bool validate_heads(const ModelSpec& m, Checker& checker) {
@@ -256,6 +297,11 @@ bool validate_model(const ModelSpec& m, Checker& checker) {
   good &= validate_heads(m, checker);
   good &= checker.check(m.rms_norm_eps > 0.0, {k.eps},
                         fmt::format("{}={} is not above 0", k.eps, m.rms_norm_eps), "use for example 1e-5");
+  good &= checker.check(m.clip_qkv >= 0.0, {"clip_qkv"}, fmt::format("clip_qkv={} is below 0", m.clip_qkv),
+                        "use null for none");
+  good &=
+      checker.check((m.hidden_act == Activation::clamped_swiglu) == (m.swiglu_limit > 0.0), {"swiglu_limit"},
+                    fmt::format("swiglu_limit={} is not above 0", m.swiglu_limit), "use for example 7.0");
   good &= checker.check(m.initializer_range >= 0.0, {"initializer_range"},
                         fmt::format("initializer_range={} is below 0", m.initializer_range),
                         "use for example 0.02");

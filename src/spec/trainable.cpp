@@ -9,47 +9,59 @@ namespace tessera::spec {
 
 namespace {
 
-bool narrow(const ModelSpec& m) {
-  return std::ranges::any_of(m.layer_spans, [](AttentionSpan s) { return s != AttentionSpan::full; });
+bool trained(Family family) {
+  switch (family) {
+    case Family::llama:
+    case Family::mixtral:
+    case Family::mistral:
+    case Family::qwen2:
+    case Family::qwen3:
+    case Family::qwen2_moe:
+    case Family::qwen3_moe:
+    case Family::deepseek_v2:
+    case Family::deepseek_v3:
+    case Family::olmoe:
+    case Family::gpt_oss:
+    case Family::gpt2:
+      return true;
+    case Family::llama4:
+    case Family::gpt_neox:
+    case Family::mpt:
+    case Family::bloom:
+    case Family::falcon:
+      return false;
+  }
+  return false;
 }
 
-void check_parts(const ModelSpec& m, Checker& c, std::string_view at) {
-  const auto none = [&](bool absent, std::string_view what, std::string_view mend) {
-    c.check(absent, {at}, fmt::format("the engine does not train {}", what), std::string(mend));
-  };
-  none(!m.attention_qkv_bias && !m.attention_out_bias, "a bias in the attention projections (attention_bias)",
-       "use a model with attention_bias: false");
-  none(!m.mlp_bias, "a bias in the MLP (mlp_bias)", "use a model with mlp_bias: false");
-  none(!narrow(m), fmt::format("sliding or chunked attention (sliding_window={})", m.sliding_window),
-       "use a model with sliding_window: null");
-  none(m.partial_rotary_factor == 1.0, "rope on a part of each head (partial_rotary_factor)",
-       "use a model that rotates whole heads");
-  none(m.rope_scaling.kind != RopeKind::yarn, "rope_type=yarn", "use default, linear or llama3");
-}
-
-void check_experts(const MoeSpec& e, Checker& c, std::string_view at) {
-  const bool plain = e.moe_intermediate_size == 0 && e.shared_intermediate_size == 0 &&
-                     e.first_k_dense_replace == 0 && e.moe_layer_freq == 1 && e.n_group == 1 &&
-                     e.score == RouterScore::softmax && !e.score_correction_bias && !e.expert_bias &&
-                     !e.router_bias && e.routed_scaling_factor == 1.0;
-  c.check(plain, {at},
-          "the engine does not train shared experts, dense layers between MoE layers, groups of experts, "
-          "sigmoid scores or biases of experts and router",
-          "use a mixtral model: every layer has the same experts, chosen by softmax");
+// Why not, of a family that can only be planned.
+std::string_view obstacle(const ModelSpec& m) {
+  if (m.attention_chunk > 0 || m.family == Family::llama4) return "chunked attention";
+  if (m.position == PositionKind::alibi) return "ALiBi";
+  if (m.partial_rotary_factor != 1.0) return "rotary embedding of a part of each head";
+  if (m.parallel_residual) return "attention and MLP side by side";
+  return "its layers";
 }
 
 }  // namespace
 
 void check_model_trains(const ModelSpec& m, Checker& c, std::string_view at) {
-  if (m.family != Family::llama && m.family != Family::mixtral) {
+  if (!trained(m.family)) {
     c.check(false, {at},
-            fmt::format("the engine does not train model_type={}: it can be planned and simulated only",
-                        name(m.family)),
-            "train a llama or mixtral model");
+            fmt::format("the engine does not train model_type={} ({}): it can be planned and simulated only",
+                        name(m.family), obstacle(m)),
+            "train one of llama, mistral, qwen2, qwen3, gpt2, mixtral, qwen2_moe, qwen3_moe, olmoe, "
+            "deepseek_v2, deepseek_v3, gpt_oss");
     return;
   }
-  check_parts(m, c, at);
-  if (m.moe) check_experts(*m.moe, c, at);
+  c.check(m.hidden_act != Activation::relu, {at}, "the engine does not train activation_function=relu",
+          "use a model with activation_function: gelu_new or gelu");
+  c.check(!m.mla || m.rope_interleaved, {at}, "the engine does not train rope_interleave=false",
+          "use a model with rope_interleave: true");
+  c.check(m.rope_scaling.kind != RopeKind::dynamic || !m.mla || m.mla->qk_rope_head_dim > 2, {at},
+          "rope_type=dynamic has no base for a rotary part of 2", "use another rope_type");
+  c.check(m.rope_scaling.kind != RopeKind::dynamic || m.mla || m.head_dim > 2, {at},
+          "rope_type=dynamic has no base for a head_dim of 2", "use another rope_type");
 }
 
 void check_trainable(const ModelSpec& m, std::string_view where, Problems& problems) {

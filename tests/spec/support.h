@@ -20,6 +20,10 @@ inline std::string data_file(std::string_view name) {
   return read_text(fmt::format("{}/tests/data/files/{}", TESSERA_SOURCE_DIR, name));
 }
 
+inline std::string shipped_model(std::string_view name) {
+  return read_text(fmt::format("{}/src/spec/models/{}.json", TESSERA_SOURCE_DIR, name));
+}
+
 inline std::string replaced(std::string text, std::string_view from, std::string_view to) {
   const auto at = text.find(from);
   if (at == std::string::npos) throw std::runtime_error(fmt::format("\"{}\" is not in the text", from));
