@@ -1,55 +1,18 @@
-// The dense layers of a llama-like decoder. Each adds to the residual stream: y = x + f(rms_norm(x)).
+// The dense layers of a decoder beside attention (attention.h, latent_attention.h). Each adds to the residual
+// stream: y = x + f(rms_norm(x)).
 // Sources: Megatron-LM (arXiv 1909.08053, 2205.05198) for the parallel forms; formulas in docs/numerics.md.
 // Bytes sent by one rank, b bytes per element, S = T * H * b, g = (tp - 1) / tp:
-//   attention, mlp: F all_gather g S + reduce_scatter g S; I the same (selective: one more all_gather);
-//   W none.
+//   mlp: F all_gather g S + reduce_scatter g S; I the same (selective: one more all_gather); W none.
 //   embedding: F reduce_scatter g S; I all_gather g S; W none.
 //   head: F all_gather g S + all_gather (tp - 1) * 3 T b (softmax statistics); I reduce_scatter g S; W none.
 #pragma once
 #include <cstdint>
 #include <vector>
 
+#include "nn/attention.h"
 #include "nn/layer.h"
 
 namespace tessera::nn {
-
-// Self-attention with grouped queries and rotary positions. Weights on this rank (heads, kv_heads: of this
-// rank): qkv [(heads + 2 kv_heads) * head_dim, H] (rows q | k | v), o [H, heads * head_dim], norm [H].
-class Attention : public Layer {
- public:
-  struct Options {
-    Dims dims;
-    std::int64_t heads;     // on this rank
-    std::int64_t kv_heads;  // on this rank
-    std::int64_t head_dim;
-    double norm_eps;
-    Recompute recompute;
-  };
-  struct Params {
-    Param norm_H, qkv, o;
-  };
-  // cos, sin: [seq, head_dim / 2] of the same dtype, outlive the layer.
-  Attention(Options options, Params params, Tensor cos_SP, Tensor sin_SP);
-  void reserve_saved(Arena& arena) override;
-  void reserve_deferred(Arena& arena) override;
-  void measure_scratch(Arena& counting) const override;
-  void forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH, Pass pass) override;
-  void backward_input(Context& ctx, Slots slots, const Microbatch& mb, Tensor g_tH) override;
-  void backward_weight(Context& ctx, Slots slots, const Microbatch& mb) override;
-
- private:
-  struct Saved {
-    Tensor x_tH, rstd_t, n_TH, qkv, out, lse;  // x: view; n: Recompute::none only
-  };
-  struct Deferred {
-    Tensor n_TH, dout_TH, dqkv, dn_tH;  // n: selective only
-  };
-  Options o_;
-  Params p_;
-  Tensor cos_, sin_;
-  std::vector<Saved> saved_;
-  std::vector<Deferred> deferred_;
-};
 
 // Gated MLP: down(silu(gate(n)) * up(n)). Weights on this rank (I: of this rank): gate_up [2 I, H] (rows
 // gate | up), down [H, I], norm [H].

@@ -198,6 +198,7 @@ class LayerRig {
   [[nodiscard]] Tensor dx(std::int32_t slot) const { return g_[at(slot)]; }
   [[nodiscard]] RankParams& params() { return params_; }
   [[nodiscard]] nn::Layer& layer() { return *layer_; }
+  [[nodiscard]] const kernels::Kernels& kernels() const { return *kernels_; }
   [[nodiscard]] const PhaseBytes& bytes() const { return bytes_; }
   [[nodiscard]] Bytes slot_bytes() const { return slots_.used(); }
   [[nodiscard]] std::int64_t first_row() const { return place_.tp->rank() * dims_.local_tokens(); }
