@@ -23,6 +23,11 @@ struct Form {
   std::string name;
   std::optional<AttentionCase> attention;
   std::optional<LatentCase> latent;
+  // Each rank has a key head.
+  [[nodiscard]] std::vector<std::int32_t> tensor_parallel() const {
+    if (attention && attention->kv_heads < kHeads) return {2};
+    return {2, 4};
+  }
   [[nodiscard]] LayerProblem problem(Recompute recompute, std::int64_t microbatches) const {
     if (attention) {
       AttentionCase c = *attention;
@@ -43,6 +48,11 @@ void PrintTo(const Form& f, std::ostream* out) {
 const std::vector<Form>& forms() {
   static const std::vector<Form> list = {
       {"plain", AttentionCase{}, {}},
+      {"grouped", AttentionCase{.kv_heads = 2}, {}},
+      {"grouped_norms_by_head_clipped",
+       AttentionCase{.kv_heads = 2, .bias = true, .qk_norm = QkNorm::per_head, .clip = 0.7},
+       {}},
+      {"grouped_norms_whole", AttentionCase{.kv_heads = 2, .qk_norm = QkNorm::whole}, {}},
       {"scaled", AttentionCase{.scale = 0.3}, {}},
       {"biased", AttentionCase{.bias = true}, {}},
       {"norms_by_head", AttentionCase{.qk_norm = QkNorm::per_head}, {}},
@@ -87,7 +97,7 @@ TEST_P(AttentionForms, OnTwoAndFourRanksEqualsOneRank) {
   for (const Recompute mode : kModes) {
     const LayerProblem p = GetParam().problem(mode, 2);
     const LayerResult one = run_layer(p, {});
-    for (const std::int32_t tp : {2, 4}) {
+    for (const std::int32_t tp : GetParam().tensor_parallel()) {
       SCOPED_TRACE(fmt::format("tp={}", tp));
       expect_near(p, run_layer(p, {.tp = tp}), one, kBound);
     }
@@ -182,6 +192,7 @@ TEST_P(AttentionForms, KeepsSendsAndComputesWhatTheGraphSays) {
   for (const Recompute mode : kModes) {
     const LayerProblem p = GetParam().problem(mode, 1);
     for (const std::int32_t tp : {1, 2, 4}) {
+      if (tp > GetParam().tensor_parallel().back()) continue;
       SCOPED_TRACE(fmt::format("tp={} selective={}", tp, mode == Recompute::selective));
       const graph::LayerOps ops = operators(GetParam(), p.dims, tp, mode);
       const Totals f(ops.forward), i(ops.backward_input), w(ops.backward_weight);

@@ -1,4 +1,4 @@
-// Backward passes of the dense layers against central differences, in f64 with random upstream gradients.
+// Backward passes of the dense layers beside attention against central differences, in f64 with random upstream gradients.
 #include <gtest/gtest.h>
 
 #include "nn/problems.h"
@@ -14,14 +14,6 @@ INSTANTIATE_TEST_SUITE_P(Layers, BothRecomputeModes, ::testing::Values(Recompute
                          [](const auto& info) {
                            return info.param == Recompute::none ? "keep" : "selective";
                          });
-
-TEST_P(BothRecomputeModes, AttentionGradientsMatchCentralDifferences) {
-  expect_gradients(attention_problem(kHeads, GetParam()));
-}
-
-TEST_P(BothRecomputeModes, GroupedQueryAttentionGradientsMatchCentralDifferences) {
-  expect_gradients(attention_problem(2, GetParam(), 2));
-}
 
 TEST_P(BothRecomputeModes, MlpGradientsMatchCentralDifferences) {
   expect_gradients(mlp_problem(GetParam(), 2));

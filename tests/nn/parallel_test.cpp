@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "nn/problems.h"
+#include "nn/attention_problems.h"
 
 namespace tessera::test {
 namespace {
@@ -22,8 +22,6 @@ void PrintTo(const Case& c, std::ostream* out) {
 
 const std::vector<Case>& cases() {
   static const std::vector<Case> list = {
-      {"attention", [] { return attention_problem(4, Recompute::none, 2); }},
-      {"attention_selective", [] { return attention_problem(4, Recompute::selective, 2); }},
       {"mlp", [] { return mlp_problem(Recompute::none, 2); }},
       {"mlp_selective", [] { return mlp_problem(Recompute::selective, 2); }},
       {"embedding", [] { return embedding_problem(2); }},
@@ -66,8 +64,10 @@ TEST_P(DenseLayers, OnTheFastKernelsInF32StayNearTheReference) {
 }
 
 TEST(SelectiveRecompute, ChangesNoBitsAndKeepsLess) {
-  const LayerProblem keep[] = {attention_problem(2, Recompute::none), mlp_problem(Recompute::none)};
-  const LayerProblem drop[] = {attention_problem(2, Recompute::selective), mlp_problem(Recompute::selective)};
+  const LayerProblem keep[] = {attention_case({.kv_heads = 2, .recompute = Recompute::none}),
+                               mlp_problem(Recompute::none)};
+  const LayerProblem drop[] = {attention_case({.kv_heads = 2, .recompute = Recompute::selective}),
+                               mlp_problem(Recompute::selective)};
   for (int i = 0; i < 2; ++i) {
     for (const std::int32_t tp : {1, 2}) {
       const LayerResult a = run_layer(keep[i], {.tp = tp});
@@ -87,8 +87,8 @@ TEST(SelectiveRecompute, DropsTheNormalisedRowsFromTheSavedSlot) {
     return counting.used().value;
   };
   const std::int64_t rows = 12;
-  EXPECT_EQ(saved_bytes(attention_problem(2, Recompute::none)) -
-                saved_bytes(attention_problem(2, Recompute::selective)),
+  EXPECT_EQ(saved_bytes(attention_case({.kv_heads = 2, .recompute = Recompute::none})) -
+                saved_bytes(attention_case({.kv_heads = 2, .recompute = Recompute::selective})),
             rows * 8 * 8);
   EXPECT_EQ(saved_bytes(mlp_problem(Recompute::none)) - saved_bytes(mlp_problem(Recompute::selective)),
             rows * (8 + kIntermediate) * 8);
@@ -107,8 +107,8 @@ TEST(BytesSent, EqualTheClosedForms) {
         EXPECT_EQ(got.weight, want.weight);
       }
     };
-    expect(attention_problem(4, Recompute::none), {.forward = 2 * share, .input = 2 * share});
-    expect(attention_problem(4, Recompute::selective), {.forward = 2 * share, .input = 3 * share});
+    expect(attention_case({.recompute = Recompute::none}), {.forward = 2 * share, .input = 2 * share});
+    expect(attention_case({.recompute = Recompute::selective}), {.forward = 2 * share, .input = 3 * share});
     expect(mlp_problem(Recompute::none), {.forward = 2 * share, .input = 2 * share});
     expect(mlp_problem(Recompute::selective), {.forward = 2 * share, .input = 3 * share});
     expect(embedding_problem(), {.forward = share, .input = share});

@@ -1,4 +1,4 @@
-// The dense layers as layer problems: small dims in f64, random weights, one to four ranks.
+// The dense layers beside attention (attention_problems.h) as layer problems: small dims in f64, random weights, one to four ranks.
 #pragma once
 #include <cmath>
 #include <memory>
@@ -35,37 +35,6 @@ struct Rotary {
   }
   Owned cos, sin;
 };
-
-[[nodiscard]] inline LayerProblem attention_problem(std::int64_t kv_heads, nn::Recompute recompute,
-                                                    std::int64_t microbatches = 1) {
-  LayerProblem p = residual_problem(microbatches);
-  const std::int64_t h = p.dims.hidden;
-  const std::int64_t q = kHeads * kHeadDim;
-  const std::int64_t kv = kv_heads * kHeadDim;
-  add_param(p, "norm", {h}, 1, 1.0);
-  add_param(p, "qkv", {q + 2 * kv, h}, 2);
-  add_param(p, "o", {h, q}, 3);
-  const auto f64 = std::make_shared<Rotary>(DType::f64, p.dims.seq);
-  const auto f32 = std::make_shared<Rotary>(DType::f32, p.dims.seq);
-  p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
-    const std::int64_t tp = place.layout.tp;
-    const std::int64_t r = place.tp->rank();
-    const nn::Param norm = params.add(0);
-    const nn::Param qkv = params.add(
-        1, {.rows = {{r * q / tp, q / tp}, {q + r * kv / tp, kv / tp}, {q + kv + r * kv / tp, kv / tp}}});
-    const nn::Param o = params.add(2, {.col_begin = r * q / tp, .cols = q / tp});
-    const Rotary& rotary = dims.dtype == DType::f64 ? *f64 : *f32;
-    return std::make_unique<nn::Attention>(nn::Attention::Options{.dims = dims,
-                                                                  .heads = kHeads / tp,
-                                                                  .kv_heads = kv_heads / tp,
-                                                                  .head_dim = kHeadDim,
-                                                                  .norm_eps = kEps,
-                                                                  .recompute = recompute},
-                                           nn::Attention::Params{.norm_H = norm, .qkv = qkv, .o = o},
-                                           rotary.cos, rotary.sin);
-  };
-  return p;
-}
 
 [[nodiscard]] inline LayerProblem mlp_problem(nn::Recompute recompute, std::int64_t microbatches = 1) {
   LayerProblem p = residual_problem(microbatches);
