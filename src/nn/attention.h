@@ -45,6 +45,7 @@ class Attention : public Layer {
     std::optional<kernels::RopePairs> rope = kernels::RopePairs::halves;
     QkNorm qk_norm = QkNorm::none;
     double clip_qkv = 0.0;  // 0: none
+    std::int32_t layer = 0;  // of the model: its entry of a key-value cache
   };
   struct Params {
     Param norm_H, qkv, o;

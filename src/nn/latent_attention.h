@@ -38,6 +38,7 @@ class LatentAttention : public Layer {
     double scale = 0.0;  // of q k^T; 0: (nope_dim + rope_dim)^-1/2
     double latent_eps = 1e-6;
     kernels::RopePairs pairs = kernels::RopePairs::interleaved;
+    std::int32_t layer = 0;  // of the model: its entry of a key-value cache
   };
   struct Params {
     Param norm_H, q, kv_a, kv_a_norm, kv_b, o;
