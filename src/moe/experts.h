@@ -1,6 +1,7 @@
-// The experts of one rank: a gated MLP each, on its rows of the dispatched batch. Expert i owns the rows
+// The experts of one rank: an MLP each, on its rows of the dispatched batch. Expert i owns the rows
 // [begins[i], begins[i + 1]); one without rows does nothing. All tensors hold exactly R = begins.back()
-// rows; I is the FFN width on this rank. No communication, no allocation.
+// rows; I is the FFN width on this rank, z has 2 I columns where the activation is gated. No communication,
+// no allocation.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -9,29 +10,42 @@
 
 namespace tessera::moe {
 
-using Begins = std::span<const std::int32_t>;
-using ExpertList = std::span<const ExpertParams>;
+struct ExpertForm {
+  kernels::ActivationOptions activation;
+  bool adds_down_bias;  // of the ranks that share an expert, one adds it
+};
+struct ExpertList {
+  std::span<const ExpertParams> experts;
+  ExpertForm form;
+};
 
-// gate_up = rows W_gate_up^T, h = silu(gate) up, y = h W_down^T.
+// z = gate_up = rows W_gate_up^T [+ b], h = act(z), y = h W_down^T [+ b].
 struct ExpertForward {
   Tensor y_RH, h_RI, gate_up;  // out
   Tensor rows_RH;              // in
 };
-void experts_forward(kernels::Kernels& kernels, ExpertList experts, Begins begins, const ExpertForward& io);
+void experts_forward(kernels::Kernels& kernels, const ExpertList& list, Begins begins,
+                     const ExpertForward& io);
 
 // drows and dgate_up from dy; dh is work space.
 struct ExpertInputGradient {
   Tensor drows_RH, dgate_up, dh_RI;  // out
   Tensor dy_RH, gate_up;             // in
 };
-void experts_backward_input(kernels::Kernels& kernels, ExpertList experts, Begins begins,
+void experts_backward_input(kernels::Kernels& kernels, const ExpertList& list, Begins begins,
                             const ExpertInputGradient& io);
 
-// Param::grad += for every expert that has rows.
+// Param::grad += for every expert that has rows; biases: column sums of dy and dz.
 struct ExpertWeightGradient {
   Tensor dy_RH, h_RI, dgate_up, rows_RH;  // in
 };
-void experts_backward_weight(kernels::Kernels& kernels, ExpertList experts, Begins begins,
+void experts_backward_weight(kernels::Kernels& kernels, const ExpertList& list, Begins begins,
                              const ExpertWeightGradient& in);
+
+// Rows between two sets of begins, expert by expert: padded_RH = the rows of compact_RH with zeros after
+// those of each expert, and back.
+void pad_rows(kernels::Kernels& kernels, Tensor padded_RH, Begins padded, Tensor compact_RH, Begins compact);
+void unpad_rows(kernels::Kernels& kernels, Tensor compact_RH, Begins compact, Tensor padded_RH,
+                Begins padded);
 
 }  // namespace tessera::moe

@@ -57,12 +57,14 @@ void mark_by_weight(Tensor pos_tK, Tensor index_TK, Tensor weights_TK, const Dro
 
   std::fill_n(pos, pos_tK.num_elements(), 0);
   for (std::int64_t e = 0; e < experts; ++e) {
+    if (start[e + 1] - start[e] <= capacity) continue;
     // A token chooses an expert once, so the order (weight, choice) is total.
-    std::sort(order + start[e], order + start[e + 1], [&](std::int32_t a, std::int32_t b) {
-      const double wa = read(weights_TK, a);
-      const double wb = read(weights_TK, b);
-      return wa != wb ? wa > wb : a < b;
-    });
+    std::nth_element(order + start[e], order + start[e] + capacity, order + start[e + 1],
+                     [&](std::int32_t a, std::int32_t b) {
+                       const double wa = read(weights_TK, a);
+                       const double wb = read(weights_TK, b);
+                       return wa != wb ? wa > wb : a < b;
+                     });
     for (std::int64_t i = start[e] + capacity; i < start[e + 1]; ++i) {
       const std::int64_t mine = order[i] - first_choice;
       if (mine >= 0 && mine < pos_tK.num_elements()) pos[mine] = -1;
@@ -77,6 +79,38 @@ std::int64_t capacity_rows(double factor, std::int64_t tokens, std::int64_t top_
   const double nearest = std::round(exact);
   const double rounding = 1e-12 * std::max(1.0, exact);
   return static_cast<std::int64_t>(std::abs(exact - nearest) <= rounding ? nearest : std::ceil(exact));
+}
+
+std::int64_t choice_width(const Options& o) {
+  return o.choice == Choice::expert_choice ? o.num_experts : o.router.top_k;
+}
+
+std::int64_t capacity(const Options& o) {
+  const bool experts_choose = o.choice == Choice::expert_choice;
+  if (o.capacity_factor <= 0.0 && !experts_choose) return 0;
+  const double factor = o.capacity_factor > 0.0 ? o.capacity_factor : 1.0;
+  const std::int64_t rows = capacity_rows(factor, o.dims.tokens(), o.router.top_k, o.num_experts);
+  return experts_choose ? std::min(rows, o.dims.tokens()) : rows;
+}
+
+RouterOptions kernel_options(const Options& o) {
+  RouterOptions r = o.router;
+  if (o.choice == Choice::scores) return r;
+  r.given_index = true;
+  r.n_group = 1;
+  r.topk_group = 1;
+  if (o.choice == Choice::hash) return r;
+  r.top_k = o.num_experts;
+  r.renormalise = false;
+  if (r.score == kernels::RouterScore::topk_then_softmax) r.score = kernels::RouterScore::softmax_then_topk;
+  return r;
+}
+
+void choose_all(Tensor index_tE) {
+  std::int32_t* index = index_tE.as<std::int32_t>();
+  const std::int64_t experts = index_tE.dim(1);
+  for (std::int64_t i = 0; i < index_tE.num_elements(); ++i)
+    index[i] = static_cast<std::int32_t>(i % experts);
 }
 
 std::int64_t num_units(const Options& o) {
@@ -111,6 +145,15 @@ void balance_from_counts(Tensor aux_UE, Tensor counts_UE, const Options& o, doub
   for (std::int64_t i = 0; i < counts_UE.num_elements(); ++i) write(aux_UE, i, scale * counts[i]);
 }
 
+void balance_from_totals(Tensor aux_UE, std::span<const std::int64_t> totals, std::int32_t num_layers,
+                         const Options& o, double weight) {
+  const auto tokens = static_cast<double>(unit_tokens(o) * num_layers);
+  const double scale = weight * o.aux_loss_coef * o.num_experts / (tokens * tokens);
+  for (std::int64_t i = 0; i < aux_UE.num_elements(); ++i) {
+    write(aux_UE, i, scale * static_cast<double>(totals[static_cast<std::size_t>(i)]));
+  }
+}
+
 void balance_from_frequency(Tensor aux_1E, std::span<const double> frequency, const Options& o,
                             double token_weight) {
   const double scale = o.aux_loss_coef * o.num_experts * token_weight;
@@ -132,33 +175,71 @@ void mark_drops(Tensor pos_tK, Tensor index_TK, Tensor weights_TK, const DropWor
   }
 }
 
+namespace {
+
+// P of the balancing loss is the score over this: sigmoid scores do not sum to one.
+double score_sum(const Routed& r, const Options& o, std::int64_t token) {
+  if (o.router.score != kernels::RouterScore::sigmoid) return 1.0;
+  const std::int64_t experts = r.probs_tE.dim(1);
+  double sum = 0.0;
+  for (std::int64_t e = 0; e < experts; ++e) sum += read(r.probs_tE, token * experts + e);
+  return sum > 0.0 ? sum : 1.0;
+}
+
+void count_routes(Stats& stats, const Routed& r, const Options& o) {
+  const std::int32_t* index = r.index_tK.as<std::int32_t>();
+  const std::int32_t* pos = r.pos_tK.as<std::int32_t>();
+  const std::int64_t width = r.index_tK.dim(1);
+  for (std::int64_t t = 0; t < r.index_tK.rows(); ++t) {
+    bool served = false;
+    for (std::int64_t i = t * width; i < (t + 1) * width; ++i) {
+      const auto e = static_cast<std::size_t>(index[i]);
+      const bool kept = pos[i] >= 0;
+      served = served || kept;
+      // What an expert that chooses leaves was never promised to it.
+      if (kept || o.choice != Choice::expert_choice) ++stats.chosen[e];
+      if (!kept && o.choice != Choice::expert_choice) ++stats.dropped[e];
+    }
+    if (!served) ++stats.unserved;
+  }
+}
+
+}  // namespace
+
+double balance_value(const Routed& r, const Options& o) {
+  const std::int64_t experts = r.probs_tE.dim(1);
+  double value = 0.0;
+  for (std::int64_t t = 0; t < r.probs_tE.rows(); ++t) {
+    const std::int64_t unit = o.unit == BalanceUnit::sequence ? (r.first_token + t) / o.dims.seq : 0;
+    double sum = 0.0;
+    for (std::int64_t e = 0; e < experts; ++e) {
+      sum += read(r.aux_UE, unit * experts + e) * read(r.probs_tE, t * experts + e);
+    }
+    value += sum / score_sum(r, o, t);
+  }
+  return value;
+}
+
 void add_to_stats(Stats& stats, const Routed& r, const Options& o, double token_weight) {
   const std::int64_t tokens = r.probs_tE.rows();
   const std::int64_t experts = r.probs_tE.dim(1);
-  const std::int32_t* index = r.index_tK.as<std::int32_t>();
-  const std::int32_t* pos = r.pos_tK.as<std::int32_t>();
-  for (std::int64_t i = 0; i < r.index_tK.num_elements(); ++i) {
-    const auto e = static_cast<std::size_t>(index[i]);
-    ++stats.chosen[e];
-    if (pos[i] < 0) ++stats.dropped[e];
-  }
-  double aux = 0.0;
+  count_routes(stats, r, o);
   double lse_squares = 0.0;
-  double entropy = 0.0;
   for (std::int64_t t = 0; t < tokens; ++t) {
-    const std::int64_t unit = o.unit == BalanceUnit::sequence ? (r.first_token + t) / o.dims.seq : 0;
-    for (std::int64_t e = 0; e < experts; ++e) {
-      const double p = read(r.probs_tE, t * experts + e);
-      if (p > 0.0) entropy -= p * std::log(p);
-      if (!r.aux_UE.empty()) aux += read(r.aux_UE, unit * experts + e) * p;
+    const double sum = score_sum(r, o, t);
+    for (std::int64_t i = t * experts; i < (t + 1) * experts; ++i) {
+      const double p = read(r.probs_tE, i) / sum;
+      if (p > 0.0) stats.entropy -= p * std::log(p);
+      const double z = read(r.logits_tE, i);
+      stats.logit_squares += z * z;
+      stats.max_abs_logit = std::max(stats.max_abs_logit, std::abs(z));
     }
     const double lse = read(r.lse_t, t);
     lse_squares += lse * lse;
   }
   stats.tokens += tokens;
-  stats.aux_loss += aux;
   stats.z_loss += o.z_loss_coef * token_weight * lse_squares;
-  stats.entropy += entropy;
+  if (!r.aux_UE.empty()) stats.aux_loss += balance_value(r, o);
 }
 
 }  // namespace tessera::moe

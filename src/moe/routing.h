@@ -17,6 +17,16 @@ namespace tessera::moe {
 [[nodiscard]] std::int64_t capacity_rows(double factor, std::int64_t tokens, std::int64_t top_k,
                                          std::int64_t num_experts);
 
+// Choices that a token has: K, or E where experts choose.
+[[nodiscard]] std::int64_t choice_width(const Options& options);
+// Rows that an expert takes of one micro-batch; 0: dropless.
+[[nodiscard]] std::int64_t capacity(const Options& options);
+// What the kernel does for this choice: given experts keep the formula of the weights; experts that choose
+// weigh with the plain scores.
+[[nodiscard]] RouterOptions kernel_options(const Options& options);
+// Token t chooses every expert, in order: the table from which experts take their best (mark_drops).
+void choose_all(Tensor index_tE);
+
 // Balancing units of one micro-batch: its sequences, or 1.
 [[nodiscard]] std::int64_t num_units(const Options& options);
 // unit_t[i] = unit of token first_token + i.
@@ -28,6 +38,9 @@ void count_choices(Tensor counts_UE, Tensor index_tK, const Options& options, st
 // a_UE of the balancing loss sum_t sum_e a_{u(t) e} P_te, from the counts of whole units:
 //   a_ue = weight c E N_ue / (K T_u^2), T_u = tokens of a unit.
 void balance_from_counts(Tensor aux_UE, Tensor counts_UE, const Options& options, double weight);
+// The same over all layers together: a_ue = weight c E N_ue / (L T_u)^2, N_ue summed over the L layers.
+void balance_from_totals(Tensor aux_UE, std::span<const std::int64_t> totals, std::int32_t num_layers,
+                         const Options& options, double weight);
 // a_1E for the global batch: a_e = c E f_e token_weight, f_e = share of all choices of the previous step.
 void balance_from_frequency(Tensor aux_1E, std::span<const double> frequency, const Options& options,
                             double token_weight);
@@ -44,10 +57,12 @@ void mark_drops(Tensor pos_tK, Tensor index_TK, Tensor weights_TK, const DropWor
 
 // Adds this rank's tokens of one forward pass to the statistics (not received_rows). aux_UE may be empty.
 struct Routed {
-  Tensor probs_tE, lse_t, index_tK, pos_tK;
+  Tensor probs_tE, lse_t, logits_tE, index_tK, pos_tK;
   Tensor aux_UE;
   std::int64_t first_token;
 };
 void add_to_stats(Stats& stats, const Routed& routed, const Options& options, double token_weight);
+// sum_t sum_e a_{u(t) e} P_te of this rank's tokens: the value of a balancing loss.
+[[nodiscard]] double balance_value(const Routed& routed, const Options& options);
 
 }  // namespace tessera::moe

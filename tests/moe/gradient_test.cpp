@@ -15,7 +15,44 @@ using moe::BalanceUnit;
 using moe::DropPolicy;
 using nn::Recompute;
 
-// The smallest distance between the logits of a chosen and of a refused expert, over all tokens.
+// How far `wanted` of the scores stand above the best of the others; far when all are wanted.
+double margin_of(std::vector<double> scores, std::int32_t wanted) {
+  if (wanted >= std::ssize(scores)) return 1e300;
+  std::ranges::sort(scores, std::greater<>());
+  const auto k = static_cast<std::size_t>(wanted);
+  return scores[k - 1] - scores[k];
+}
+
+// Of one token, on the scores that choose: groups first, then experts inside of them.
+double token_margin(const std::vector<double>& logits, const MoeCase& c) {
+  std::vector<double> score = logits;
+  if (c.score == kernels::RouterScore::sigmoid) {
+    for (double& s : score) s = 1 / (1 + std::exp(-s));
+  } else if (c.correction || c.n_group > 1) {
+    double sum = 0;
+    for (double& s : score) sum += s = std::exp(s);
+    for (double& s : score) s /= sum;
+  }
+  for (std::size_t e = 0; e < score.size() && c.correction; ++e) score[e] += kCorrection[e];
+  const std::size_t group = score.size() / static_cast<std::size_t>(c.n_group);
+  std::vector<double> of_group;
+  for (std::size_t g = 0; g < score.size(); g += group) {
+    std::vector<double> part(score.begin() + g, score.begin() + g + group);
+    std::ranges::sort(part, std::greater<>());
+    of_group.push_back(c.group_score == kernels::GroupScore::max ? part[0] : part[0] + part[1]);
+  }
+  double margin = margin_of(of_group, c.topk_group);
+  std::vector<double> best = of_group;
+  std::ranges::sort(best, std::greater<>());
+  std::vector<double> allowed;
+  for (std::size_t e = 0; e < score.size(); ++e) {
+    if (of_group[e / group] >= best[static_cast<std::size_t>(c.topk_group) - 1]) allowed.push_back(score[e]);
+  }
+  return std::min(margin, margin_of(allowed, c.top_k));
+}
+
+// The smallest distance between a chosen and a refused expert, over all tokens; where experts choose, between
+// a chosen and a refused token.
 double routing_margin(const LayerProblem& p, const MoeCase& c) {
   const auto k = kernels::make_reference();
   double margin = 1e300;
@@ -26,11 +63,18 @@ double routing_margin(const LayerProblem& p, const MoeCase& c) {
     const Owned logits(DType::f64, {tokens, kExperts});
     k->rms_norm(n, rstd, x, p.params[0].value, kNormEps);
     k->linear(logits, n, {.value_NK = p.params[1].value});
+    if (c.router_bias) k->add_bias(logits, p.params[positions_of(c).router_bias].value);
+    if (c.choice == moe::Choice::hash) return margin;
+    std::vector<std::vector<double>> of_expert(kExperts);
     for (std::int64_t t = 0; t < tokens; ++t) {
-      std::vector<double> z = values(logits.tensor().narrow_rows(t, 1));
-      std::ranges::sort(z, std::greater<>());
-      if (c.top_k < kExperts) margin = std::min(margin, z[c.top_k - 1] - z[c.top_k]);
+      const std::vector<double> z = values(logits.tensor().narrow_rows(t, 1));
+      double sum = 0;
+      for (const double v : z) sum += std::exp(v);
+      for (std::size_t e = 0; e < z.size(); ++e) of_expert[e].push_back(std::exp(z[e]) / sum);
+      if (c.choice == moe::Choice::scores) margin = std::min(margin, token_margin(z, c));
     }
+    if (c.choice != moe::Choice::expert_choice) continue;
+    for (const std::vector<double>& scores : of_expert) margin = std::min(margin, margin_of(scores, 6));
   }
   return margin;
 }
@@ -68,6 +112,78 @@ TEST_P(RouterForms, GradientsMatchCentralDifferences) {
                         .microbatches = 2});
 }
 
+TEST(MoeGradient, OfSigmoidScoresWithGroupsScaleAndCorrectionMatches) {
+  for (const bool renormalise : {false, true}) {
+    for (const Recompute recompute : {Recompute::none, Recompute::selective}) {
+      expect_moe_gradients({.score = RouterScore::sigmoid,
+                            .renormalise = renormalise,
+                            .recompute = recompute,
+                            .aux = 0.7,
+                            .z = 0.3,
+                            .microbatches = 1,
+                            .scale = 2.5,
+                            .n_group = 2,
+                            .topk_group = 1,
+                            .group_score = kernels::GroupScore::top2_sum,
+                            .correction = true,
+                            .shared = MoeCase::Shared::plain});
+    }
+  }
+}
+
+TEST(MoeGradient, OfSoftmaxLimitedToGroupsByTheirLargestScoreMatches) {
+  expect_moe_gradients({.renormalise = false,
+                        .aux = 0.2,
+                        .microbatches = 2,
+                        .scale = 4,
+                        .n_group = 2,
+                        .topk_group = 1,
+                        .shared = MoeCase::Shared::plain});
+}
+
+TEST(MoeGradient, OfASharedExpertMatchesWithAndWithoutItsGate) {
+  for (const auto shared : {MoeCase::Shared::plain, MoeCase::Shared::gated}) {
+    for (const Recompute recompute : {Recompute::none, Recompute::selective}) {
+      expect_moe_gradients(
+          {.renormalise = false, .recompute = recompute, .microbatches = 2, .shared = shared});
+    }
+  }
+}
+
+TEST(MoeGradient, OfBiasesOfRouterAndExpertsMatches) {
+  for (const kernels::ActivationOptions activation :
+       {kernels::ActivationOptions{.kind = kernels::Activation::swiglu},
+        kernels::ActivationOptions{.kind = kernels::Activation::clamped_swiglu, .limit = 0.9},
+        kernels::ActivationOptions{.kind = kernels::Activation::gelu},
+        kernels::ActivationOptions{.kind = kernels::Activation::gelu_tanh}}) {
+    SCOPED_TRACE(static_cast<int>(activation.kind));
+    expect_moe_gradients({.score = RouterScore::topk_then_softmax,
+                          .recompute = Recompute::selective,
+                          .microbatches = 1,
+                          .router_bias = true,
+                          .expert_bias = true,
+                          .activation = activation});
+  }
+}
+
+TEST(MoeGradient, OfGivenChoicesByHashMatches) {
+  for (const bool renormalise : {false, true}) {
+    expect_moe_gradients(
+        {.renormalise = renormalise, .z = 0.1, .microbatches = 2, .choice = moe::Choice::hash});
+  }
+}
+
+TEST(MoeGradient, OfExpertChoiceMatches) {
+  for (const auto score : {RouterScore::softmax_then_topk, RouterScore::sigmoid}) {
+    expect_moe_gradients({.score = score, .z = 0.1, .microbatches = 2, .choice = moe::Choice::expert_choice});
+  }
+}
+
+TEST(MoeGradient, PassesThroughTheJitterOfTheRouterAlone) {
+  expect_moe_gradients(
+      {.renormalise = false, .aux = 0.3, .z = 0.1, .microbatches = 2, .seed = 3, .jitter = 0.2});
+}
+
 TEST(MoeGradient, OfTheBalancingLossAloneMatchesInEveryUnit) {
   for (const BalanceUnit unit :
        {BalanceUnit::sequence, BalanceUnit::micro_batch, BalanceUnit::global_batch}) {
@@ -82,7 +198,13 @@ TEST(MoeGradient, OfTheBalancingLossAloneMatchesInEveryUnit) {
 }
 
 TEST(MoeGradient, OfTheZLossAloneMatches) {
-  expect_moe_gradients({.z = 2.0, .microbatches = 2, .upstream = 0});
+  for (const auto score : {RouterScore::softmax_then_topk, RouterScore::sigmoid}) {
+    expect_moe_gradients({.score = score, .z = 2.0, .microbatches = 2, .upstream = 0});
+  }
+}
+
+TEST(MoeGradient, OfTheBalancingLossOfSigmoidScoresAloneMatches) {
+  expect_moe_gradients({.score = RouterScore::sigmoid, .aux = 1.5, .microbatches = 2, .upstream = 0});
 }
 
 TEST(MoeGradient, MatchesWithDroppedChoices) {

@@ -8,9 +8,15 @@
 namespace tessera::test {
 namespace {
 
+using kernels::Activation;
+using kernels::GroupScore;
+using kernels::RouterScore;
 using moe::BalanceUnit;
+using moe::Choice;
 using moe::DropPolicy;
+using moe::Padding;
 using nn::Recompute;
+using Shared = MoeCase::Shared;
 
 constexpr double kBound = 1e-12;
 
@@ -50,6 +56,51 @@ const Named kCases[] = {
     {"selective", {.recompute = Recompute::selective, .aux = 0.7, .capacity = 1.5}},
     {"one_expert", {.top_k = 1, .renormalise = false, .aux = 0.1, .one_expert = true}},
     {"all_experts", {.top_k = 4, .renormalise = false, .z = 0.1}},
+    {"sigmoid_groups",
+     {.score = RouterScore::sigmoid,
+      .unit = BalanceUnit::sequence,
+      .aux = 0.7,
+      .z = 0.3,
+      .scale = 2.5,
+      .n_group = 2,
+      .topk_group = 1,
+      .group_score = GroupScore::top2_sum,
+      .correction = true,
+      .shared = Shared::plain}},
+    {"softmax_groups_biased",
+     {.renormalise = false,
+      .recompute = Recompute::selective,
+      .aux = 0.2,
+      .capacity = 1.0,
+      .scale = 4,
+      .n_group = 2,
+      .topk_group = 1,
+      .correction = true,
+      .shared = Shared::plain}},
+    {"gated_shared", {.renormalise = false, .aux = 0.2, .shared = Shared::gated}},
+    {"gated_shared_selective",
+     {.renormalise = false, .recompute = Recompute::selective, .aux = 0.2, .shared = Shared::gated}},
+    {"biases",
+     {.score = RouterScore::topk_then_softmax,
+      .router_bias = true,
+      .expert_bias = true,
+      .activation = {.kind = Activation::clamped_swiglu, .limit = 0.9}}},
+    {"ungated", {.router_bias = true, .expert_bias = true, .activation = {.kind = Activation::gelu}}},
+    {"hash", {.renormalise = false, .choice = Choice::hash}},
+    {"expert_choice", {.z = 0.2, .choice = Choice::expert_choice}},
+    {"expert_choice_sigmoid",
+     {.score = RouterScore::sigmoid,
+      .capacity = 0.5,
+      .shared = Shared::plain,
+      .choice = Choice::expert_choice}},
+    {"jitter", {.aux = 0.2, .z = 0.3, .jitter = 0.3}},
+    {"padded", {.aux = 0.2, .capacity = 0.8, .padding = Padding::to_capacity}},
+    {"padded_biases",
+     {.recompute = Recompute::selective,
+      .capacity = 1.5,
+      .drops = DropPolicy::probs,
+      .expert_bias = true,
+      .padding = Padding::to_capacity}},
 };
 
 class MoeOnRanks : public ::testing::TestWithParam<std::tuple<Named, RankLayout>> {};
@@ -67,8 +118,9 @@ TEST_P(MoeOnRanks, EqualOneRank) {
   const LayerResult want = run_moe(p, {}, one);
   const LayerResult got = run_moe(p, layout, all);
   expect_near(p, got, want, kBound);
-  // A row visits its expert whole unless etp slices it: then the forward bits are those of one rank.
-  if (layout.etp == 1) {
+  // A row visits its expert whole unless etp slices it, as tp slices a shared expert: then the forward bits
+  // are those of one rank.
+  if (layout.etp == 1 && (layout.tp == 1 || named.value.shared == Shared::none)) {
     EXPECT_EQ(got.y, want.y);
   }
 
@@ -78,6 +130,9 @@ TEST_P(MoeOnRanks, EqualOneRank) {
   EXPECT_TRUE(near("aux", {all.sum.aux_loss}, {one.sum.aux_loss}, kBound));
   EXPECT_TRUE(near("z", {all.sum.z_loss}, {one.sum.z_loss}, kBound));
   EXPECT_TRUE(near("entropy", {all.sum.entropy}, {one.sum.entropy}, kBound));
+  EXPECT_TRUE(near("logits", {all.sum.logit_squares}, {one.sum.logit_squares}, kBound));
+  EXPECT_EQ(all.sum.max_abs_logit, one.sum.max_abs_logit);
+  EXPECT_EQ(all.sum.unserved, one.sum.unserved);
   EXPECT_EQ(all.sum.received_rows, layout.etp * one.sum.received_rows) << "etp ranks all see a row";
   EXPECT_EQ(one.sum.received_rows, one.total(one.sum.chosen) - one.total(one.sum.dropped));
 }

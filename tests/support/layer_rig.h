@@ -45,6 +45,7 @@ struct Part {
   std::vector<std::pair<std::int64_t, std::int64_t>> rows;
   std::int64_t col_begin = 0;
   std::int64_t cols = -1;  // all
+  bool counted = true;     // false: another rank's copy brings the gradient
 };
 
 struct GlobalParam {
@@ -73,6 +74,7 @@ class RankParams {
   }
   void add_gradients(std::vector<Values>& sums) const {
     for (const Local& local : list_) {
+      if (!local.part.counted) continue;
       for_each(local, [&](std::int64_t here, std::int64_t there) {
         sums[local.global][static_cast<std::size_t>(there)] += get(local.grad, here);
       });
@@ -228,7 +230,9 @@ class LayerRig {
   [[nodiscard]] nn::Microbatch microbatch(std::int32_t i) const {
     const std::size_t m = mine_[at(i)];
     return {.ids_T = problem_.ids.empty() ? Tensor() : problem_.ids[m].tensor(),
-            .targets_T = problem_.targets.empty() ? Tensor() : problem_.targets[m].tensor()};
+            .targets_T = problem_.targets.empty() ? Tensor() : problem_.targets[m].tensor(),
+            .index = i,
+            .first_token = static_cast<std::int64_t>(m) * dims_.tokens()};
   }
   void call_forward(std::int32_t i, nn::Pass pass) {
     auto ctx = context();

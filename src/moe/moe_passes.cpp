@@ -1,0 +1,296 @@
+// Forward, backward-input and backward-weight of the layer. Legend: moe_layer.cpp.
+#include <algorithm>
+
+#include "moe/experts.h"
+#include "moe/moe_layer.h"
+#include "moe/moe_scratch.h"
+#include "moe/random_routing.h"
+#include "moe/routing.h"
+
+namespace tessera::moe {
+
+using kernels::Write;
+using nn::Frame;
+using nn::Kernels;
+
+namespace {
+bool present(const Param& p) {
+  return !p.weight.value_NK.empty();
+}
+}  // namespace
+
+std::int64_t MoeLayer::first_token(const Context& ctx) const {
+  return ctx.tp.rank() * o_.dims.local_tokens();
+}
+
+Tensor MoeLayer::own_rows(const Context& ctx, Tensor n_H) const {
+  return shared_ ? nn::local_rows(ctx, n_H) : n_H;
+}
+
+DropPolicy MoeLayer::drop_policy() const {
+  return o_.choice == Choice::expert_choice ? DropPolicy::probs : o_.drop_policy;
+}
+
+Begins MoeLayer::begins(const Saved& s) const {
+  return padded() ? Begins(padded_begins_) : s.dispatch.begins();
+}
+
+ExpertList MoeLayer::expert_list() const {
+  return {.experts = p_.experts, .form = {.activation = o_.activation, .adds_down_bias = adds_down_bias_}};
+}
+
+// --- forward
+
+// The experts of each token, before drops, and their weights.
+void MoeLayer::choose(Context& ctx, Saved& s, const Microbatch& mb, Tensor logits_tE) {
+  switch (o_.choice) {
+    case Choice::scores:
+      break;
+    case Choice::hash:
+      hash_choices(s.index_tK, mb.ids_T.narrow_rows(first_token(ctx), o_.dims.local_tokens()), o_.num_experts,
+                   {.seed = o_.seed, .layer = o_.layer});
+      break;
+    case Choice::expert_choice:
+      choose_all(s.index_tK);
+      break;
+  }
+  const Tensor bias_E = o_.choice == Choice::scores ? correction_E() : Tensor();
+  ctx.kernels.router(s.probs_tE, s.lse_t, s.index_tK, s.weights_tK, logits_tE, bias_E, kernel_options_);
+}
+
+void MoeLayer::balance(Context& ctx, Saved& s, const Microbatch& mb, Tensor counts_UE, Pass pass) {
+  if (!counts_units()) {
+    if (balanced()) balance_from_frequency(s.aux_UE, frequency_, o_, ctx.weights.z_token);
+    return;
+  }
+  count_choices(counts_UE, s.index_tK, o_, first_token(ctx));
+  if (ctx.tp.size() > 1) ctx.tp.all_reduce_direct(counts_UE, comm::Op::sum);
+  if (!joined()) {
+    balance_from_counts(s.aux_UE, counts_UE, o_, ctx.weights.aux_unit);
+  } else if (pass == Pass::forward) {
+    o_.joined->add(mb.index, counts_UE.span<std::int32_t>());
+  }
+}
+
+// pos_tK = 0 for a choice that stays, -1 for one that is dropped.
+void MoeLayer::drop(Context& ctx, Saved& s, const RouteScratch& scratch) {
+  const Tensor pos_tK = s.dispatch.pos_tK;
+  if (capacity(o_) == 0) {
+    std::fill_n(pos_tK.as<std::int32_t>(), pos_tK.num_elements(), 0);
+    return;
+  }
+  Tensor index_TK = s.index_tK;
+  Tensor weights_TK = s.weights_tK;
+  if (ctx.tp.size() > 1) {
+    index_TK = scratch.index_TK;
+    weights_TK = scratch.weights_TK;
+    if (o_.choice == Choice::expert_choice) {
+      choose_all(index_TK);
+    } else {
+      ctx.tp.all_gather(index_TK, s.index_tK);
+    }
+    if (drop_policy() == DropPolicy::probs) ctx.tp.all_gather(weights_TK, s.weights_tK);
+  }
+  mark_drops(pos_tK, index_TK, weights_TK, scratch.work, drop_policy(), capacity(o_), first_token(ctx));
+}
+
+// Chosen experts, weights, balancing coefficients and drops; then where every row goes.
+void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, Pass pass) {
+  const Frame frame(ctx.scratch);
+  const RouteScratch scratch = route_scratch(ctx.scratch);
+  const Tensor logits_tE = keeps_logits() ? s.logits_tE : scratch.logits_tE;
+  Tensor input_tH = n_tH;
+  if (jitters(ctx)) {
+    input_tH = scratch.input_tH;
+    multiply_jitter(input_tH, n_tH, o_.router_jitter, mb.first_token + first_token(ctx), draw_key());
+  }
+  ctx.kernels.linear(logits_tE, input_tH, p_.router_EH.weight);
+  if (present(p_.router_bias_E)) ctx.kernels.add_bias(logits_tE, p_.router_bias_E.weight.value_NK);
+  choose(ctx, s, mb, logits_tE);
+  balance(ctx, s, mb, scratch.counts_UE, pass);
+  drop(ctx, s, scratch);
+  dispatch_.plan(s.dispatch, s.index_tK);
+
+  if (pass == Pass::recompute) return;
+  add_to_stats(stats_,
+               {.probs_tE = s.probs_tE,
+                .lse_t = s.lse_t,
+                .logits_tE = logits_tE,
+                .index_tK = s.index_tK,
+                .pos_tK = s.dispatch.pos_tK,
+                .aux_UE = s.aux_UE,
+                .first_token = first_token(ctx)},
+               o_, ctx.weights.z_token);
+  stats_.received_rows += s.dispatch.received;
+}
+
+// sent_nH of the slot = results of the experts for the rows this rank sent.
+void MoeLayer::run_experts(Context& ctx, Saved& s, Tensor n_tH, const ForwardScratch& scratch) {
+  const bool exchange = dispatch_.exchanges();
+  const std::int64_t received = s.dispatch.received;
+  const std::int64_t rows = padded() ? buffer_rows_ : received;
+  const Tensor results_nH = s.sent_nH.narrow_rows(0, s.dispatch.sent);
+  const Tensor rows_RH = s.rows_RH.narrow_rows(0, rows);
+  const Tensor arrived_RH = padded() ? scratch.arrived_RH.narrow_rows(0, received) : rows_RH;
+  const Tensor done_RH = exchange ? scratch.y_RH.narrow_rows(0, received) : results_nH;
+  const Tensor y_RH = padded() ? scratch.padded_RH.narrow_rows(0, rows) : done_RH;
+  Kernels& k = ctx.kernels;
+
+  if (exchange) {
+    const Tensor sent_nH = scratch.sent_nH.narrow_rows(0, s.dispatch.sent);
+    k.gather_rows(sent_nH, n_tH, s.dispatch.tokens());
+    dispatch_.to_experts(k, ctx.scratch, s.dispatch, arrived_RH, sent_nH);
+  } else {
+    k.gather_rows(arrived_RH, n_tH, s.dispatch.tokens());
+  }
+  if (padded()) pad_rows(k, rows_RH, begins(s), arrived_RH, s.dispatch.begins());
+  experts_forward(k, expert_list(), begins(s),
+                  {.y_RH = y_RH,
+                   .h_RI = (selective() ? scratch.h_RI : s.h_RI).narrow_rows(0, rows),
+                   .gate_up = s.gate_up.narrow_rows(0, rows),
+                   .rows_RH = rows_RH});
+  if (padded()) unpad_rows(k, done_RH, s.dispatch.begins(), y_RH, begins(s));
+  if (exchange) dispatch_.from_experts(k, ctx.scratch, s.dispatch, results_nH, done_RH);
+}
+
+void MoeLayer::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH, Pass pass) {
+  TESSERA_CHECK_EQ(ctx.tp.size(), o_.dims.tp, "the mixture of experts was built for another tp group");
+  Saved& s = nn::slot_at(saved_, slots.saved);
+  const Frame frame(ctx.scratch);
+  const ForwardScratch scratch = forward_scratch(ctx.scratch);
+  const Tensor n_H = selective() ? scratch.n_H : s.n_H;
+  const Tensor n_tH = own_rows(ctx, n_H);
+  Kernels& k = ctx.kernels;
+
+  s.x_tH = x_tH;
+  k.rms_norm(n_tH, s.rstd_t, x_tH, p_.norm_H.weight.value_NK, o_.norm_eps);
+  route(ctx, s, mb, n_tH, pass);
+  Tensor shared_tH;
+  if (shared_) {
+    const Tensor kept_tH = shared_->kept_result(slots.saved);
+    shared_tH = kept_tH.empty() ? scratch.shared_tH : kept_tH;
+    shared_->forward(ctx, slots.saved, n_H, shared_tH);
+  }
+  run_experts(ctx, s, n_tH, scratch);
+  k.combine(y_tH, x_tH, s.sent_nH.narrow_rows(0, s.dispatch.sent), s.dispatch.pos_tK, s.weights_tK);
+  if (shared_) shared_->add(ctx, slots.saved, y_tH, shared_tH);
+}
+
+// --- backward
+
+// Through the combine and the experts: dn_tH = and dweights_tK =.
+void MoeLayer::experts_input(Context& ctx, const Saved& s, const Deferred& f, const BackwardScratch& scratch,
+                             Tensor g_tH) {
+  const bool exchange = dispatch_.exchanges();
+  const std::int64_t sent = s.dispatch.sent;
+  const std::int64_t received = s.dispatch.received;
+  const std::int64_t rows = padded() ? buffer_rows_ : received;
+  const Tensor dy_RH = f.dy_RH.narrow_rows(0, rows);
+  const Tensor drows_RH = scratch.drows_RH.narrow_rows(0, rows);
+  const Tensor travel_nH = exchange ? scratch.sent_nH.narrow_rows(0, sent) : Tensor();
+  const Tensor compact_RH = padded() ? scratch.compact_RH.narrow_rows(0, received) : Tensor();
+  const Tensor arrived_RH = padded() ? compact_RH : dy_RH;
+  const Tensor done_RH = padded() ? compact_RH : drows_RH;
+  Kernels& k = ctx.kernels;
+
+  // Every row in send order belongs to one kept choice, so all of them are written.
+  k.combine_backward(exchange ? travel_nH : arrived_RH, scratch.dweights_tK, g_tH,
+                     s.sent_nH.narrow_rows(0, sent), s.dispatch.pos_tK, s.weights_tK);
+  if (exchange) dispatch_.to_experts(k, ctx.scratch, s.dispatch, arrived_RH, travel_nH);
+  if (padded()) pad_rows(k, dy_RH, begins(s), arrived_RH, s.dispatch.begins());
+  experts_backward_input(k, expert_list(), begins(s),
+                         {.drows_RH = drows_RH,
+                          .dgate_up = f.dgate_up.narrow_rows(0, rows),
+                          .dh_RI = scratch.dh_RI.narrow_rows(0, rows),
+                          .dy_RH = dy_RH,
+                          .gate_up = s.gate_up.narrow_rows(0, rows)});
+  if (padded()) unpad_rows(k, done_RH, s.dispatch.begins(), drows_RH, begins(s));
+  if (exchange) dispatch_.from_experts(k, ctx.scratch, s.dispatch, travel_nH, done_RH);
+  k.sum_rows(f.dn_tH, exchange ? travel_nH : done_RH, s.dispatch.pos_tK, Write::overwrite);
+}
+
+// The coefficients of the loss over all layers together, which only now are known; its value as well.
+Tensor MoeLayer::joined_aux(Context& ctx, const Saved& s, const Microbatch& mb, Tensor aux_UE) {
+  balance_from_totals(aux_UE, o_.joined->totals(mb.index), o_.joined->num_layers(), o_, ctx.weights.aux_unit);
+  Routed routed;
+  routed.probs_tE = s.probs_tE;
+  routed.aux_UE = aux_UE;
+  routed.first_token = first_token(ctx);
+  stats_.aux_loss += balance_value(routed, o_);
+  return aux_UE;
+}
+
+// Through the router: dlogits_tE =, dn_tH +=.
+void MoeLayer::router_input(Context& ctx, const Saved& s, const Deferred& f, const Microbatch& mb,
+                            const BackwardScratch& scratch) {
+  Kernels& k = ctx.kernels;
+  const Tensor aux_UE = joined() ? joined_aux(ctx, s, mb, scratch.aux_UE) : s.aux_UE;
+  if (balanced()) fill_units(scratch.unit_t, o_, first_token(ctx));
+  k.router_backward(f.dlogits_tE, scratch.dweights_tK, s.probs_tE, s.lse_t, s.index_tK, s.weights_tK, aux_UE,
+                    scratch.unit_t, o_.z_loss_coef * ctx.weights.z_token, kernel_options_, s.logits_tE);
+  if (!jitters(ctx)) {
+    k.linear_dgrad(f.dn_tH, f.dlogits_tE, p_.router_EH.weight, Write::accumulate);
+    return;
+  }
+  k.linear_dgrad(scratch.dinput_tH, f.dlogits_tE, p_.router_EH.weight);
+  multiply_jitter(scratch.dinput_tH, scratch.dinput_tH, o_.router_jitter, mb.first_token + first_token(ctx),
+                  draw_key());
+  k.accumulate(f.dn_tH, scratch.dinput_tH);
+}
+
+void MoeLayer::backward_input(Context& ctx, Slots slots, const Microbatch& mb, Tensor g_tH) {
+  const Saved& s = nn::slot_at(saved_, slots.saved);
+  const Deferred& f = nn::slot_at(deferred_, slots.deferred);
+  const Frame frame(ctx.scratch);
+  const BackwardScratch scratch = backward_scratch(ctx.scratch);
+  const Tensor norm_H = p_.norm_H.weight.value_NK;
+  Kernels& k = ctx.kernels;
+
+  if (shared_ && selective()) {
+    const Tensor n_tH = nn::local_rows(ctx, f.n_TH);
+    k.rms_norm_apply(n_tH, s.x_tH, s.rstd_t, norm_H);
+    nn::gather_rows(ctx, f.n_TH, n_tH);
+  }
+  experts_input(ctx, s, f, scratch, g_tH);
+  if (shared_) shared_->backward_input(ctx, slots, f.dn_tH, g_tH);
+  router_input(ctx, s, f, mb, scratch);
+  k.rms_norm_dgrad(g_tH, f.dn_tH, s.x_tH, s.rstd_t, norm_H, Write::accumulate);
+}
+
+void MoeLayer::router_weight(Context& ctx, const Deferred& f, const Microbatch& mb, Tensor n_tH,
+                             const WeightScratch& scratch) {
+  Kernels& k = ctx.kernels;
+  Tensor input_tH = n_tH;
+  if (jitters(ctx)) {
+    input_tH = scratch.input_tH;
+    multiply_jitter(input_tH, n_tH, o_.router_jitter, mb.first_token + first_token(ctx), draw_key());
+  }
+  k.linear_wgrad(p_.router_EH.grad, f.dlogits_tE, input_tH);
+  if (present(p_.router_bias_E)) k.bias_wgrad(p_.router_bias_E.grad, f.dlogits_tE, Write::accumulate);
+}
+
+void MoeLayer::backward_weight(Context& ctx, Slots slots, const Microbatch& mb) {
+  const Saved& s = nn::slot_at(saved_, slots.saved);
+  const Deferred& f = nn::slot_at(deferred_, slots.deferred);
+  const Frame frame(ctx.scratch);
+  const WeightScratch scratch = weight_scratch(ctx.scratch);
+  const std::int64_t rows = padded() ? buffer_rows_ : s.dispatch.received;
+  const Tensor n_H = !selective() ? s.n_H : shared_ ? f.n_TH : scratch.n_tH;
+  const Tensor h_RI = (selective() ? scratch.h_RI : s.h_RI).narrow_rows(0, rows);
+  Kernels& k = ctx.kernels;
+
+  if (selective()) {
+    if (!shared_) k.rms_norm_apply(n_H, s.x_tH, s.rstd_t, p_.norm_H.weight.value_NK);
+    k.activation(h_RI, s.gate_up.narrow_rows(0, rows), o_.activation);
+  }
+  experts_backward_weight(k, expert_list(), begins(s),
+                          {.dy_RH = f.dy_RH.narrow_rows(0, rows),
+                           .h_RI = h_RI,
+                           .dgate_up = f.dgate_up.narrow_rows(0, rows),
+                           .rows_RH = s.rows_RH.narrow_rows(0, rows)});
+  if (shared_) shared_->backward_weight(ctx, slots, n_H);
+  router_weight(ctx, f, mb, own_rows(ctx, n_H), scratch);
+  k.rms_norm_wgrad(p_.norm_H.grad, f.dn_tH, s.x_tH, s.rstd_t);
+}
+
+}  // namespace tessera::moe
