@@ -1,5 +1,5 @@
 // Checkpoints that any layout can read. Every tensor is stored as pieces: a rectangle of a global tensor
-// under its Hugging Face name, so the layout that wrote it does not matter to the one that reads it.
+// under its name in layout.h, so the layout that wrote it does not matter to the one that reads it.
 // docs/formats/checkpoint.md has the format.
 //
 //   CheckpointWriter writer({.folder = "runs/x/checkpoints", .keep = 2, .world_size = 8});
@@ -34,7 +34,7 @@ using tensor::Tensor;
 // Part of a global tensor of one or two dims (a vector uses entry 0, entry 1 is 1). data: contiguous,
 // slice.size elements, f32 or f64.
 struct Piece {
-  std::string name;  // weights: the Hugging Face name; AdamW: "optimizer.m." and "optimizer.v." + that name
+  std::string name;  // weights: ParamSpec::name; AdamW: "optimizer.m." and "optimizer.v." + that name
   std::int32_t num_dims = 2;
   std::array<std::int64_t, 2> global{1, 1};
   layout::Slice slice;
@@ -116,19 +116,33 @@ class CheckpointReader : public WeightSource {
 [[nodiscard]] std::unique_ptr<CheckpointReader> open_latest_checkpoint(
     const std::filesystem::path& folder, std::vector<std::string>* skipped = nullptr);
 
+// Layers of multi-token prediction that a file holds beyond num_hidden_layers: the engine does not use them.
+enum class MtpLayers : std::uint8_t { refuse, leave_out };
+struct HfOptions {
+  MtpLayers mtp = MtpLayers::refuse;
+  std::vector<std::string>* unused = nullptr;  // gets the names of the tensors that are left out
+};
+
 // config.json + model.safetensors (or model.safetensors.index.json with shards), as transformers writes it.
-// All faults of the index and its shards at once. Tensors that the model computes itself (rotary_emb.inv_freq
-// of old files) are left out.
+// The source has the engine's names and shapes; fused and transposed tensors of the files (gpt2, gpt_oss) are
+// read through ckpt/hf_names.h. Error{io}: all faults of the index and its shards at once. Error{config}:
+// all tensors that are missing, mis-shaped, of an integer type or none of the model's, by the names of the
+// files. Tensors that the model computes itself (rotary_emb.inv_freq of old files, masks of gpt2) are left
+// out. Pickles are never read.
+[[nodiscard]] std::unique_ptr<WeightSource> open_hf_folder(const std::filesystem::path& folder,
+                                                           const spec::ModelSpec& model,
+                                                           const HfOptions& options = {});
 [[nodiscard]] std::unique_ptr<WeightSource> open_hf_folder(const std::filesystem::path& folder);
-// Refuses missing, extra and mis-shaped tensors by name against the model's parameter list, all at once:
-// Error{config}. Tensors named "optimizer.*" are not looked at.
-void check_hf_folder(const WeightSource& source, const spec::ModelSpec& model);
-// Writes config.json and model.safetensors (F32) from any source; aside, then renamed. No optimiser state.
-// Error{io} when the folder is there already.
+// Refuses missing, extra and mis-shaped tensors by the engine's names against the model's parameter list, all
+// at once: Error{config}. Tensors named "optimizer.*" and "moe.*" (state of a run) are not looked at.
+void check_weights(const WeightSource& source, const spec::ModelSpec& model);
+// Writes config.json and model.safetensors (F32, names and forms of the Hub) from any source; aside, then
+// renamed. No optimiser state. Error{io} when the folder is there already.
 void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec& model,
                      const WeightSource& source);
-// Writes a Tessera checkpoint (step 0, F32, no optimiser state) from a Hugging Face folder, after
-// check_hf_folder.
-void import_hf_folder(const std::filesystem::path& hf_folder, const std::filesystem::path& checkpoint_folder);
+// Writes a Tessera checkpoint (step 0, F32, no optimiser state) from a Hugging Face folder. When MTP layers
+// are left out, the config.json of the checkpoint has none.
+void import_hf_folder(const std::filesystem::path& hf_folder, const std::filesystem::path& checkpoint_folder,
+                      const HfOptions& options = {});
 
 }  // namespace tessera::ckpt

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -10,11 +11,11 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "ckpt/checkpoint.h"
+#include "ckpt/hf_names.h"
 #include "ckpt/json.h"
 #include "ckpt/rectangle.h"
 #include "ckpt/safetensors.h"
 #include "ckpt/step_folder.h"
-#include "ckpt/weight_table.h"
 #include "spec/model.h"
 #include "tensor/arena.h"
 
@@ -27,38 +28,51 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr const char* kConfigFile = "config.json";
 constexpr const char* kMend = "download the folder again, or save it again with save_pretrained";
 
-// Buffers that old checkpoints contain and that models compute themselves.
-bool is_computed(std::string_view name) {
-  return name.ends_with(".rotary_emb.inv_freq");
-}
+// A model of more tensors than this is a broken config.json.
+constexpr std::int64_t kMaxTensors = 20'000'000;
 
-class HfFolder final : public WeightSource {
+// The safetensors files of a folder and the tensors in them.
+class HfFiles {
  public:
-  explicit HfFolder(const std::filesystem::path& folder) : folder_(folder) {
-    table_.set_where(folder.string());
+  struct Entry {
+    const StoredTensor* tensor = nullptr;
+    std::filesystem::path file;
+  };
+
+  // All faults of the index and its shards at once: Error{io}.
+  explicit HfFiles(const std::filesystem::path& folder) : folder_(folder) {
     Problems problems;
     if (std::filesystem::exists(folder / kSingleFile)) {
-      add_file(folder / kSingleFile, nullptr, problems);
+      open(folder / kSingleFile, problems);
     } else if (std::filesystem::exists(folder / kIndexFile)) {
-      add_shards(problems);
+      open_shards(problems);
     } else {
-      problems.add(fmt::format("neither {} nor {} is there", kSingleFile, kIndexFile), folder.string(),
-                   "give a folder with safetensors weights; save_pretrained makes one from older formats");
+      refuse_without_safetensors(problems);
     }
     problems.throw_if_any(ErrorKind::io);
+    for (std::size_t i = 0; i < files_.size(); ++i) {
+      for (const StoredTensor& t : files_[i]->tensors())
+        entries_.emplace(t.name, Entry{.tensor = &t, .file = files_[i]->path()});
+    }
   }
 
-  void read(const Piece& piece) const override { table_.read(piece); }
-  [[nodiscard]] std::vector<std::string> names() const override { return table_.names(); }
-  [[nodiscard]] std::vector<std::int64_t> shape(const std::string& name) const override {
-    const auto at = odd_shapes_.find(name);
-    return at == odd_shapes_.end() ? table_.shape(name) : at->second;
-  }
+  [[nodiscard]] const std::filesystem::path& folder() const { return folder_; }
+  [[nodiscard]] const std::map<std::string, Entry>& entries() const { return entries_; }
 
  private:
   using Placed = std::map<std::string, std::set<std::string>>;  // file -> tensors that the index puts there
 
-  void add_shards(Problems& problems) {
+  void refuse_without_safetensors(Problems& problems) const {
+    const bool pickle = std::filesystem::exists(folder_ / "pytorch_model.bin") ||
+                        std::filesystem::exists(folder_ / "pytorch_model.bin.index.json");
+    problems.add(pickle ? "the weights are a pickle (pytorch_model.bin), which can run code when it is "
+                          "loaded: it is never read"
+                        : fmt::format("neither {} nor {} is there", kSingleFile, kIndexFile),
+                 folder_.string(),
+                 "give a folder with safetensors weights; save_pretrained makes one from older formats");
+  }
+
+  void open_shards(Problems& problems) {
     const std::filesystem::path path = folder_ / kIndexFile;
     const Origin origin{.where = path.string(), .mend = kMend};
     const Json root = parse_json(read_text(path), origin);
@@ -76,74 +90,217 @@ class HfFolder final : public WeightSource {
       } else if (!std::filesystem::exists(folder_ / file)) {
         problems.add(fmt::format("shard \"{}\" with {} tensors is missing", file, tensors.size()),
                      path.string(), "download that file too");
-      } else {
-        add_file(folder_ / file, &tensors, problems);
+      } else if (open(folder_ / file, problems)) {
+        compare(*files_.back(), tensors, problems);
       }
     }
   }
 
-  // listed: the tensors that the index expects there; nullptr without an index.
-  void add_file(const std::filesystem::path& path, const std::set<std::string>* listed, Problems& problems) {
+  bool open(const std::filesystem::path& path, Problems& problems) {
     try {
-      files_.emplace_back(path);
+      files_.push_back(std::make_unique<SafetensorsFile>(path));
+      return true;
     } catch (const Error& e) {
       for (const Problem& p : e.problems()) problems.add(p.what, p.where, p.mend);
-      return;
-    }
-    const SafetensorsFile& file = files_.back();
-    if (listed != nullptr) {
-      for (const std::string& tensor : *listed) {
-        if (file.find(tensor) == nullptr)
-          problems.add(fmt::format("tensor \"{}\" is not in this file, as the index says", tensor),
-                       path.string(), kMend);
-      }
-    }
-    for (const StoredTensor& tensor : file.tensors()) {
-      if (is_computed(tensor.name)) continue;
-      if (listed != nullptr && !listed->contains(tensor.name)) {
-        problems.add(fmt::format("tensor \"{}\" is not listed for this file in the index", tensor.name),
-                     path.string(), kMend);
-        continue;
-      }
-      add(tensor, path, problems);
+      return false;
     }
   }
 
-  void add(const StoredTensor& tensor, const std::filesystem::path& path, Problems& problems) {
-    if (tensor.type != StoredType::f64 && tensor.type != StoredType::f32 && tensor.type != StoredType::bf16 &&
-        tensor.type != StoredType::f16) {
-      problems.add(fmt::format("tensor \"{}\" has dtype {}", tensor.name, name(tensor.type)), path.string(),
-                   "use weights in F32, BF16, F16 or F64; quantised models are not read");
-      return;
+  // With the tensors that the index expects there.
+  static void compare(const SafetensorsFile& file, const std::set<std::string>& listed, Problems& problems) {
+    for (const std::string& tensor : listed) {
+      if (file.find(tensor) == nullptr)
+        problems.add(fmt::format("tensor \"{}\" is not in this file, as the index says", tensor),
+                     file.path().string(), kMend);
     }
-    StoredWeight weight{.type = tensor.type};
-    weight.num_dims = tensor.shape.size() == 1 ? 1 : 2;
-    const bool odd = tensor.shape.empty() || tensor.shape.size() > 2 || tensor.num_elements() == 0;
-    if (odd) {
-      odd_shapes_.emplace(tensor.name, tensor.shape);  // no tensor of a model: named by check_hf_folder
-      weight.global = {0, 0};
-    } else {
-      std::copy(tensor.shape.begin(), tensor.shape.end(), weight.global.begin());
-      weight.pieces.push_back(
-          {.slice = {.begin = {0, 0}, .size = weight.global}, .data = tensor.bytes.data()});
+    for (const StoredTensor& tensor : file.tensors()) {
+      if (!listed.contains(tensor.name))
+        problems.add(fmt::format("tensor \"{}\" is not listed for this file in the index", tensor.name),
+                     file.path().string(), kMend);
     }
-    table_.add(tensor.name, std::move(weight));
   }
 
   std::filesystem::path folder_;
-  std::vector<SafetensorsFile> files_;
-  WeightTable table_;
-  std::map<std::string, std::vector<std::int64_t>> odd_shapes_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;  // stable: entries point into them
+  std::map<std::string, Entry> entries_;
 };
 
-// What the whole model consists of: the parameters of one rank alone.
-std::vector<layout::ParamSpec> parameters_of(const spec::ModelSpec& model) {
-  spec::require_trainable(model, "config.json");  // the layout knows the parameters of these models only
-  const layout::Layout alone = layout::make_layout(model, spec::ParallelSpec{}, layout::Placement::loop);
-  std::vector<layout::ParamSpec> params = layout::parameters(model, alone, Rank(0));
-  std::erase_if(params, [](const layout::ParamSpec& p) { return p.tied_copy; });
-  return params;
+bool is_float(StoredType type) {
+  return type == StoredType::f64 || type == StoredType::f32 || type == StoredType::bf16 ||
+         type == StoredType::f16;
 }
+
+// An engine tensor in a mapped file.
+struct BoundTensor {
+  std::int32_t num_dims = 2;
+  std::array<std::int64_t, 2> global{1, 1};
+  HfView view;
+  StoredType type = StoredType::f32;
+  const std::byte* data = nullptr;
+};
+
+// Compares a folder's tensors with those of the model, and binds the engine's names to them.
+class Binder {
+ public:
+  Binder(const HfFiles& files, const spec::ModelSpec& model, const HfOptions& options)
+      : files_(files), model_(model), options_(options) {}
+
+  [[nodiscard]] std::map<std::string, BoundTensor> bind() {
+    check_size();
+    sort_entries();
+    std::map<std::string, BoundTensor> bound;
+    std::set<std::string, std::less<>> expected;
+    for (const HfTensor& t : hf_tensors(model_)) {
+      expected.insert(t.name);
+      if (const HfFiles::Entry* entry = found(t); entry != nullptr) bind_parts(t, *entry->tensor, bound);
+    }
+    refuse_extra(expected);
+    refuse_mtp();
+    problems_.throw_if_any();
+    return bound;
+  }
+
+ private:
+  void check_size() const {
+    const std::int64_t experts = model_.moe ? model_.moe->num_experts : 0;
+    if (std::int64_t{model_.num_hidden_layers} * (20 + 6 * experts) <= kMaxTensors) return;
+    throw Error(ErrorKind::config,
+                fmt::format("a model of {} layers and {} experts in each has more than {} tensors",
+                            model_.num_hidden_layers, experts, kMaxTensors),
+                where(), "give the config.json that belongs to these weights");
+  }
+
+  // Entries by their names on the Hub; what models compute themselves and MTP layers apart.
+  void sort_entries() {
+    for (const auto& [name, entry] : files_.entries()) {
+      if (is_computed(model_.family, name)) continue;
+      if (is_mtp(model_, name)) {
+        mtp_.push_back(name);
+      } else if (!present_.emplace(without_prefix(model_.family, name), &entry).second) {
+        problems_.add(fmt::format("tensor \"{}\" is there with and without its prefix", name),
+                      entry.file.string(), "remove one of the two");
+      }
+    }
+    if (options_.unused != nullptr) *options_.unused = mtp_;
+  }
+
+  // Null after a problem.
+  const HfFiles::Entry* found(const HfTensor& t) {
+    constexpr const char* kOther = "use the config.json that belongs to these weights";
+    const auto at = present_.find(t.name);
+    if (at == present_.end()) {
+      std::string mend = kOther;
+      if (present_.contains(t.name + "_blocks"))
+        mend = "the file holds it as MXFP4 blocks, which are not read: save the model in bf16 first";
+      problems_.add(fmt::format("tensor \"{}\" of shape [{}] is missing", t.name, fmt::join(t.shape, ", ")),
+                    where(), std::move(mend));
+      return nullptr;
+    }
+    const StoredTensor& stored = *at->second->tensor;
+    if (stored.shape != t.shape) {
+      problems_.add(fmt::format("tensor \"{}\" has shape [{}], config.json gives [{}]", t.name,
+                                fmt::join(stored.shape, ", "), fmt::join(t.shape, ", ")),
+                    where(), kOther);
+    } else if (!is_float(stored.type)) {
+      problems_.add(fmt::format("tensor \"{}\" has dtype {}", t.name, name(stored.type)),
+                    at->second->file.string(),
+                    "use weights in F32, BF16, F16 or F64; quantised models are not read");
+    } else {
+      return at->second;
+    }
+    return nullptr;
+  }
+
+  static void bind_parts(const HfTensor& t, const StoredTensor& stored,
+                         std::map<std::string, BoundTensor>& bound) {
+    for (const HfPart& part : t.parts) {
+      bound.emplace(part.param.name, BoundTensor{.num_dims = part.param.num_dims,
+                                                 .global = part.param.global,
+                                                 .view = part.view,
+                                                 .type = stored.type,
+                                                 .data = stored.bytes.data()});
+    }
+  }
+
+  void refuse_extra(const std::set<std::string, std::less<>>& expected) {
+    const std::vector<std::string> known(expected.begin(), expected.end());
+    for (const auto& [extra, entry] : present_) {
+      if (expected.contains(extra)) continue;
+      std::string mend = "remove it, or use the config.json that belongs to these weights";
+      if (extra == "lm_head.weight" && model_.tie_word_embeddings) {
+        mend = "tie_word_embeddings is true: set it to false, or remove the tensor";
+      } else if (const std::string near = nearest(extra, known); !near.empty() && !present_.contains(near)) {
+        mend = fmt::format("rename it to \"{}\", if that is what it is", near);
+      }
+      problems_.add(fmt::format("tensor \"{}\" is none of this model's", extra), where(), std::move(mend));
+    }
+  }
+
+  void refuse_mtp() {
+    if (mtp_.empty() || options_.mtp == MtpLayers::leave_out) return;
+    problems_.add(
+        fmt::format("{} tensors of MTP layers are not used (num_nextn_predict_layers={}): the first "
+                    "is \"{}\"",
+                    mtp_.size(), model_.num_nextn_predict_layers, mtp_.front()),
+        where(), "ask for them to be left out, as tessera convert does, or remove them");
+  }
+
+  [[nodiscard]] std::string where() const {
+    return fmt::format("weights in {} against config.json ({})", files_.folder().string(),
+                       spec::name(model_.family));
+  }
+
+  const HfFiles& files_;
+  const spec::ModelSpec& model_;
+  const HfOptions& options_;
+  std::map<std::string, const HfFiles::Entry*, std::less<>> present_;
+  std::vector<std::string> mtp_;
+  Problems problems_;
+};
+
+class HfFolder final : public WeightSource {
+ public:
+  HfFolder(const std::filesystem::path& folder, const spec::ModelSpec& model, const HfOptions& options)
+      : files_(folder), bound_(Binder(files_, model, options).bind()) {}
+
+  void read(const Piece& piece) const override {
+    const BoundTensor& t = at(piece.name);
+    if (t.num_dims != piece.num_dims || t.global != piece.global) {
+      throw Error(ErrorKind::io,
+                  fmt::format("tensor \"{}\" has shape [{}], [{}] is wanted", piece.name,
+                              fmt::join(t.global.begin(), t.global.begin() + t.num_dims, ", "),
+                              fmt::join(piece.global.begin(), piece.global.begin() + piece.num_dims, ", ")),
+                  files_.folder().string(), "use the config.json that belongs to these weights");
+    }
+    TESSERA_CHECK_EQ(piece.data.num_elements(), area(piece.slice), piece.name);
+    const std::optional<Slice> inside = intersection(piece.slice, {.begin = {0, 0}, .size = t.global});
+    TESSERA_CHECK(inside && *inside == piece.slice,
+                  fmt::format("{} is part of tensor \"{}\"", text(piece.slice), piece.name));
+    gather(t.view, t.type, t.data, piece.slice, piece.data);
+  }
+  [[nodiscard]] std::vector<std::string> names() const override {
+    std::vector<std::string> list;
+    for (const auto& [name, tensor] : bound_) list.push_back(name);
+    return list;
+  }
+  [[nodiscard]] std::vector<std::int64_t> shape(const std::string& name) const override {
+    const BoundTensor& t = at(name);
+    return {t.global.begin(), t.global.begin() + t.num_dims};
+  }
+
+ private:
+  [[nodiscard]] const BoundTensor& at(const std::string& name) const {
+    const auto found = bound_.find(name);
+    if (found != bound_.end()) return found->second;
+    throw Error(ErrorKind::io, fmt::format("no tensor \"{}\" among {}", name, bound_.size()),
+                files_.folder().string(),
+                name.starts_with("optimizer.")
+                    ? "start with a fresh optimizer state: imported weights have none"
+                    : "use the config.json that belongs to these weights");
+  }
+  HfFiles files_;
+  std::map<std::string, BoundTensor> bound_;
+};
 
 std::vector<std::int64_t> shape_of(const layout::ParamSpec& param) {
   return {param.global.begin(), param.global.begin() + param.num_dims};
@@ -158,51 +315,53 @@ Piece whole_piece(const layout::ParamSpec& param, std::byte* data) {
 
 }  // namespace
 
-std::unique_ptr<WeightSource> open_hf_folder(const std::filesystem::path& folder) {
-  return std::make_unique<HfFolder>(folder);
+std::unique_ptr<WeightSource> open_hf_folder(const std::filesystem::path& folder,
+                                             const spec::ModelSpec& model, const HfOptions& options) {
+  return std::make_unique<HfFolder>(folder, model, options);
 }
 
-void check_hf_folder(const WeightSource& source, const spec::ModelSpec& model) {
+std::unique_ptr<WeightSource> open_hf_folder(const std::filesystem::path& folder) {
+  return open_hf_folder(folder, spec::read_hf_config(folder));
+}
+
+void check_weights(const WeightSource& source, const spec::ModelSpec& model) {
   Problems problems;
   const std::string where = fmt::format("weights against config.json ({})", spec::name(model.family));
+  constexpr const char* kOther = "use the config.json that belongs to these weights";
   const std::vector<std::string> names = source.names();
   const std::set<std::string> present(names.begin(), names.end());
   std::set<std::string> expected;
-  for (const layout::ParamSpec& param : parameters_of(model)) {
+  for (const layout::ParamSpec& param : model_parameters(model)) {
     expected.insert(param.name);
     if (!present.contains(param.name)) {
       problems.add(
           fmt::format("tensor \"{}\" of shape [{}] is missing", param.name, fmt::join(shape_of(param), ", ")),
-          where, "use the config.json that belongs to these weights");
+          where, kOther);
     } else if (const std::vector<std::int64_t> shape = source.shape(param.name); shape != shape_of(param)) {
       problems.add(fmt::format("tensor \"{}\" has shape [{}], config.json gives [{}]", param.name,
                                fmt::join(shape, ", "), fmt::join(shape_of(param), ", ")),
-                   where, "use the config.json that belongs to these weights");
+                   where, kOther);
     }
   }
-  const std::vector<std::string> known(expected.begin(), expected.end());
   for (const std::string& extra : names) {
-    if (expected.contains(extra) || extra.starts_with("optimizer.")) continue;
-    std::string mend = "remove it, or use the config.json that belongs to these weights";
-    if (extra == "lm_head.weight" && model.tie_word_embeddings) {
-      mend = "tie_word_embeddings is true: set it to false, or remove the tensor";
-    } else if (const std::string near = nearest(extra, known); !near.empty() && !present.contains(near)) {
-      mend = fmt::format("rename it to \"{}\", if that is what it is", near);
-    }
-    problems.add(fmt::format("tensor \"{}\" is none of this model's", extra), where, std::move(mend));
+    if (expected.contains(extra) || extra.starts_with("optimizer.") || extra.starts_with("moe.")) continue;
+    problems.add(fmt::format("tensor \"{}\" is none of this model's", extra), where, kOther);
   }
   problems.throw_if_any();
 }
 
 void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec& model,
                      const WeightSource& source) {
-  check_hf_folder(source, model);
-  const std::vector<layout::ParamSpec> params = parameters_of(model);
+  check_weights(source, model);
+  const std::vector<HfTensor> tensors = hf_tensors(model);
   std::vector<StoredTensor> entries;
   std::int64_t largest = 0;
-  for (const layout::ParamSpec& param : params) {
-    entries.push_back({.name = param.name, .type = StoredType::f32, .shape = shape_of(param)});
-    largest = std::max(largest, entries.back().num_elements() * size_of(StoredType::f32));
+  std::int64_t largest_part = 0;
+  for (const HfTensor& t : tensors) {
+    entries.push_back({.name = t.name, .type = StoredType::f32, .shape = t.shape});
+    largest = std::max(largest, t.num_elements() * size_of(StoredType::f32));
+    for (const HfPart& p : t.parts)
+      largest_part = std::max(largest_part, p.param.num_elements() * size_of(StoredType::f32));
   }
   OutputFolder aside(folder, OutputFolder::IfPresent::refuse);
   OutputFile config(aside.aside() / kConfigFile);
@@ -210,24 +369,30 @@ void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec&
   config.finish();
   OutputFile weights(aside.aside() / kSingleFile);
   weights.write(safetensors_header(entries, {{"format", "pt"}}));  // without it transformers refuses the file
-  const tensor::Buffer buffer{Bytes(largest)};
-  for (const layout::ParamSpec& param : params) {
-    const Piece piece = whole_piece(param, buffer.data());
-    source.read(piece);
-    weights.write(
-        std::span<const std::byte>(buffer.data(), static_cast<std::size_t>(piece.data.bytes().value)));
+  const tensor::Buffer whole{Bytes(largest)};
+  const tensor::Buffer part{Bytes(largest_part)};
+  for (const HfTensor& t : tensors) {
+    for (const HfPart& p : t.parts) {
+      const Piece piece = whole_piece(p.param, part.data());
+      source.read(piece);
+      scatter(p.view, p.param.global, piece.data.as<float>(), reinterpret_cast<float*>(whole.data()));
+    }
+    weights.write(std::span<const std::byte>(
+        whole.data(), static_cast<std::size_t>(t.num_elements() * size_of(StoredType::f32))));
   }
   weights.finish();
   aside.commit();
 }
 
-void import_hf_folder(const std::filesystem::path& hf_folder,
-                      const std::filesystem::path& checkpoint_folder) {
+void import_hf_folder(const std::filesystem::path& hf_folder, const std::filesystem::path& checkpoint_folder,
+                      const HfOptions& options) {
   const std::filesystem::path config = hf_folder / kConfigFile;
-  const spec::ModelSpec model = spec::require_trainable(spec::read_hf_config(config), config.string());
-  const std::unique_ptr<WeightSource> source = open_hf_folder(hf_folder);
-  check_hf_folder(*source, model);
-  const std::vector<layout::ParamSpec> params = parameters_of(model);
+  spec::ModelSpec model = spec::require_trainable(spec::read_hf_config(config), config.string());
+  std::vector<std::string> unused;
+  const HfOptions noting{.mtp = options.mtp, .unused = &unused};
+  const std::unique_ptr<WeightSource> source = open_hf_folder(hf_folder, model, noting);
+  if (options.unused != nullptr) *options.unused = unused;
+  const std::vector<layout::ParamSpec> params = model_parameters(model);
   std::int64_t bytes = 0;
   for (const layout::ParamSpec& param : params) bytes += param.num_elements() * size_of(StoredType::f32);
   const tensor::Buffer buffer{Bytes(bytes)};
@@ -251,7 +416,11 @@ void import_hf_folder(const std::filesystem::path& hf_folder,
                 checkpoint_folder.string(), "give a folder that can be written");
   }
   remove_leftovers(checkpoint_folder);
-  const Meta meta{.hf_config = read_text(hf_folder / kConfigFile)};
+  Meta meta{.hf_config = read_text(config)};
+  if (!unused.empty()) {  // the checkpoint is of the model without them
+    model.num_nextn_predict_layers = 0;
+    meta.hf_config = spec::to_hf_config(model);
+  }
   write_step_folder(checkpoint_folder, meta, 1, std::span<const RankPieces>(&rank, 1));
 }
 

@@ -157,8 +157,11 @@ int convert(const ConvertFlags& flags) {
                 "give a new folder, or remove this one first");
   }
   const bool hf = is_hf_folder(from);
+  std::vector<std::string> unused;
+  std::string note;
   if (hf) {
-    ckpt::import_hf_folder(from, to);
+    ckpt::import_hf_folder(from, to, {.mtp = ckpt::MtpLayers::leave_out, .unused = &unused});
+    if (!unused.empty()) note = mtp_note(spec::read_hf_config(from), unused);
   } else {
     const Weights loaded = open_weights(from);
     if (to.has_parent_path()) fs::create_directories(to.parent_path());
@@ -166,10 +169,12 @@ int convert(const ConvertFlags& flags) {
   }
   const char* what = hf ? "Tessera checkpoint" : "Hugging Face folder";
   if (flags.json) {
-    const nlohmann::ordered_json j = {{"wrote", what}, {"folder", to.string()}};
+    nlohmann::ordered_json j = {{"wrote", what}, {"folder", to.string()}};
+    if (!unused.empty()) j["unused"] = unused;
     std::printf("%s\n", j.dump().c_str());
   } else {
     std::printf("wrote a %s: %s\n", what, to.c_str());
+    if (!note.empty()) std::printf("%s\n", note.c_str());
   }
   return 0;
 }

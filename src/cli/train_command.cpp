@@ -166,7 +166,7 @@ void check_model(const ckpt::WeightSource& source, const spec::ModelSpec& model,
                  const std::string& where, const std::string& mend) {
   const std::vector<std::string> keys = differences(model, job);
   try {
-    ckpt::check_hf_folder(source, job);
+    ckpt::check_weights(source, job);
   } catch (const Error& e) {
     const std::string what = keys.empty() ? e.problems().front().what : join(keys, "; ");
     throw Error(ErrorKind::config, "the weights are of another model than the job's: " + what, where, mend);

@@ -39,6 +39,11 @@ std::unique_ptr<ckpt::CheckpointReader> open_checkpoint(const fs::path& path) {
 
 }  // namespace
 
+std::string mtp_note(const spec::ModelSpec& model, const std::vector<std::string>& unused) {
+  return fmt::format("{} tensors of MTP layers are not used (num_nextn_predict_layers={})", unused.size(),
+                     model.num_nextn_predict_layers);
+}
+
 bool is_hf_folder(const fs::path& path) {
   return fs::exists(path / "config.json");
 }
@@ -52,7 +57,9 @@ Weights open_weights(const fs::path& path) {
   Weights w;
   if (is_hf_folder(path)) {
     w.model = spec::require_trainable(spec::read_hf_config(path), path.string());
-    w.source = ckpt::open_hf_folder(path);
+    std::vector<std::string> unused;
+    w.source = ckpt::open_hf_folder(path, w.model, {.mtp = ckpt::MtpLayers::leave_out, .unused = &unused});
+    if (!unused.empty()) warn(mtp_note(w.model, unused));
   } else {
     auto reader = open_checkpoint(path);
     Problems problems;
@@ -62,9 +69,10 @@ Weights open_weights(const fs::path& path) {
       const std::string where = reader->folder().string();
       w.context = spec::parse_job(reader->meta().job_yaml, path, where, {}).train.sequence_length;
     }
+    ckpt::check_weights(*reader, w.model);
     w.source = std::move(reader);
   }
-  ckpt::check_hf_folder(*w.source, w.model);
+  w.model.num_nextn_predict_layers = 0;
   if (w.context == 0) w.context = std::min(w.model.max_position_embeddings, kLongestContext);
   return w;
 }

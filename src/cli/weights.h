@@ -22,8 +22,12 @@ struct Weights {
 // A Hugging Face folder has a config.json, a checkpoint an index.json.
 [[nodiscard]] bool is_hf_folder(const std::filesystem::path& path);
 
+// "3 tensors of MTP layers are not used (num_nextn_predict_layers=1)"
+[[nodiscard]] std::string mtp_note(const spec::ModelSpec& model, const std::vector<std::string>& unused);
+
 // Checks every tensor's name and shape. Throws Error{config} when there is nothing to open. Damaged
-// checkpoints that it passed over are told on standard error.
+// checkpoints that it passed over are told on standard error, MTP layers that are left out as well: the
+// model has none of them.
 [[nodiscard]] Weights open_weights(const std::filesystem::path& path);
 
 // The keys that two models differ in, "rope_theta is 10000.0, not 500000.0". Keys without influence on a

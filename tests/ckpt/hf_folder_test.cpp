@@ -18,13 +18,22 @@ std::filesystem::path golden(std::string_view family) {
 }
 
 class HfFolder : public ::testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Families, HfFolder, ::testing::Values("llama", "mixtral"),
+INSTANTIATE_TEST_SUITE_P(Families, HfFolder,
+                         ::testing::Values("llama", "mistral", "qwen2", "qwen3", "gpt2", "mixtral",
+                                           "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3",
+                                           "gpt_oss"),
                          [](const auto& info) { return std::string(info.param); });
+
+// The causal masks of gpt2: of a file, not of the model.
+bool is_mask(const StoredTensor& t) {
+  return t.name.ends_with(".attn.bias");
+}
 
 // Every tensor of the one file is in the other with the same type, shape and bits, and no others.
 void expect_same_tensors(const SafetensorsFile& a, const SafetensorsFile& b) {
-  EXPECT_EQ(a.tensors().size(), b.tensors().size());
+  EXPECT_EQ(std::ssize(a.tensors()) - std::ranges::count_if(a.tensors(), is_mask), std::ssize(b.tensors()));
   for (const StoredTensor& t : a.tensors()) {
+    if (is_mask(t)) continue;
     const StoredTensor* other = b.find(t.name);
     ASSERT_NE(other, nullptr) << t.name;
     EXPECT_EQ(other->type, t.type) << t.name;
@@ -83,8 +92,8 @@ TEST_P(HfFolder, IsReadFromShardsAsFromOneFile) {
     write_safetensors(folder / ("model-" + std::to_string(i) + ".safetensors"), shards[i]);
   write_index(folder.path(), map);
   const spec::ModelSpec model = spec::read_hf_config(golden(GetParam()));
-  const auto source = open_hf_folder(folder.path());
-  check_hf_folder(*source, model);
+  const auto source = open_hf_folder(folder.path(), model);
+  check_weights(*source, model);
   write_hf_folder(folder / "out", model, *source);
   expect_same_tensors(whole.file, SafetensorsFile(folder / "out" / "model.safetensors"));
 }
@@ -104,19 +113,23 @@ TEST(HfFolderFaults, OfAShardedIndexAreAllNamedAtOnce) {
       {"tensor \"not.there\" is not in this file", "tensor \"" + w.tensors[1].name + "\" is not listed",
        "a file of 6 bytes", "shard \"model-2.safetensors\" with 1 tensors is missing",
        "shard name \"../model-3.safetensors\""},
-      [&] { (void)open_hf_folder(folder.path()); });
+      [&] { (void)open_hf_folder(folder.path(), {}); });
 }
 
 TEST(HfFolderFaults, AFolderWithoutSafetensorsSaysWhatToDo) {
   const TempFolder folder;
-  write_bytes(folder / "pytorch_model.bin", "pickle");
   expect_error(ErrorKind::io, {"neither model.safetensors nor", "save_pretrained makes one"},
-               [&] { (void)open_hf_folder(folder.path()); });
+               [&] { (void)open_hf_folder(folder.path(), {}); });
+  write_bytes(folder / "pytorch_model.bin", "pickle");
+  expect_error(
+      ErrorKind::io,
+      {"a pickle (pytorch_model.bin), which can run code", "never read", "save_pretrained makes one"},
+      [&] { (void)open_hf_folder(folder.path(), {}); });
   for (const std::string text :
        {"[]", "{}", "{\"weight_map\": 3}", "{\"weight_map\": {\"a\": 3}}", "{\"weight_map\": {"}) {
     write_bytes(folder / "model.safetensors.index.json", text);
     expect_error(ErrorKind::io, {"model.safetensors.index.json"},
-                 [&] { (void)open_hf_folder(folder.path()); });
+                 [&] { (void)open_hf_folder(folder.path(), {}); });
   }
 }
 
@@ -133,10 +146,9 @@ TEST(HfFolderFaults, MissingExtraAndMisshapedTensorsAreAllNamedAtOnce) {
   w.tensors.push_back(
       {.name = "model.layers.0.self_attn.rotary_emb.inv_freq", .shape = {1}, .bytes = q.bytes.first(4)});
   write_safetensors(folder / "model.safetensors", w.tensors);
-  const auto source = open_hf_folder(folder.path());
   const spec::ModelSpec model = spec::read_hf_config(golden("mixtral"));
   try {
-    check_hf_folder(*source, model);
+    (void)open_hf_folder(folder.path(), model);
     ADD_FAILURE() << "accepted";
   } catch (const Error& e) {
     EXPECT_EQ(e.kind(), ErrorKind::config);
@@ -163,14 +175,14 @@ TEST(HfFolderFaults, AHeadBesideTiedWeightsAndIntegerWeightsAreRefused) {
   write_safetensors(folder / "model.safetensors", w.tensors);
   spec::ModelSpec model = spec::read_hf_config(golden("llama"));
   model.tie_word_embeddings = true;
-  const auto source = open_hf_folder(folder.path());
   expect_error(ErrorKind::config,
                {"tensor \"lm_head.weight\" is none of this model's", "tie_word_embeddings is true"},
-               [&] { check_hf_folder(*source, model); });
+               [&] { (void)open_hf_folder(folder.path(), model); });
+  model.tie_word_embeddings = false;
   w.at("lm_head.weight").type = StoredType::i32;
   write_safetensors(folder / "model.safetensors", w.tensors);
-  expect_error(ErrorKind::io, {"\"lm_head.weight\" has dtype I32", "quantised"},
-               [&] { (void)open_hf_folder(folder.path()); });
+  expect_error(ErrorKind::config, {"\"lm_head.weight\" has dtype I32", "quantised"},
+               [&] { (void)open_hf_folder(folder.path(), model); });
 }
 
 TEST(HfFolder16Bit, IsWidenedExactly) {

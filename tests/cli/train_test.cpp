@@ -40,26 +40,25 @@ TEST_F(TinyJob, AModelThatCanOnlyBePlannedIsRefusedByNameBeforeAnythingIsWritten
     ASSERT_NE(job.find(from), std::string::npos) << from;
     job.replace(job.find(from), from.size(), to);
   };
-  swap("mixtral", "qwen2");
-  swap("  num_local_experts: 4\n  num_experts_per_tok: 2\n", "");
-  swap(", ep: 2", "");
+  swap("mixtral", "llama4_text\n  intermediate_size_mlp: 16");
   write("job.yaml", job);
   const Outcome family = run("train job.yaml --set train.precision=bf16");
   EXPECT_EQ(family.code, 2);
   EXPECT_EQ(family.output, "");
-  EXPECT_THAT(family.errors, AllOf(HasSubstr("the engine does not train model_type=qwen2"),
-                                   HasSubstr("  mend: train a llama or mixtral model"),
+  EXPECT_THAT(family.errors, AllOf(HasSubstr("the engine does not train model_type=llama4"),
+                                   HasSubstr("  mend: train one of llama, mistral"),
                                    HasSubstr("precision=bf16: the engine computes in f32 and f64"),
                                    HasSubstr("flag train.precision=bf16")));
   EXPECT_FALSE(exists("run"));
   fs::create_directory(folder_ / "hf");
-  write("hf/config.json", R"({"model_type": "qwen2", "num_hidden_layers": 1, "hidden_size": 8,
-    "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32})");
+  write("hf/config.json", R"({"model_type": "llama4_text", "num_hidden_layers": 1,
+    "hidden_size": 8, "intermediate_size": 8, "intermediate_size_mlp": 8, "num_local_experts": 2,
+    "num_experts_per_tok": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32})");
   for (const char* command :
        {"convert hf out", "generate hf --tokenizer t --prompt a", "eval hf text.txt --tokenizer t"}) {
     const Outcome outcome = run(command);
     EXPECT_EQ(outcome.code, 2) << command;
-    EXPECT_THAT(outcome.errors, HasSubstr("the engine does not train model_type=qwen2")) << command;
+    EXPECT_THAT(outcome.errors, HasSubstr("the engine does not train model_type=llama4")) << command;
     EXPECT_FALSE(exists("out"));
   }
 }

@@ -14,7 +14,7 @@ using ::testing::HasSubstr;
 
 spec::Job beyond_the_engine() {
   spec::Job job = small_job({});
-  job.model.family = spec::Family::qwen2;
+  job.model.family = spec::Family::falcon;
   job.model.attention_qkv_bias = true;
   job.train.precision = spec::Precision::bf16;
   job.train.zero_stage = 3;
@@ -30,7 +30,7 @@ void expect_refusal(const Start& start) {
   } catch (const Error& e) {
     EXPECT_EQ(e.kind(), ErrorKind::config);
     EXPECT_EQ(e.problems().size(), 6U) << e.what();
-    EXPECT_THAT(e.what(), AllOf(HasSubstr("the engine does not train model_type=qwen2"), HasSubstr("bf16"),
+    EXPECT_THAT(e.what(), AllOf(HasSubstr("the engine does not train model_type=falcon"), HasSubstr("bf16"),
                                 HasSubstr("zero_stage=3"), HasSubstr("cp=2"),
                                 HasSubstr("sequence_parallel=false"), HasSubstr("order=tp-cp-ep-pp-dp")));
   }
@@ -55,7 +55,7 @@ TEST(EngineLimits, HoldForGenerationToo) {
     const exec::Generator generator(beyond_the_engine().model, NoWeights(), 8);
     ADD_FAILURE() << "accepted";
   } catch (const Error& e) {
-    EXPECT_THAT(e.what(), HasSubstr("the engine does not train model_type=qwen2"));
+    EXPECT_THAT(e.what(), HasSubstr("the engine does not train model_type=falcon"));
   }
 }
 
