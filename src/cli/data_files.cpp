@@ -54,7 +54,7 @@ std::shared_ptr<const data::TokenSource> tokenise(const spec::Job& job, Prepared
   out.tokenizer = load_tokenizer(out.tokenizer_path, "data.tokenizer", job.model.vocab_size);
   const fs::path prefix = folder / "tokens";
   const fs::path index = fs::path(prefix).concat(".idx");
-  make_once(index, identity("text", text) + identity("tokenizer", out.tokenizer_path),
+  make_once(index, identity("text", text) + identity("tokenizer", out.tokenizer->name()),
             [&] { (void)data::tokenise_text_file(text, *out.tokenizer, prefix, {}); });
   return data::open_token_file(index);
 }

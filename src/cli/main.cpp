@@ -103,7 +103,8 @@ void add_generate(CLI::App& app, AllFlags& all, int& code) {
                     f);
   c->add_option("checkpoint", f.checkpoint, "Checkpoint folder (its newest step) or Hugging Face folder")
       ->required();
-  c->add_option("--tokenizer", f.tokenizer, "sentencepiece .model")->required();
+  c->add_option("--tokenizer", f.tokenizer, "sentencepiece .model, tokenizer.json or a folder with one")
+      ->required();
   c->add_option("--prompt", f.prompt, "Text to continue")->required();
   c->add_option("--max-new-tokens", f.max_new_tokens, "Tokens to add")
       ->check(CLI::Range(std::int64_t{0}, kMost))
@@ -128,7 +129,8 @@ void add_eval(CLI::App& app, AllFlags& all, int& code) {
   c->add_option("checkpoint", f.checkpoint, "Checkpoint folder (its newest step) or Hugging Face folder")
       ->required();
   c->add_option("text", f.text, "UTF-8 text; a form feed ends a document")->required();
-  c->add_option("--tokenizer", f.tokenizer, "sentencepiece .model")->required();
+  c->add_option("--tokenizer", f.tokenizer, "sentencepiece .model, tokenizer.json or a folder with one")
+      ->required();
   c->add_option("--context", f.context, "Tokens of a piece (0: as trained)")
       ->check(CLI::Range(std::int64_t{0}, kMost))
       ->capture_default_str();
@@ -147,7 +149,10 @@ void add_data(CLI::App& app, AllFlags& all, int& code) {
       add(app, "tokenize", "Text to a Megatron token file, with a trained or given tokenizer",
           "tessera tokenize text.txt --vocab-size 4096 --tokenizer t.model --output tokens", t);
   tokenize->add_option("text", t.text, "UTF-8 text; a form feed ends a document")->required();
-  tokenize->add_option("--tokenizer", t.tokenizer, "sentencepiece .model: read, or written with --vocab-size")
+  tokenize
+      ->add_option(
+          "--tokenizer", t.tokenizer,
+          "sentencepiece .model, tokenizer.json or a folder with one; with --vocab-size the .model to write")
       ->required();
   tokenize->add_option("--vocab-size", t.vocab_size, "Train a tokenizer of this size first")
       ->check(CLI::Range(std::int64_t{1}, kMost));

@@ -100,9 +100,10 @@ std::vector<std::string> differences(const spec::ModelSpec& have, const spec::Mo
 }
 
 data::Tokenizer load_tokenizer(const fs::path& path, const std::string& where, std::int64_t vocab_size) {
-  if (!fs::is_regular_file(path)) {
-    throw Error(ErrorKind::config, "there is no such tokenizer file", where + ": " + path.string(),
-                "give a sentencepiece .model file; `tessera tokenize --vocab-size` makes one");
+  if (!fs::exists(path)) {
+    throw Error(ErrorKind::config, "there is no such tokenizer", where + ": " + path.string(),
+                "give a sentencepiece .model, a tokenizer.json, or a folder with one; `tessera tokenize "
+                "--vocab-size` makes a .model");
   }
   data::Tokenizer tokenizer = data::Tokenizer::load(path);
   if (tokenizer.vocab_size() > vocab_size) {

@@ -1,124 +1,84 @@
 #include "data/tokenizer.h"
 
 #include <fmt/format.h>
-#include <sentencepiece_processor.h>
-#include <sentencepiece_trainer.h>
 
-#include <algorithm>
-#include <unordered_map>
+#include <array>
 #include <utility>
 
 #include "base/error.h"
 #include "base/file.h"
-#include "data/utf8.h"
+#include "data/bpe_files.h"
+#include "data/tokenizer_impl.h"
 
 namespace tessera::data {
 
+namespace fs = std::filesystem;
+
 namespace {
-using sentencepiece::SentencePieceProcessor;
-
-constexpr std::string_view kMetaSpace = "\xE2\x96\x81";  // U+2581, how sentencepiece spells a space
-
-// Whether the tokens of a text are the tokens of its words, one after the other, with a cut before each run
-// of spaces and after each newline. True when nothing reaches over such a cut: no piece of the vocabulary, no
-// normalisation and no prefix at the front of the text. It holds for the models of train_tokenizer and makes
-// encoding more than ten times faster.
-bool encodes_by_words(const SentencePieceProcessor& processor) {
-  for (int id = 0; id < processor.GetPieceSize(); ++id) {
-    const std::string& piece = processor.IdToPiece(id);
-    if (piece.size() > 1 && piece.find('\n') != std::string::npos) return false;
-    std::size_t letters = 0;  // past the leading spaces
-    while (piece.compare(letters, kMetaSpace.size(), kMetaSpace) == 0) letters += kMetaSpace.size();
-    if (piece.find(kMetaSpace, letters) != std::string::npos) return false;
-  }
-  // Spaces at both ends, doubled; a ligature, a fullwidth letter, a combining accent, a tab.
-  const std::string probe = "  a  b\n \n\n\xEF\xAC\x81 \xEF\xBC\xA1 e\xCC\x81\tc ";
-  std::vector<int> ids;
-  std::string back;
-  if (!processor.Encode(probe, &ids).ok() || !processor.Decode(ids, &back).ok()) return false;
-  if (back != probe || std::find(ids.begin(), ids.end(), processor.unk_id()) != ids.end()) return false;
-  return processor.Encode("a", &ids).ok() && ids.size() == 1 &&
-         processor.IdToPiece(ids[0]).compare(0, kMetaSpace.size(), kMetaSpace) != 0;
+std::string_view view_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
-// The first word of a text: leading spaces, then everything up to the next space or to a newline, which it
-// takes along.
-std::string_view first_word(std::string_view text) {
-  const std::size_t letters = std::min(text.find_first_not_of(' '), text.size());
-  const std::size_t end = text.find_first_of(" \n", letters);
-  if (end == std::string_view::npos) return text;
-  return text.substr(0, text[end] == '\n' ? end + 1 : end);
+bool is_json(std::string_view bytes) {
+  const std::size_t at = bytes.find_first_not_of(" \t\r\n");
+  return at != std::string_view::npos && bytes[at] == '{';
+}
+
+std::unique_ptr<const TokenizerImpl> load_json(const fs::path& path, std::string_view text) {
+  BpeSpec spec = read_tokenizer_json(text, path.string());
+  read_special_ids(path.parent_path(), spec);
+  return make_byte_level(std::move(spec));
+}
+
+std::unique_ptr<const TokenizerImpl> load_two_files(const fs::path& vocab, const fs::path& merges) {
+  BpeSpec spec = read_vocab_and_merges(vocab, merges);
+  read_special_ids(vocab.parent_path(), spec);
+  return make_byte_level(std::move(spec));
+}
+
+std::unique_ptr<const TokenizerImpl> load_file(const fs::path& path) {
+  const MappedFile file(path);
+  if (is_json(view_of(file))) return load_json(path, view_of(file));
+  return make_sentencepiece(view_of(file), path.string());
+}
+
+std::unique_ptr<const TokenizerImpl> load_folder(const fs::path& folder) {
+  for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
+    if (fs::exists(folder / name)) return load_file(folder / name);
+  }
+  constexpr std::array<std::pair<const char*, const char*>, 2> kPairs = {
+      {{"vocab.json", "merges.txt"}, {"encoder.json", "vocab.bpe"}}};
+  for (const auto& [vocab, merges] : kPairs) {
+    if (fs::exists(folder / vocab) && fs::exists(folder / merges)) {
+      return load_two_files(folder / vocab, folder / merges);
+    }
+  }
+  throw Error(
+      ErrorKind::io, "the folder holds no tokenizer", folder.string(),
+      "give a folder with tokenizer.json, tokenizer.model, vocab.json and merges.txt, or encoder.json "
+      "and vocab.bpe");
 }
 }  // namespace
 
-struct Tokenizer::Impl {
-  std::string name;
-  SentencePieceProcessor processor;
-  bool by_words = false;
-
-  void encode(std::string_view text, std::vector<int>& ids) const {
-    const auto status = processor.Encode(text, &ids);
-    if (!status.ok()) {
-      throw Error(ErrorKind::internal, fmt::format("sentencepiece cannot encode: {}", status.ToString()),
-                  name, "report the text and the model");
-    }
-  }
-};
-
-Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Tokenizer::Tokenizer(std::unique_ptr<const TokenizerImpl> impl) : impl_(std::move(impl)) {}
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
-namespace {
-std::string_view view_of(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-}  // namespace
-
-Tokenizer Tokenizer::load(const std::filesystem::path& path) {
-  const MappedFile file(path);
-  return from_bytes(view_of(file.bytes()), path.string());
+Tokenizer Tokenizer::load(const fs::path& path) {
+  return Tokenizer(fs::is_directory(path) ? load_folder(path) : load_file(path));
 }
 
 Tokenizer Tokenizer::from_bytes(std::string_view model, std::string name) {
-  const auto bad = [&](std::string_view why) {
-    return Error(ErrorKind::io, fmt::format("not a sentencepiece model: {}", why), name,
-                 "give a .model file made by `spm_train` or by training a tokenizer here");
-  };
-  if (model.empty()) throw bad("the file is empty");
-  auto impl = std::make_unique<Impl>();
-  impl->name = name;
-  const auto status = impl->processor.LoadFromSerializedProto(model);
-  if (!status.ok()) throw bad(status.ToString());
-  if (impl->processor.GetPieceSize() < 1) throw bad("the vocabulary is empty");
-  impl->by_words = encodes_by_words(impl->processor);
-  return Tokenizer(std::move(impl));
+  if (is_json(model)) return Tokenizer(make_byte_level(read_tokenizer_json(model, name)));
+  return Tokenizer(make_sentencepiece(model, std::move(name)));
 }
 
-std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
-  check_utf8(text, "text for the tokenizer");
-  static_assert(sizeof(int) == sizeof(std::int32_t));
-  std::vector<int> ids;
-  if (!impl_->by_words || text.find(kMetaSpace) != std::string_view::npos) {
-    impl_->encode(text, ids);
-    return ids;
-  }
-  // Words repeat, so each is encoded once; the limit keeps the memory small on texts of any size.
-  constexpr std::size_t kMostWords = 200'000;
-  std::unordered_map<std::string_view, std::vector<int>> known;
-  while (!text.empty()) {
-    const std::string_view word = first_word(text);
-    text.remove_prefix(word.size());
-    if (known.size() == kMostWords) known.clear();
-    const auto [at, is_new] = known.try_emplace(word);
-    if (is_new) impl_->encode(word, at->second);
-    ids.insert(ids.end(), at->second.begin(), at->second.end());
-  }
-  return ids;
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text, Special special) const {
+  return impl_->encode(text, special);
 }
 
-std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
+void Tokenizer::check_ids(std::span<const std::int32_t> ids) const {
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocab_size()) {
       throw Error(ErrorKind::config,
@@ -126,112 +86,37 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
                   name(), "use the tokenizer that made the tokens");
     }
   }
-  std::string text;
-  const auto status = impl_->processor.Decode(std::vector<int>(ids.begin(), ids.end()), &text);
-  if (!status.ok()) {
-    throw Error(ErrorKind::internal, fmt::format("sentencepiece cannot decode: {}", status.ToString()),
-                name(), "report the ids and the model");
-  }
-  return text;
 }
 
-namespace {
-std::optional<std::int32_t> id_or_none(int id) {
-  return id < 0 ? std::nullopt : std::optional<std::int32_t>(id);
+std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
+  check_ids(ids);
+  return impl_->decode(ids);
 }
-}  // namespace
+
+std::string Tokenizer::decode_bytes(std::span<const std::int32_t> ids) const {
+  check_ids(ids);
+  return impl_->decode_bytes(ids);
+}
 
 std::int32_t Tokenizer::vocab_size() const {
-  return impl_->processor.GetPieceSize();
+  return impl_->vocab_size();
 }
 std::optional<std::int32_t> Tokenizer::bos_id() const {
-  return id_or_none(impl_->processor.bos_id());
+  return impl_->bos_id();
 }
 std::optional<std::int32_t> Tokenizer::eos_id() const {
-  return id_or_none(impl_->processor.eos_id());
+  return impl_->eos_id();
 }
-std::int32_t Tokenizer::unk_id() const {
-  return impl_->processor.unk_id();
+std::optional<std::int32_t> Tokenizer::unk_id() const {
+  return impl_->unk_id();
 }
 const std::string& Tokenizer::name() const {
-  return impl_->name;
+  return impl_->name();
 }
 
 std::string Tokenizer::piece(std::int32_t id) const {
   TESSERA_CHECK(id >= 0 && id < vocab_size(), "a piece of the vocabulary");
-  return impl_->processor.IdToPiece(id);
-}
-
-namespace {
-// The lines of a text as sentencepiece wants them for training; longer ones come in parts that begin at a
-// space, because it drops lines above its limit.
-class Lines final : public sentencepiece::SentenceIterator {
- public:
-  explicit Lines(std::string_view text) : rest_(text) { Next(); }
-  bool done() const override { return done_; }
-  const std::string& value() const override { return line_; }
-  sentencepiece::util::Status status() const override { return {}; }
-  void Next() override {
-    do {
-      done_ = rest_.empty();
-      take();
-    } while (!done_ && line_.empty());
-  }
-
- private:
-  static constexpr std::size_t kLongest = 4096;
-  void take() {
-    std::size_t end = std::min(rest_.find_first_of("\n\f"), rest_.size());
-    std::size_t skip = end < rest_.size() ? 1 : 0;
-    if (end > kLongest) {
-      const std::size_t space = rest_.rfind(' ', kLongest);
-      if (space != std::string_view::npos && space > 0) {
-        end = space;
-        skip = 0;
-      }
-    }
-    line_ = rest_.substr(0, end);
-    rest_.remove_prefix(end + skip);
-  }
-  std::string_view rest_;
-  std::string line_;
-  bool done_ = false;
-};
-}  // namespace
-
-void train_tokenizer(const std::filesystem::path& text_path, const std::filesystem::path& model_path,
-                     const TokenizerTraining& training) {
-  const MappedFile file(text_path);
-  const std::string_view text = view_of(file.bytes());
-  check_utf8(text, text_path.string());
-  Lines lines(text);
-  if (lines.done()) {
-    throw Error(ErrorKind::config, "no text to train a tokenizer on: the file has no line with letters",
-                text_path.string(), "give a text of some megabytes");
-  }
-  const std::unordered_map<std::string, std::string> options = {
-      {"model_type", "bpe"},
-      {"vocab_size", fmt::format("{}", training.vocab_size)},
-      {"character_coverage", fmt::format("{}", training.character_coverage)},
-      {"byte_fallback", "true"},
-      {"normalization_rule_name", "identity"},
-      {"remove_extra_whitespaces", "false"},
-      {"add_dummy_prefix", "false"},
-      {"split_digits", "true"},
-      {"max_sentence_length", "1073741824"},
-      {"num_threads", "1"},
-      {"minloglevel", "3"},
-  };
-  std::string model;
-  const auto status = sentencepiece::SentencePieceTrainer::Train(options, &lines, &model);
-  if (!status.ok()) {
-    throw Error(
-        ErrorKind::config,
-        fmt::format("cannot train a tokenizer of {} ids: {}", training.vocab_size, status.ToString()),
-        text_path.string(),
-        "choose a vocabulary above 259 and the number of different characters; a large one needs more text");
-  }
-  write_atomically(model_path, model);
+  return impl_->piece(id);
 }
 
 }  // namespace tessera::data

@@ -28,15 +28,21 @@ Lead lead_of(unsigned char byte) {
   return {0, 0, 0};
 }
 
-bool is_valid_character(std::string_view text, std::size_t at, Lead lead) {
-  if (lead.count == 0 || lead.count >= text.size() - at) return false;
-  const auto first = static_cast<unsigned char>(text[at + 1]);
-  if (first < lead.low || first > lead.high) return false;
-  for (std::size_t k = 2; k <= lead.count; ++k) {
-    const auto next = static_cast<unsigned char>(text[at + k]);
-    if (next < 0x80 || next > 0xBF) return false;
+// How many bytes at `at` could begin a character with this lead.
+std::size_t valid_bytes(std::string_view text, std::size_t at, Lead lead) {
+  if (lead.count == 0) return static_cast<unsigned char>(text[at]) < 0x80 ? 1 : 0;
+  std::size_t good = 1;
+  for (; good <= lead.count && at + good < text.size(); ++good) {
+    const auto next = static_cast<unsigned char>(text[at + good]);
+    const unsigned char low = good == 1 ? lead.low : 0x80;
+    const unsigned char high = good == 1 ? lead.high : 0xBF;
+    if (next < low || next > high) break;
   }
-  return true;
+  return good;
+}
+
+bool is_valid_character(std::string_view text, std::size_t at, Lead lead) {
+  return lead.count > 0 && valid_bytes(text, at, lead) == lead.count + 1;
 }
 }  // namespace
 
@@ -71,6 +77,31 @@ void check_utf8(std::string_view text, std::string_view name) {
               fmt::format("not UTF-8: byte 0x{:02X} at offset {}", static_cast<unsigned char>(text[at]), at),
               fmt::format("{}, line {}", name, line),
               "convert the text to UTF-8, for instance with `iconv -f LATIN1 -t UTF-8`");
+}
+
+std::int64_t invalid_utf8_prefix(std::string_view text) {
+  std::size_t at = 0;
+  while (at < text.size()) {
+    const auto byte = static_cast<unsigned char>(text[at]);
+    if (byte < 0x80 || is_valid_character(text, at, lead_of(byte))) break;
+    ++at;
+  }
+  return static_cast<std::int64_t>(at);
+}
+
+std::string replace_invalid_utf8(std::string text) {
+  std::optional<std::int64_t> bad = first_invalid_utf8(text);
+  if (!bad) return text;
+  std::string out;
+  std::string_view rest = text;
+  for (; bad; bad = first_invalid_utf8(rest)) {
+    const auto at = static_cast<std::size_t>(*bad);
+    out += rest.substr(0, at);
+    out += "\xEF\xBF\xBD";
+    rest.remove_prefix(
+        at + std::max<std::size_t>(1, valid_bytes(rest, at, lead_of(static_cast<unsigned char>(rest[at])))));
+  }
+  return out += rest;
 }
 
 std::int64_t count_characters(std::string_view text) {
