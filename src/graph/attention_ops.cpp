@@ -1,4 +1,5 @@
-// Operators of attention and of latent attention, in the order of nn/attention.cpp and nn/latent_attention.cpp.
+// Operators of attention and of latent attention, in the order of nn/attention.cpp and
+// nn/latent_attention.cpp.
 #include "graph/layers.h"
 #include "graph/op_writer.h"
 

@@ -9,9 +9,9 @@
 //   RMSNorm over the whole projection: F and I each one all_reduce_direct of (tp - 1) 2 T b more (sums of
 //   squares of q and k; the dot products of their gradients).
 //
-// Kept until W: what `Saved` lists. Selective recomputation makes n again, and q and k from what the projection
-// gave. Gradients of q_norm, k_norm and sinks need values that only I has: I computes those of the micro-batch
-// into the deferred slot, W adds them.
+// Kept until W: what `Saved` lists. Selective recomputation makes n again, and q and k from what the
+// projection gave. Gradients of q_norm, k_norm and sinks need values that only I has: I computes those of the
+// micro-batch into the deferred slot, W adds them.
 #pragma once
 #include <cstdint>
 #include <optional>

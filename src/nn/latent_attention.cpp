@@ -1,5 +1,5 @@
-// T tokens of the micro-batch, t of this rank, H hidden, L columns of a latent (of kv: before the norm with the
-// rope key behind it), r = rope_dim. Heads are those of this rank.
+// T tokens of the micro-batch, t of this rank, H hidden, L columns of a latent (of kv: before the norm with
+// the rope key behind it), r = rope_dim. Heads are those of this rank.
 #include "nn/latent_attention.h"
 
 #include <cmath>

@@ -5,14 +5,15 @@
 //   rope on the rope columns of q and on the one key, which all heads share.
 // The norms of the latents have their own eps. Formulas and sources in docs/numerics.md.
 //
-// tp cuts heads: Wqa, Wkva and the norms of the latents work on this rank's own rows; the latents are gathered,
-// not the rows of n. Bytes sent by one rank, b bytes per element, S = T H b, g = (tp - 1) / tp,
+// tp cuts heads: Wqa, Wkva and the norms of the latents work on this rank's own rows; the latents are
+// gathered, not the rows of n. Bytes sent by one rank, b bytes per element, S = T H b, g = (tp - 1) / tp,
 // L = T (q_lora_rank + kv_lora_rank + rope_dim) b, with H for q_lora_rank where q has no latent:
 //   F: all_gather g L, reduce_scatter g S;   I: all_gather g S, reduce_scatter g L (selective: all_gather g L
 //   more);   W: none.
 //
 // Kept until W: what `Saved` lists. Selective recomputation makes all norms and the up-projections Wq, Wkvb
-// again from the latents (arXiv 2412.19437 section 3.2.3): q, k and v, by far the largest tensors, are not kept.
+// again from the latents (arXiv 2412.19437 section 3.2.3): q, k and v, by far the largest tensors, are not
+// kept.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -45,8 +46,8 @@ class LatentAttention : public Layer {
     std::optional<Param> q_a = std::nullopt, q_a_norm = std::nullopt;  // with a latent of q
     std::optional<Param> q_a_bias = std::nullopt, kv_a_bias = std::nullopt, o_bias = std::nullopt;
   };
-  // cos, sin: [seq, rope_dim / 2] of the same dtype, outlive the layer. Parameters that do not fit the options
-  // are Error{internal}.
+  // cos, sin: [seq, rope_dim / 2] of the same dtype, outlive the layer. Parameters that do not fit the
+  // options are Error{internal}.
   LatentAttention(Options options, Params params, Tensor cos_SP, Tensor sin_SP);
   void reserve_saved(Arena& arena) override;
   void reserve_deferred(Arena& arena) override;

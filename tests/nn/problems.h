@@ -1,4 +1,5 @@
-// The dense layers beside attention (attention_problems.h) as layer problems: small dims in f64, random weights, one to four ranks.
+// The dense layers beside attention (attention_problems.h) as layer problems: small dims in f64, random
+// weights, one to four ranks.
 #pragma once
 #include <cmath>
 #include <memory>
