@@ -44,7 +44,7 @@ class Attention : public Layer {
     std::int64_t window = 0;  // keys that a query sees, itself included; 0: all before it
     std::optional<kernels::RopePairs> rope = kernels::RopePairs::halves;
     QkNorm qk_norm = QkNorm::none;
-    double clip_qkv = 0.0;  // 0: none
+    double clip_qkv = 0.0;   // 0: none
     std::int32_t layer = 0;  // of the model: its entry of a key-value cache
   };
   struct Params {
