@@ -1,6 +1,6 @@
 // Attention and latent attention in every form: gradients against central differences, 2 and 4
-// tensor-parallel ranks against one, orders of passes, recomputation, and memory, FLOPs and bytes sent against
-// the operators of the engine's graph.
+// tensor-parallel ranks against one, orders of passes, recomputation, and memory, FLOPs and bytes sent
+// against the operators of the engine's graph.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 

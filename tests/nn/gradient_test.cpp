@@ -1,5 +1,5 @@
-// Backward passes of the dense layers beside attention against central differences, in f64 with random upstream
-// gradients.
+// Backward passes of the dense layers beside attention against central differences, in f64 with random
+// upstream gradients.
 #include <gtest/gtest.h>
 
 #include "nn/problems.h"
