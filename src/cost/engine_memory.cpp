@@ -70,7 +70,7 @@ void add_activations(EngineMemory& m, const EngineJob& j, Rank rank) {
 }
 
 bool is_packed(const ParamSpec& p) {
-  return p.num_dims == 2 && p.kind != ParamKind::embedding;
+  return p.num_dims == 2 && !layout::is_input(p.kind);
 }
 
 }  // namespace
@@ -109,7 +109,9 @@ EngineMemory engine_memory(const EngineJob& j, Rank rank) {
     const bool sharded = job.train.zero_stage == 1;
     m.optimizer += Bytes(2 * div_exact(bytes.value, sharded ? graph::group_size(options, b.group) : 1));
   }
-  const std::int64_t table = job.train.sequence_length * (job.model.head_dim / 2) * element;
+  for (const ParamSpec& s : params)
+    if (s.buffer) m.weights += Bytes(round_up(s.num_elements() * element, kAlignment));
+  const std::int64_t table = job.train.sequence_length * (job.model.rotated_dim() / 2) * element;
   m.weights += Bytes(2 * round_up(table, kAlignment));  // cosines and sines
   for (const ParamSpec& s : params) {
     if (is_packed(s) || s.tied_copy) m.packed_weights += Bytes(2 * s.num_elements() * element);

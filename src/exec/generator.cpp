@@ -42,8 +42,8 @@ struct Generator::Model {
         layout::parameters(spec, layout, Rank(0)),
         StoreOptions{.dtype = DType::f32, .training = false, .tied = spec.tie_word_embeddings}, comms,
         *kernels, a);
-    cos = a.take(DType::f32, {context, rotated_dim(spec) / 2});
-    sin = a.take(DType::f32, {context, rotated_dim(spec) / 2});
+    cos = a.take(DType::f32, {context, spec.rotated_dim() / 2});
+    sin = a.take(DType::f32, {context, spec.rotated_dim() / 2});
     ids = a.take(DType::i32, {context});
     targets = a.take(DType::i32, {context});
     stage = std::make_unique<Stage>(

@@ -147,7 +147,7 @@ nn::Param ParamStore::view(std::size_t first, std::size_t count, Packing packing
   };
   const optim::Bucket& bucket = buckets_[static_cast<std::size_t>(p.bucket)];
   nn::Param param{{fused(bucket.value), {}}, fused(bucket.grad)};
-  if (packing == Packing::packed) {
+  if (packing == Packing::packed && p.spec.num_dims == 2) {
     const Bytes size = kernels_.packed_bytes(options_.dtype, rows, columns);
     if (size.value > 0) {
       param.weight.packed = arena_.take(DType::u8, {size.value});

@@ -110,8 +110,8 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
                                                      .tied = job.model.tie_word_embeddings},
                                         comms_, *options_.kernels, arena);
   moe_layers_ = spec::moe_layers(job.model);
-  cos_ = arena.take(d.dtype, {d.seq, rotated_dim(job.model) / 2});
-  sin_ = arena.take(d.dtype, {d.seq, rotated_dim(job.model) / 2});
+  cos_ = arena.take(d.dtype, {d.seq, job.model.rotated_dim() / 2});
+  sin_ = arena.take(d.dtype, {d.seq, job.model.rotated_dim() / 2});
   for (const StageId id : plan.layout.stages_of(options_.rank)) {
     stages_.emplace_back(
         Stage::Options{.model = job.model,

@@ -51,14 +51,9 @@ double theta_of(const spec::ModelSpec& m, double d, std::int64_t seq) {
 
 }  // namespace
 
-std::int64_t rotated_dim(const spec::ModelSpec& model) {
-  if (model.position != spec::PositionKind::rope) return 0;
-  return model.mla ? model.mla->qk_rope_head_dim : model.head_dim;
-}
-
 std::vector<double> rope_frequencies(const spec::ModelSpec& model, std::int64_t seq) {
   const spec::RopeScaling& r = model.rope_scaling;
-  const std::int64_t pairs = rotated_dim(model) / 2;
+  const std::int64_t pairs = model.rotated_dim() / 2;
   const double d = 2.0 * static_cast<double>(pairs);
   const double theta = theta_of(model, d, seq);
   const Ramp ramp = r.kind == spec::RopeKind::yarn ? yarn_ramp(model, d) : Ramp{0.0, 1.0};
@@ -121,7 +116,7 @@ void fill(const std::vector<double>& f, double magnitude, tensor::Tensor cos, te
 }  // namespace
 
 void fill_rope_tables(const spec::ModelSpec& model, tensor::Tensor cos_SP, tensor::Tensor sin_SP) {
-  if (rotated_dim(model) == 0) return;
+  if (model.rotated_dim() == 0) return;
   const std::vector<double> f = rope_frequencies(model, cos_SP.rows());
   const double magnitude = rope_magnitude(model);
   if (cos_SP.dtype() == tensor::DType::f64) {

@@ -17,8 +17,6 @@
 
 namespace tessera::exec {
 
-// Columns of a head that are rotated: 0 for a model without rotary positions.
-[[nodiscard]] std::int64_t rotated_dim(const spec::ModelSpec& model);
 // [rotated / 2]; seq: the longest sequence that is run (dynamic scaling asks for it).
 [[nodiscard]] std::vector<double> rope_frequencies(const spec::ModelSpec& model, std::int64_t seq);
 // YaRN's factor on cos and sin, so on rotated q and k; 1 for the others.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/math.h"
+#include "exec/rope.h"
 
 namespace tessera::exec {
 
@@ -45,97 +46,218 @@ moe::DropPolicy to_moe(spec::DropPolicy p) {
   return moe::DropPolicy::position;
 }
 
-// Takes the next `count` parameters of the store, which must begin with `kind`, as one weight.
-nn::Param next(ParamStore& store, std::size_t& at, ParamKind kind, std::size_t count, Packing packing) {
-  TESSERA_CHECK_EQ(static_cast<int>(store.params().at(at).spec.kind), static_cast<int>(kind),
-                   "parameters come in the order that layout::parameters states");
-  nn::Param p = store.view(at, count, packing);
-  at += count;
-  return p;
+kernels::ActivationOptions to_nn(const spec::ModelSpec& m) {
+  using kernels::Activation;
+  switch (m.hidden_act) {
+    case spec::Activation::silu:
+      return {.kind = Activation::swiglu};
+    case spec::Activation::gelu:
+      return {.kind = Activation::gelu};
+    case spec::Activation::gelu_tanh:
+      return {.kind = Activation::gelu_tanh};
+    case spec::Activation::clamped_swiglu:
+      return {.kind = Activation::clamped_swiglu, .limit = m.swiglu_limit};
+    case spec::Activation::relu:
+      TESSERA_CHECK(false, "the engine trains no model with relu");
+  }
+  return {.kind = Activation::swiglu};
+}
+
+nn::NormKind norm_of(const spec::ModelSpec& m) {
+  return m.norm == spec::NormKind::rms ? nn::NormKind::rms : nn::NormKind::layer;
+}
+
+kernels::RouterScore score_of(const spec::MoeSpec& e) {
+  if (e.score == spec::RouterScore::sigmoid) return kernels::RouterScore::sigmoid;
+  return e.softmax_before_topk ? kernels::RouterScore::softmax_then_topk
+                               : kernels::RouterScore::topk_then_softmax;
+}
+
+kernels::RouterOptions router_of(const spec::MoeSpec& e) {
+  return {.top_k = e.num_experts_per_tok,
+          .score = score_of(e),
+          .renormalise = e.norm_topk_prob,
+          .scale = e.routed_scaling_factor,
+          .n_group = e.n_group,
+          .topk_group = e.topk_group,
+          .group_score = e.group_score == spec::GroupScore::max ? kernels::GroupScore::max
+                                                                : kernels::GroupScore::top2_sum};
 }
 
 }  // namespace
 
+// Takes parameters of the store one after another, in the order that layout::parameters states.
+class Stage::Taker {
+ public:
+  Taker(ParamStore& store, StageId stage) : store_(store) {
+    while (store_.params().at(at_).spec.stage != stage) ++at_;
+  }
+  [[nodiscard]] bool is_next(ParamKind kind) const {
+    return at_ < store_.params().size() && store_.params()[at_].spec.kind == kind;
+  }
+  [[nodiscard]] const layout::ParamSpec& peek() const { return store_.params().at(at_).spec; }
+  // The next one, which must be of this kind, with those that follow it in one fused weight.
+  nn::Param take(ParamKind kind, Packing packing = Packing::packed) {
+    TESSERA_CHECK(is_next(kind), "parameters come in the order that layout::parameters states");
+    std::size_t count = 1;
+    while (at_ + count < store_.params().size() && store_.params()[at_ + count].spec.follows) ++count;
+    nn::Param p = store_.view(at_, count, packing);
+    at_ += count;
+    return p;
+  }
+  std::optional<nn::Param> take_if(ParamKind kind, Packing packing = Packing::packed) {
+    if (!is_next(kind)) return std::nullopt;
+    return take(kind, packing);
+  }
+
+ private:
+  ParamStore& store_;
+  std::size_t at_ = 0;
+};
+
 Stage::Stage(const Options& options, ParamStore& store, const Communicators& comms, Tensor cos_SP,
              Tensor sin_SP)
     : options_(options) {
-  std::size_t at = 0;
-  while (store.params().at(at).spec.stage != options_.id) ++at;
-  if (options_.cut.has_embedding) add_embedding(store, at);
+  Taker params(store, options_.id);
+  if (options_.cut.has_embedding) add_embedding(params);
   for (std::int32_t l = 0; l < options_.cut.num_layers; ++l) {
-    add_transformer_layer(options_.cut.first_layer + l, store, comms, cos_SP, sin_SP, at);
+    add_transformer_layer(options_.cut.first_layer + l, params, comms, cos_SP, sin_SP);
   }
-  if (options_.cut.has_head) add_head(store, at);
+  if (options_.cut.has_head) add_head(params);
 }
 
-void Stage::add_embedding(ParamStore& store, std::size_t& at) {
-  const std::int64_t vocab_begin = store.params().at(at).spec.slice.begin[0];
+void Stage::add_embedding(Taker& params) {
+  const std::int64_t vocab_begin = params.peek().slice.begin[0];
   Unit unit{.position = kEmbeddingPosition, .recomputed = false, .layers = {}, .mid = {}};
-  unit.layers.push_back(std::make_unique<nn::Embedding>(
-      options_.dims, next(store, at, ParamKind::embedding, 1, Packing::none), vocab_begin));
+  nn::Embedding::Params p{.table_VH = params.take(ParamKind::embedding, Packing::none),
+                          .position_PH = params.take_if(ParamKind::position, Packing::none)};
+  unit.layers.push_back(std::make_unique<nn::Embedding>(options_.dims, p, vocab_begin));
   units_.push_back(std::move(unit));
 }
 
-void Stage::add_transformer_layer(std::int32_t layer, ParamStore& store, const Communicators& comms,
-                                  Tensor cos, Tensor sin, std::size_t& at) {
-  const spec::ModelSpec& m = options_.model;
-  const nn::Dims& dims = options_.dims;
+void Stage::add_transformer_layer(std::int32_t layer, Taker& params, const Communicators& comms, Tensor cos,
+                                  Tensor sin) {
   Unit unit{.position = layer,
             .recomputed = options_.recipe.recompute == spec::Recompute::full,
             .layers = {},
             .mid = {}};
-  nn::Attention::Params attention;
-  attention.norm_H = next(store, at, ParamKind::norm, 1, Packing::none);
-  attention.qkv = next(store, at, ParamKind::q, 3, Packing::packed);
-  attention.o = next(store, at, ParamKind::o, 1, Packing::packed);
-  unit.layers.push_back(std::make_unique<nn::Attention>(
-      nn::Attention::Options{.dims = dims,
-                             .heads = div_exact(m.num_attention_heads, dims.tp),
-                             .kv_heads = div_exact(m.num_key_value_heads, dims.tp),
-                             .head_dim = m.head_dim,
-                             .norm_eps = m.rms_norm_eps,
-                             .recompute = to_nn(options_.recipe.recompute)},
-      attention, cos, sin));
-  nn::Param norm = next(store, at, ParamKind::norm, 1, Packing::none);
-  if (m.moe) {
-    unit.layers.push_back(make_moe(layer, norm, store, comms, at));
-  } else {
-    nn::Mlp::Params mlp;
-    mlp.norm_H = norm;
-    mlp.gate_up = next(store, at, ParamKind::gate, 2, Packing::packed);
-    mlp.down = next(store, at, ParamKind::down, 1, Packing::packed);
-    unit.layers.push_back(
-        std::make_unique<nn::Mlp>(nn::Mlp::Options{.dims = dims,
-                                                   .intermediate = div_exact(m.intermediate_size, dims.tp),
-                                                   .norm_eps = m.rms_norm_eps,
-                                                   .recompute = to_nn(options_.recipe.recompute)},
-                                  mlp));
-  }
+  unit.layers.push_back(options_.model.mla ? make_latent_attention(layer, params, cos, sin)
+                                           : make_attention(layer, params, cos, sin));
+  unit.layers.push_back(spec::layer_class(options_.model, layer).moe ? make_moe(layer, params, comms)
+                                                                     : make_mlp(params));
   units_.push_back(std::move(unit));
 }
 
-std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, nn::Param norm, ParamStore& store,
-                                           const Communicators& comms, std::size_t& at) {
+std::unique_ptr<nn::Layer> Stage::make_attention(std::int32_t layer, Taker& params, Tensor cos, Tensor sin) {
+  const spec::ModelSpec& m = options_.model;
+  const bool sliding = spec::layer_class(m, layer).span == spec::AttentionSpan::sliding;
+  nn::Attention::Options o{.dims = options_.dims,
+                           .heads = div_exact(m.num_attention_heads, options_.dims.tp),
+                           .kv_heads = div_exact(m.num_key_value_heads, options_.dims.tp),
+                           .head_dim = m.head_dim,
+                           .norm_eps = m.rms_norm_eps,
+                           .recompute = to_nn(options_.recipe.recompute),
+                           .norm = norm_of(m),
+                           .scale = attention_scale(m, layer),
+                           .window = sliding ? m.sliding_window : 0,
+                           .clip_qkv = m.clip_qkv};
+  if (m.position != spec::PositionKind::rope) o.rope = std::nullopt;
+  if (m.qk_norm) o.qk_norm = m.qk_norm_whole ? nn::QkNorm::whole : nn::QkNorm::per_head;
+  nn::Attention::Params p;
+  p.norm_H = params.take(ParamKind::norm);
+  p.norm_bias_H = params.take_if(ParamKind::norm_bias);
+  p.qkv = params.take(ParamKind::q);
+  p.qkv_bias = params.take_if(ParamKind::q_bias);
+  p.q_norm = params.take_if(ParamKind::q_norm);
+  p.k_norm = params.take_if(ParamKind::k_norm);
+  p.sinks_h = params.take_if(ParamKind::sinks);
+  p.o = params.take(ParamKind::o);
+  p.o_bias = params.take_if(ParamKind::o_bias);
+  return std::make_unique<nn::Attention>(o, p, cos, sin);
+}
+
+std::unique_ptr<nn::Layer> Stage::make_latent_attention(std::int32_t layer, Taker& params, Tensor cos,
+                                                        Tensor sin) {
+  const spec::ModelSpec& m = options_.model;
+  const spec::MlaSpec& a = *m.mla;
+  nn::LatentAttention::Params p;
+  p.norm_H = params.take(ParamKind::norm);
+  p.q_a = params.take_if(ParamKind::q_a);
+  p.q_a_bias = params.take_if(ParamKind::q_a_bias);
+  p.q_a_norm = params.take_if(ParamKind::q_a_norm);
+  p.q = params.take(p.q_a ? ParamKind::q_b : ParamKind::q);
+  p.kv_a = params.take(ParamKind::kv_a);
+  p.kv_a_bias = params.take_if(ParamKind::kv_a_bias);
+  p.kv_a_norm = params.take(ParamKind::kv_a_norm);
+  p.kv_b = params.take(ParamKind::kv_b);
+  p.o = params.take(ParamKind::o);
+  p.o_bias = params.take_if(ParamKind::o_bias);
+  const auto pairs = m.rope_interleaved ? kernels::RopePairs::interleaved : kernels::RopePairs::halves;
+  return std::make_unique<nn::LatentAttention>(
+      nn::LatentAttention::Options{.dims = options_.dims,
+                                   .heads = div_exact(m.num_attention_heads, options_.dims.tp),
+                                   .nope_dim = a.qk_nope_head_dim,
+                                   .rope_dim = a.qk_rope_head_dim,
+                                   .v_dim = a.v_head_dim,
+                                   .q_lora_rank = a.q_lora_rank,
+                                   .kv_lora_rank = a.kv_lora_rank,
+                                   .norm_eps = m.rms_norm_eps,
+                                   .recompute = to_nn(options_.recipe.recompute),
+                                   .scale = attention_scale(m, layer),
+                                   .pairs = pairs},
+      p, cos, sin);
+}
+
+std::unique_ptr<nn::Layer> Stage::make_mlp(Taker& params) {
+  const spec::ModelSpec& m = options_.model;
+  nn::Mlp::Params p;
+  p.norm_H = params.take(ParamKind::norm);
+  p.norm_bias_H = params.take_if(ParamKind::norm_bias);
+  p.up = params.take(m.gated_mlp ? ParamKind::gate : ParamKind::up);
+  p.down = params.take(ParamKind::down);
+  p.up_bias = params.take_if(m.gated_mlp ? ParamKind::gate_bias : ParamKind::up_bias);
+  p.down_bias = params.take_if(ParamKind::down_bias);
+  return std::make_unique<nn::Mlp>(
+      nn::Mlp::Options{.dims = options_.dims,
+                       .intermediate = div_exact(m.intermediate_size, options_.dims.tp),
+                       .activation = to_nn(m),
+                       .norm_eps = m.rms_norm_eps,
+                       .recompute = to_nn(options_.recipe.recompute),
+                       .norm = norm_of(m)},
+      p);
+}
+
+moe::Params Stage::take_moe(std::int32_t layer, Taker& params) {
+  const auto or_none = [](std::optional<nn::Param> p) { return p.value_or(nn::Param()); };
+  moe::Params p;
+  p.norm_H = params.take(ParamKind::norm);
+  p.router_EH = params.take(ParamKind::router);
+  p.router_bias_E = or_none(params.take_if(ParamKind::router_bias));
+  p.correction_E = or_none(params.take_if(ParamKind::router_correction));
+  if (params.is_next(ParamKind::shared_gate)) {
+    p.shared.gate_up = params.take(ParamKind::shared_gate);
+    p.shared.down = params.take(ParamKind::shared_down);
+    p.shared.gate_1H = or_none(params.take_if(ParamKind::shared_expert_gate));
+  }
+  while (params.is_next(ParamKind::expert_gate) && params.peek().layer == layer) {
+    moe::ExpertParams e;
+    e.gate_up = params.take(ParamKind::expert_gate);
+    e.gate_up_bias_Z = or_none(params.take_if(ParamKind::expert_gate_bias));
+    e.down = params.take(ParamKind::expert_down);
+    e.down_bias_H = or_none(params.take_if(ParamKind::expert_down_bias));
+    p.experts.push_back(e);
+  }
+  return p;
+}
+
+std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, Taker& params, const Communicators& comms) {
   const spec::ModelSpec& m = options_.model;
   const spec::MoeRecipe& r = options_.recipe.moe;
-  moe::Params params;
-  params.norm_H = norm;
-  params.router_EH = next(store, at, ParamKind::router, 1, Packing::packed);
-  while (at < store.params().size() && store.params()[at].spec.kind == ParamKind::expert_gate &&
-         store.params()[at].spec.layer == layer) {
-    moe::ExpertParams expert;
-    expert.gate_up = next(store, at, ParamKind::expert_gate, 2, Packing::packed);
-    expert.down = next(store, at, ParamKind::expert_down, 1, Packing::packed);
-    params.experts.push_back(expert);
-  }
   auto made = std::make_unique<moe::MoeLayer>(
       moe::Options{.dims = options_.dims,
                    .num_experts = m.moe->num_experts,
-                   .intermediate = div_exact(m.intermediate_size, options_.etp),
-                   .router = {.top_k = m.moe->num_experts_per_tok,
-                              .score = m.moe->softmax_before_topk ? kernels::RouterScore::softmax_then_topk
-                                                                  : kernels::RouterScore::topk_then_softmax,
-                              .renormalise = m.moe->norm_topk_prob},
+                   .intermediate = div_exact(spec::expert_intermediate_size(m), options_.etp),
+                   .router = router_of(*m.moe),
                    .norm_eps = m.rms_norm_eps,
                    .recompute = to_nn(options_.recipe.recompute),
                    .unit = to_moe(r.aux_loss_unit),
@@ -143,23 +265,28 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, nn::Param norm, P
                    .z_loss_coef = r.z_loss_coef,
                    .capacity_factor = r.capacity_factor,
                    .drop_policy = to_moe(r.drop_policy),
-                   .units_in_group = options_.units_in_group},
-      params, *comms.ep, *comms.etp);
+                   .units_in_group = options_.units_in_group,
+                   .activation = to_nn(m),
+                   .shared_intermediate = div_exact(m.moe->shared_intermediate_size, options_.dims.tp),
+                   .seed = options_.recipe.seed,
+                   .layer = layer},
+      take_moe(layer, params), *comms.ep, *comms.etp);
   mixtures_.push_back({layer, made.get()});
   return made;
 }
 
-void Stage::add_head(ParamStore& store, std::size_t& at) {
-  nn::Head::Params params;
-  params.norm_H = next(store, at, ParamKind::norm, 1, Packing::none);
-  const layout::Slice slice = store.params().at(at).spec.slice;
-  // A tied copy is listed under the embedding's kind or the head's: either way it is the next matrix.
-  params.head_VH = next(store, at, store.params().at(at).spec.kind, 1, Packing::packed);
+void Stage::add_head(Taker& params) {
+  nn::Head::Params p;
+  p.norm_H = params.take(ParamKind::norm);
+  p.norm_bias_H = params.take_if(ParamKind::norm_bias);
+  const layout::Slice slice = params.peek().slice;
+  p.head_VH = params.take(ParamKind::head);  // or the tied copy
   auto head = std::make_unique<nn::Head>(nn::Head::Options{.dims = options_.dims,
                                                            .vocab = slice.size[0],
                                                            .vocab_begin = slice.begin[0],
-                                                           .norm_eps = options_.model.rms_norm_eps},
-                                         params);
+                                                           .norm_eps = options_.model.rms_norm_eps,
+                                                           .norm = norm_of(options_.model)},
+                                         p);
   head_ = head.get();
   Unit unit{.position = kHeadPosition, .recomputed = false, .layers = {}, .mid = {}};
   unit.layers.push_back(std::move(head));
@@ -285,6 +412,9 @@ void Stage::forward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb) 
     Unit& unit = units_[u];
     const nn::Slots slots{.saved = unit.recomputed ? thrown_away : slot.live, .deferred = slot.deferred};
     run_forward(ctx, unit, slots, mb, boundary(slot.live, u), boundary(slot.live, u + 1), nn::Pass::forward);
+    if (listener_ == nullptr) continue;
+    const auto mixture = std::ranges::find(mixtures_, unit.position, &Mixture::layer);
+    if (mixture != mixtures_.end()) listener_->on_routed(*mixture, mb, slots.saved);
   }
 }
 

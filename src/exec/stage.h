@@ -16,6 +16,7 @@
 #include "exec/param_store.h"
 #include "layout/layout.h"
 #include "moe/moe_layer.h"
+#include "nn/latent_attention.h"
 #include "nn/layers.h"
 #include "spec/job.h"
 
@@ -37,8 +38,22 @@ struct StageSlot {
 // then it holds them without allocating.
 using UnitDone = std::function<void(std::int32_t position)>;
 
+struct Mixture {
+  std::int32_t layer;  // of the model
+  moe::MoeLayer* moe;
+};
+
+// Told of each MoE layer's forward pass (not of recomputation) with the slot that holds its choices, on the
+// rank's thread.
+class RoutingListener {
+ public:
+  virtual ~RoutingListener() = default;
+  virtual void on_routed(const Mixture& mixture, const nn::Microbatch& mb, std::int32_t saved_slot) = 0;
+};
+
 class Stage {
  public:
+  using Mixture = exec::Mixture;
   struct Options {
     spec::ModelSpec model;
     spec::Recipe recipe;
@@ -63,11 +78,11 @@ class Stage {
   [[nodiscard]] Tensor gradient(std::int32_t gradient) const;  // [t, H]
   [[nodiscard]] double loss(std::int32_t live) const;          // REQUIRES the head
   [[nodiscard]] const nn::Head& head() const;
-  struct Mixture {
-    std::int32_t layer;  // of the model
-    moe::MoeLayer* moe;
-  };
+  // The residual stream of this rank's rows before unit u, u = 0 .. num_units(); empty where there is none.
+  [[nodiscard]] std::size_t num_units() const { return units_.size(); }
+  [[nodiscard]] Tensor boundary(std::int32_t live, std::size_t unit) const;
   [[nodiscard]] std::span<const Mixture> mixtures() const { return mixtures_; }
+  void set_routing_listener(RoutingListener* listener) { listener_ = listener; }  // null: nobody listens
 
   void forward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb);
   void backward_input(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb);
@@ -81,16 +96,19 @@ class Stage {
     std::vector<std::unique_ptr<nn::Layer>> layers;  // one, or attention and feed-forward
     std::vector<Tensor> mid;                         // between two layers, per saved slot
   };
-  void add_embedding(ParamStore& store, std::size_t& at);
-  void add_transformer_layer(std::int32_t layer, ParamStore& store, const Communicators& comms, Tensor cos,
-                             Tensor sin, std::size_t& at);
-  std::unique_ptr<nn::Layer> make_moe(std::int32_t layer, nn::Param norm, ParamStore& store,
-                                      const Communicators& comms, std::size_t& at);
-  void add_head(ParamStore& store, std::size_t& at);
+  class Taker;
+  void add_embedding(Taker& params);
+  void add_transformer_layer(std::int32_t layer, Taker& params, const Communicators& comms, Tensor cos,
+                             Tensor sin);
+  std::unique_ptr<nn::Layer> make_attention(std::int32_t layer, Taker& params, Tensor cos, Tensor sin);
+  std::unique_ptr<nn::Layer> make_latent_attention(std::int32_t layer, Taker& params, Tensor cos, Tensor sin);
+  std::unique_ptr<nn::Layer> make_mlp(Taker& params);
+  static moe::Params take_moe(std::int32_t layer, Taker& params);
+  std::unique_ptr<nn::Layer> make_moe(std::int32_t layer, Taker& params, const Communicators& comms);
+  void add_head(Taker& params);
   void reserve_unit_saved(Unit& unit, Arena& arena);
   void reserve_overlaid(Arena& arena, const std::function<void(Unit&)>& reserve);
   [[nodiscard]] nn::Slots slots_of(const Unit& unit, StageSlot slot) const;
-  [[nodiscard]] Tensor boundary(std::int32_t live, std::size_t unit) const;
   void run_forward(nn::Context& ctx, Unit& unit, nn::Slots slots, const nn::Microbatch& mb, Tensor x,
                    Tensor y, nn::Pass pass);
   void unit_backward_input(nn::Context& ctx, std::size_t u, StageSlot slot, const nn::Microbatch& mb);
@@ -99,8 +117,9 @@ class Stage {
   Options options_;
   SlotCounts counts_;
   std::vector<Unit> units_;
-  nn::Head* head_ = nullptr;                     // owned by its unit
-  std::vector<Mixture> mixtures_;                // owned by their units
+  nn::Head* head_ = nullptr;       // owned by its unit
+  std::vector<Mixture> mixtures_;  // owned by their units
+  RoutingListener* listener_ = nullptr;
   std::vector<std::vector<Tensor>> boundaries_;  // [live][unit]: input of unit u; the last is the output
   std::vector<Tensor> gradients_;
 };

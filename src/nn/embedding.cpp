@@ -1,4 +1,6 @@
 // T tokens of the micro-batch, t of this rank, H hidden, V vocabulary rows of this rank.
+#include <algorithm>
+
 #include "nn/layers.h"
 
 namespace tessera::nn {
@@ -12,8 +14,20 @@ Tensor forward_scratch(Arena& arena, const Dims& d) {
 
 }  // namespace
 
-Embedding::Embedding(Dims dims, Param table_VH, std::int64_t vocab_begin)
-    : dims_(dims), table_(table_VH), vocab_begin_(vocab_begin) {}
+Embedding::Embedding(Dims dims, Params params, std::int64_t vocab_begin)
+    : dims_(dims), p_(params), vocab_begin_(vocab_begin) {}
+
+// Position of this rank's row i: rows of a sequence follow each other, so runs of rows are runs of positions.
+template <class Body>
+void Embedding::for_each_run(const Context& ctx, Body&& body) const {
+  const std::int64_t first = ctx.tp.rank() * dims_.local_tokens();
+  for (std::int64_t i = 0; i < dims_.local_tokens();) {
+    const std::int64_t position = (first + i) % dims_.seq;
+    const std::int64_t rows = std::min(dims_.seq - position, dims_.local_tokens() - i);
+    body(i, position, rows);
+    i += rows;
+  }
+}
 
 // Nothing is kept: the ids are the executor's.
 void Embedding::reserve_saved(Arena& /*arena*/) {}
@@ -33,8 +47,13 @@ void Embedding::forward(Context& ctx, Slots /*slots*/, const Microbatch& mb, Ten
   const Frame frame(ctx.scratch);
   const Tensor scratch = forward_scratch(ctx.scratch, dims_);
   const Tensor partial_TH = dims_.tp > 1 ? scratch : y_tH;
-  ctx.kernels.embedding(partial_TH, mb.ids_T, table_.weight.value_NK, vocab_begin_);
+  ctx.kernels.embedding(partial_TH, mb.ids_T, p_.table_VH.weight.value_NK, vocab_begin_);
   scatter_sum(ctx, y_tH, partial_TH);  // each row is whole on one rank and zero on the others: exact
+  if (!p_.position_PH) return;
+  for_each_run(ctx, [&](std::int64_t row, std::int64_t position, std::int64_t rows) {
+    ctx.kernels.accumulate(y_tH.narrow_rows(row, rows),
+                           p_.position_PH->weight.value_NK.narrow_rows(position, rows));
+  });
 }
 
 void Embedding::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb*/, Tensor g_tH) {
@@ -42,7 +61,13 @@ void Embedding::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb
 }
 
 void Embedding::backward_weight(Context& ctx, Slots slots, const Microbatch& mb) {
-  ctx.kernels.embedding_wgrad(table_.grad, slot_at(deferred_, slots.deferred), mb.ids_T, vocab_begin_);
+  const Tensor dy_TH = slot_at(deferred_, slots.deferred);
+  ctx.kernels.embedding_wgrad(p_.table_VH.grad, dy_TH, mb.ids_T, vocab_begin_);
+  if (!p_.position_PH) return;
+  const Tensor mine_tH = local_rows(ctx, dy_TH);
+  for_each_run(ctx, [&](std::int64_t row, std::int64_t position, std::int64_t rows) {
+    ctx.kernels.accumulate(p_.position_PH->grad.narrow_rows(position, rows), mine_tH.narrow_rows(row, rows));
+  });
 }
 
 }  // namespace tessera::nn

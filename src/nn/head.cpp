@@ -17,12 +17,13 @@ Tensor backward_scratch(Arena& arena, const Dims& d) {
 
 }  // namespace
 
-Head::Head(Options options, Params params) : o_(options), p_(params) {}
+Head::Head(Options options, Params params)
+    : o_(options), p_(params), norm_(options.norm, options.norm_eps, params.norm_H, params.norm_bias_H) {}
 
 void Head::reserve_saved(Arena& arena) {
   const Dims& d = o_.dims;
   Saved s;
-  s.rstd_t = arena.take(d.dtype, {d.local_tokens()});
+  s.norm = norm_.reserve(arena, d.dtype, d.local_tokens());
   s.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
   s.logits_TV = arena.take(d.dtype, {d.tokens(), o_.vocab});
   s.lse_T = arena.take(d.dtype, {d.tokens()});
@@ -54,7 +55,7 @@ void Head::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH,
   Kernels& k = ctx.kernels;
 
   s.x_tH = x_tH;
-  k.rms_norm(local_rows(ctx, s.n_TH), s.rstd_t, x_tH, p_.norm_H.weight.value_NK, o_.norm_eps);
+  norm_.forward(k, local_rows(ctx, s.n_TH), s.norm, x_tH);
   gather_rows(ctx, s.n_TH, local_rows(ctx, s.n_TH));
   k.linear(s.logits_TV, s.n_TH, p_.head_VH.weight);
   const Tensor mine_13T = stats_P3T.narrow_rows(ctx.tp.rank(), 1);
@@ -75,7 +76,7 @@ void Head::backward_input(Context& ctx, Slots slots, const Microbatch& mb, Tenso
   k.cross_entropy_backward(s.logits_TV, s.lse_T, mb.targets_T, o_.vocab_begin, ctx.weights.ce);
   k.linear_dgrad(dn_TH, s.logits_TV, p_.head_VH.weight);
   scatter_sum(ctx, f.dn_tH, dn_TH);
-  k.rms_norm_dgrad(g_tH, f.dn_tH, s.x_tH, s.rstd_t, p_.norm_H.weight.value_NK, kernels::Write::overwrite);
+  norm_.dgrad(k, g_tH, f.dn_tH, s.x_tH, s.norm, kernels::Write::overwrite);
 }
 
 void Head::backward_weight(Context& ctx, Slots slots, const Microbatch& /*mb*/) {
@@ -83,7 +84,7 @@ void Head::backward_weight(Context& ctx, Slots slots, const Microbatch& /*mb*/) 
   const Deferred& f = slot_at(deferred_, slots.deferred);
   Kernels& k = ctx.kernels;
   k.linear_wgrad(p_.head_VH.grad, s.logits_TV, s.n_TH);  // logits hold their gradient since backward_input
-  k.rms_norm_wgrad(p_.norm_H.grad, f.dn_tH, s.x_tH, s.rstd_t);
+  norm_.wgrad(k, f.dn_tH, s.x_tH, s.norm);
 }
 
 double Head::loss(std::int32_t saved_slot) const {

@@ -7,25 +7,32 @@
 //   head: F all_gather g S + all_gather (tp - 1) * 3 T b (softmax statistics); I reduce_scatter g S; W none.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "nn/attention.h"
 #include "nn/layer.h"
+#include "nn/norm.h"
 
 namespace tessera::nn {
 
-// Gated MLP: down(silu(gate(n)) * up(n)). Weights on this rank (I: of this rank): gate_up [2 I, H] (rows
-// gate | up), down [H, I], norm [H].
+// MLP: down(f(up(n))), gated (silu(gate(n)) * up(n)) or not (gelu), by ActivationOptions. Weights on this rank (I: of
+// this rank): up [2 I or I, H] (rows gate | up), down [H, I], biases [2 I or I] and [H] where the model has them. The
+// bias of down is added to this rank's own rows.
 class Mlp : public Layer {
  public:
   struct Options {
     Dims dims;
     std::int64_t intermediate;  // on this rank
+    kernels::ActivationOptions activation;
     double norm_eps;
     Recompute recompute;
+    NormKind norm = NormKind::rms;
   };
   struct Params {
-    Param norm_H, gate_up, down;
+    Param norm_H, up, down;
+    std::optional<Param> norm_bias_H = std::nullopt;  // LayerNorm
+    std::optional<Param> up_bias = std::nullopt, down_bias = std::nullopt;
   };
   Mlp(Options options, Params params);
   void reserve_saved(Arena& arena) override;
@@ -37,22 +44,28 @@ class Mlp : public Layer {
 
  private:
   struct Saved {
-    Tensor x_tH, rstd_t, n_TH, gate_up, h_TI;  // x: view; n, h: Recompute::none only
+    Tensor x_tH, n_TH, z_TZ, h_TI;  // x: view; n, h: Recompute::none only
+    Norm::Saved norm;
   };
   struct Deferred {
-    Tensor n_TH, dout_TH, dgate_up, dn_tH;  // n: selective only
+    Tensor n_TH, dout_TH, dz_TZ, dn_tH;  // n: selective only
   };
   Options o_;
   Params p_;
+  Norm norm_;
   std::vector<Saved> saved_;
   std::vector<Deferred> deferred_;
 };
 
-// Vocab-parallel embedding: table rows [vocab_begin, vocab_begin + rows). forward ignores x; backward_input
-// ends the chain and leaves g unchanged.
+// Vocab-parallel embedding: table rows [vocab_begin, vocab_begin + rows), and learned positions [P, H] where the model
+// has them, added to this rank's own rows. forward ignores x; backward_input ends the chain and leaves g unchanged.
 class Embedding : public Layer {
  public:
-  Embedding(Dims dims, Param table_VH, std::int64_t vocab_begin);
+  struct Params {
+    Param table_VH;
+    std::optional<Param> position_PH = std::nullopt;
+  };
+  Embedding(Dims dims, Params params, std::int64_t vocab_begin);
   void reserve_saved(Arena& arena) override;
   void reserve_deferred(Arena& arena) override;
   void measure_scratch(Arena& counting) const override;
@@ -61,8 +74,10 @@ class Embedding : public Layer {
   void backward_weight(Context& ctx, Slots slots, const Microbatch& mb) override;
 
  private:
+  template <class Body>
+  void for_each_run(const Context& ctx, Body&& body) const;
   Dims dims_;
-  Param table_;
+  Params p_;
   std::int64_t vocab_begin_;
   std::vector<Tensor> deferred_;  // dy_TH
 };
@@ -77,9 +92,11 @@ class Head : public Layer {
     std::int64_t vocab;  // rows on this rank
     std::int64_t vocab_begin;
     double norm_eps;
+    NormKind norm = NormKind::rms;
   };
   struct Params {
     Param norm_H, head_VH;
+    std::optional<Param> norm_bias_H = std::nullopt;  // LayerNorm
   };
   Head(Options options, Params params);
   void reserve_saved(Arena& arena) override;
@@ -96,7 +113,8 @@ class Head : public Layer {
 
  private:
   struct Saved {
-    Tensor x_tH, rstd_t, n_TH, logits_TV, lse_T, loss_T;
+    Tensor x_tH, n_TH, logits_TV, lse_T, loss_T;
+    Norm::Saved norm;
     double loss = 0.0;
   };
   struct Deferred {
@@ -104,6 +122,7 @@ class Head : public Layer {
   };
   Options o_;
   Params p_;
+  Norm norm_;
   std::vector<Saved> saved_;
   std::vector<Deferred> deferred_;
 };

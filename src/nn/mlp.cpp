@@ -1,5 +1,6 @@
-// T tokens of the micro-batch, t of this rank, H hidden, I intermediate of this rank.
+// T tokens of the micro-batch, t of this rank, H hidden, I intermediate of this rank, Z columns of the first product.
 #include "nn/layers.h"
+#include "nn/projection.h"
 
 namespace tessera::nn {
 
@@ -7,6 +8,11 @@ namespace {
 
 bool selective(const Mlp::Options& o) {
   return o.recompute == Recompute::selective;
+}
+
+// Gate and up beside each other, or one matrix up.
+std::int64_t z_columns(const Mlp::Options& o) {
+  return (o.activation.gated() ? 2 : 1) * o.intermediate;
 }
 
 // measure_scratch and the calls take through the same functions, so they cannot differ.
@@ -44,14 +50,15 @@ Tensor weight_scratch(Arena& arena, const Mlp::Options& o) {
 
 }  // namespace
 
-Mlp::Mlp(Options options, Params params) : o_(options), p_(params) {}
+Mlp::Mlp(Options options, Params params)
+    : o_(options), p_(params), norm_(options.norm, options.norm_eps, params.norm_H, params.norm_bias_H) {}
 
 void Mlp::reserve_saved(Arena& arena) {
   const Dims& d = o_.dims;
   Saved s;
-  s.rstd_t = arena.take(d.dtype, {d.local_tokens()});
+  s.norm = norm_.reserve(arena, d.dtype, d.local_tokens());
   if (!selective(o_)) s.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
-  s.gate_up = arena.take(d.dtype, {d.tokens(), 2 * o_.intermediate});
+  s.z_TZ = arena.take(d.dtype, {d.tokens(), z_columns(o_)});
   if (!selective(o_)) s.h_TI = arena.take(d.dtype, {d.tokens(), o_.intermediate});
   saved_.push_back(s);
 }
@@ -61,7 +68,7 @@ void Mlp::reserve_deferred(Arena& arena) {
   Deferred f;
   if (selective(o_)) f.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
   f.dout_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
-  f.dgate_up = arena.take(d.dtype, {d.tokens(), 2 * o_.intermediate});
+  f.dz_TZ = arena.take(d.dtype, {d.tokens(), z_columns(o_)});
   f.dn_tH = arena.take(d.dtype, {d.local_tokens(), d.hidden});
   deferred_.push_back(f);
 }
@@ -90,14 +97,12 @@ void Mlp::forward(Context& ctx, Slots slots, const Microbatch& /*mb*/, Tensor x_
   Kernels& k = ctx.kernels;
 
   s.x_tH = x_tH;
-  k.rms_norm(local_rows(ctx, n_TH), s.rstd_t, x_tH, p_.norm_H.weight.value_NK, o_.norm_eps);
+  norm_.forward(k, local_rows(ctx, n_TH), s.norm, x_tH);
   gather_rows(ctx, n_TH, local_rows(ctx, n_TH));
-  k.linear(s.gate_up, n_TH, p_.gate_up.weight);
-  k.swiglu(h_TI, s.gate_up);
-  k.linear(scratch.partial_TH, h_TI, p_.down.weight);
-  const Tensor f_tH = local_rows(ctx, scratch.partial_TH);
-  scatter_sum(ctx, f_tH, scratch.partial_TH);
-  k.add(y_tH, x_tH, f_tH);
+  k.linear(s.z_TZ, n_TH, p_.up.weight);
+  add_bias(k, s.z_TZ, p_.up_bias);
+  k.activation(h_TI, s.z_TZ, o_.activation);
+  add_projection(ctx, y_tH, x_tH, h_TI, p_.down, p_.down_bias, scratch.partial_TH);
 }
 
 void Mlp::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb*/, Tensor g_tH) {
@@ -109,15 +114,15 @@ void Mlp::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb*/, Te
   Kernels& k = ctx.kernels;
 
   if (selective(o_)) {
-    k.rms_norm_apply(local_rows(ctx, f.n_TH), s.x_tH, s.rstd_t, p_.norm_H.weight.value_NK);
+    norm_.apply(k, local_rows(ctx, f.n_TH), s.x_tH, s.norm);
     gather_rows(ctx, f.n_TH, local_rows(ctx, f.n_TH));
   }
   gather_rows(ctx, f.dout_TH, g_tH);
   k.linear_dgrad(scratch.dh_TI, f.dout_TH, p_.down.weight);
-  k.swiglu_backward(f.dgate_up, scratch.dh_TI, s.gate_up);
-  k.linear_dgrad(dn_TH, f.dgate_up, p_.gate_up.weight);
+  k.activation_backward(f.dz_TZ, scratch.dh_TI, s.z_TZ, o_.activation);
+  k.linear_dgrad(dn_TH, f.dz_TZ, p_.up.weight);
   scatter_sum(ctx, f.dn_tH, dn_TH);
-  k.rms_norm_dgrad(g_tH, f.dn_tH, s.x_tH, s.rstd_t, p_.norm_H.weight.value_NK, kernels::Write::accumulate);
+  norm_.dgrad(k, g_tH, f.dn_tH, s.x_tH, s.norm, kernels::Write::accumulate);
 }
 
 void Mlp::backward_weight(Context& ctx, Slots slots, const Microbatch& /*mb*/) {
@@ -127,10 +132,11 @@ void Mlp::backward_weight(Context& ctx, Slots slots, const Microbatch& /*mb*/) {
   const Tensor scratch = weight_scratch(ctx.scratch, o_);
   const Tensor h_TI = selective(o_) ? scratch : s.h_TI;
   Kernels& k = ctx.kernels;
-  if (selective(o_)) k.swiglu(h_TI, s.gate_up);
-  k.linear_wgrad(p_.down.grad, f.dout_TH, h_TI);
-  k.linear_wgrad(p_.gate_up.grad, f.dgate_up, selective(o_) ? f.n_TH : s.n_TH);
-  k.rms_norm_wgrad(p_.norm_H.grad, f.dn_tH, s.x_tH, s.rstd_t);
+  if (selective(o_)) k.activation(h_TI, s.z_TZ, o_.activation);
+  projection_wgrad(ctx, p_.down, p_.down_bias, f.dout_TH, h_TI);
+  k.linear_wgrad(p_.up.grad, f.dz_TZ, selective(o_) ? f.n_TH : s.n_TH);
+  bias_wgrad(k, p_.up_bias, f.dz_TZ);
+  norm_.wgrad(k, f.dn_tH, s.x_tH, s.norm);
 }
 
 }  // namespace tessera::nn

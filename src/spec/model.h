@@ -140,6 +140,11 @@ struct ModelSpec {
 
   [[nodiscard]] std::int64_t q_dim() const { return num_attention_heads * head_dim; }
   [[nodiscard]] std::int64_t kv_dim() const { return num_key_value_heads * head_dim; }
+  // Columns of a head that rope turns in the engine: 0 without rotary positions.
+  [[nodiscard]] std::int64_t rotated_dim() const {
+    if (position != PositionKind::rope) return 0;
+    return mla ? mla->qk_rope_head_dim : head_dim;
+  }
 };
 
 [[nodiscard]] std::string_view name(Family family);

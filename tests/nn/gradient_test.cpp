@@ -20,12 +20,28 @@ TEST_P(BothRecomputeModes, MlpGradientsMatchCentralDifferences) {
   expect_gradients(mlp_problem(GetParam(), 2));
 }
 
+TEST_P(BothRecomputeModes, MlpWithBiasesMatchesCentralDifferences) {
+  expect_gradients(mlp_problem(GetParam(), 2, MlpForm::llama_biased));
+}
+
+TEST_P(BothRecomputeModes, MlpWithGeluAndLayerNormMatchesCentralDifferences) {
+  expect_gradients(mlp_problem(GetParam(), 2, MlpForm::gpt2));
+}
+
+TEST(EmbeddingGradient, TableAndPositionsMatchCentralDifferences) {
+  expect_gradients(embedding_problem(2, true), CheckInput::no);
+}
+
 TEST(EmbeddingGradient, TableMatchesCentralDifferences) {
   expect_gradients(embedding_problem(2), CheckInput::no);
 }
 
 TEST(HeadGradient, MatchesCentralDifferencesWithIgnoredTargets) {
   expect_gradients(head_problem(2));
+}
+
+TEST(HeadGradient, WithLayerNormMatchesCentralDifferences) {
+  expect_gradients(head_problem(2, true));
 }
 
 // Shown able to fail: a gradient that is off in one element by a thousandth is refused.

@@ -24,8 +24,13 @@ const std::vector<Case>& cases() {
   static const std::vector<Case> list = {
       {"mlp", [] { return mlp_problem(Recompute::none, 2); }},
       {"mlp_selective", [] { return mlp_problem(Recompute::selective, 2); }},
+      {"mlp_biased", [] { return mlp_problem(Recompute::none, 2, MlpForm::llama_biased); }},
+      {"mlp_gpt2", [] { return mlp_problem(Recompute::none, 2, MlpForm::gpt2); }},
+      {"mlp_gpt2_selective", [] { return mlp_problem(Recompute::selective, 2, MlpForm::gpt2); }},
       {"embedding", [] { return embedding_problem(2); }},
+      {"embedding_positions", [] { return embedding_problem(2, true); }},
       {"head", [] { return head_problem(2); }},
+      {"head_layer_norm", [] { return head_problem(2, true); }},
   };
   return list;
 }

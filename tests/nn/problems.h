@@ -37,45 +37,68 @@ struct Rotary {
   Owned cos, sin;
 };
 
-[[nodiscard]] inline LayerProblem mlp_problem(nn::Recompute recompute, std::int64_t microbatches = 1) {
+// llama: RMSNorm and SwiGLU without biases; gpt2: LayerNorm, GeLU and biases.
+enum class MlpForm : std::uint8_t { llama, llama_biased, gpt2 };
+
+[[nodiscard]] inline LayerProblem mlp_problem(nn::Recompute recompute, std::int64_t microbatches = 1,
+                                              MlpForm form = MlpForm::llama) {
+  const bool gpt2 = form == MlpForm::gpt2;
+  const bool biased = form != MlpForm::llama;
   LayerProblem p = residual_problem(microbatches);
   const std::int64_t h = p.dims.hidden;
+  const std::int64_t z = (gpt2 ? 1 : 2) * kIntermediate;
   add_param(p, "norm", {h}, 1, 1.0);
-  add_param(p, "gate_up", {2 * kIntermediate, h}, 2);
+  add_param(p, "up", {z, h}, 2);
   add_param(p, "down", {h, kIntermediate}, 3);
+  if (biased) add_param(p, "up bias", {z}, 4);
+  if (biased) add_param(p, "down bias", {h}, 5);
+  if (gpt2) add_param(p, "norm bias", {h}, 6);
   p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
     const std::int64_t share = kIntermediate / place.layout.tp;
-    const std::int64_t r = place.tp->rank();
-    const nn::Param norm = params.add(0);
-    const nn::Param gate_up =
-        params.add(1, {.rows = {{r * share, share}, {kIntermediate + r * share, share}}});
-    const nn::Param down = params.add(2, {.col_begin = r * share, .cols = share});
-    return std::make_unique<nn::Mlp>(
-        nn::Mlp::Options{.dims = dims, .intermediate = share, .norm_eps = kEps, .recompute = recompute},
-        nn::Mlp::Params{.norm_H = norm, .gate_up = gate_up, .down = down});
+    const std::int64_t begin = place.tp->rank() * share;
+    std::vector<std::pair<std::int64_t, std::int64_t>> rows{{begin, share}};
+    if (!gpt2) rows.emplace_back(kIntermediate + begin, share);
+    nn::Mlp::Params parts{.norm_H = params.add(0),
+                          .up = params.add(1, {.rows = rows}),
+                          .down = params.add(2, {.col_begin = begin, .cols = share})};
+    if (biased) parts.up_bias = params.add(3, {.rows = rows});
+    if (biased) parts.down_bias = params.add(4);
+    if (gpt2) parts.norm_bias_H = params.add(5);
+    const auto kind = gpt2 ? kernels::Activation::gelu_tanh : kernels::Activation::swiglu;
+    return std::make_unique<nn::Mlp>(nn::Mlp::Options{.dims = dims,
+                                                      .intermediate = share,
+                                                      .activation = {.kind = kind},
+                                                      .norm_eps = kEps,
+                                                      .recompute = recompute,
+                                                      .norm = gpt2 ? nn::NormKind::layer : nn::NormKind::rms},
+                                     parts);
   };
   return p;
 }
 
-[[nodiscard]] inline LayerProblem embedding_problem(std::int64_t microbatches = 1) {
+[[nodiscard]] inline LayerProblem embedding_problem(std::int64_t microbatches = 1, bool positions = false) {
   LayerProblem p = residual_problem(microbatches);
   add_param(p, "table", {kVocab, p.dims.hidden}, 1);
+  if (positions) add_param(p, "positions", {p.dims.seq + 3, p.dims.hidden}, 2);
   for (std::int64_t m = 0; m < microbatches; ++m) {
     p.ids.push_back(random_ids(DType::i32, {p.dims.tokens()}, 30 + m, 0, kVocab));
   }
   p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
     const std::int64_t share = kVocab / place.layout.tp;
     const std::int64_t begin = place.tp->rank() * share;
-    return std::make_unique<nn::Embedding>(dims, params.add(0, {.rows = {{begin, share}}}), begin);
+    nn::Embedding::Params parts{.table_VH = params.add(0, {.rows = {{begin, share}}})};
+    if (positions) parts.position_PH = params.add(1);
+    return std::make_unique<nn::Embedding>(dims, parts, begin);
   };
   return p;
 }
 
 // Tokens 2 and 7 of every micro-batch are ignored.
-[[nodiscard]] inline LayerProblem head_problem(std::int64_t microbatches = 1) {
+[[nodiscard]] inline LayerProblem head_problem(std::int64_t microbatches = 1, bool layer_norm = false) {
   LayerProblem p = residual_problem(microbatches);
   add_param(p, "norm", {p.dims.hidden}, 1, 1.0);
   add_param(p, "head", {kVocab, p.dims.hidden}, 2);
+  if (layer_norm) add_param(p, "norm bias", {p.dims.hidden}, 3);
   for (std::int64_t m = 0; m < microbatches; ++m) {
     p.targets.push_back(random_ids(DType::i32, {p.dims.tokens()}, 30 + m, 0, kVocab));
     set(p.targets.back(), 2, -1);
@@ -87,10 +110,15 @@ struct Rotary {
   p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
     const std::int64_t share = kVocab / place.layout.tp;
     const std::int64_t begin = place.tp->rank() * share;
-    const nn::Param norm = params.add(0);
+    nn::Head::Params parts{.norm_H = params.add(0), .head_VH = params.add(1, {.rows = {{begin, share}}})};
+    if (layer_norm) parts.norm_bias_H = params.add(2);
     return std::make_unique<nn::Head>(
-        nn::Head::Options{.dims = dims, .vocab = share, .vocab_begin = begin, .norm_eps = kEps},
-        nn::Head::Params{.norm_H = norm, .head_VH = params.add(1, {.rows = {{begin, share}}})});
+        nn::Head::Options{.dims = dims,
+                          .vocab = share,
+                          .vocab_begin = begin,
+                          .norm_eps = kEps,
+                          .norm = layer_norm ? nn::NormKind::layer : nn::NormKind::rms},
+        parts);
   };
   p.extra_loss = [](nn::Layer& layer, std::int32_t slots) {
     double sum = 0;
