@@ -13,6 +13,7 @@
 #include "ckpt/checkpoint.h"
 #include "ckpt/hf_names.h"
 #include "ckpt/json.h"
+#include "ckpt/mxfp4.h"
 #include "ckpt/rectangle.h"
 #include "ckpt/safetensors.h"
 #include "ckpt/step_folder.h"
@@ -26,6 +27,7 @@ namespace {
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr const char* kConfigFile = "config.json";
+constexpr const char* kOther = "use the config.json that belongs to these weights";
 constexpr const char* kMend = "download the folder again, or save it again with save_pretrained";
 
 // A model of more tensors than this is a broken config.json.
@@ -137,6 +139,7 @@ struct BoundTensor {
   HfView view;
   StoredType type = StoredType::f32;
   const std::byte* data = nullptr;
+  Mxfp4Matrix mxfp4;  // with blocks: read from there
 };
 
 // Compares a folder's tensors with those of the model, and binds the engine's names to them.
@@ -151,6 +154,11 @@ class Binder {
     std::map<std::string, BoundTensor> bound;
     std::set<std::string, std::less<>> expected;
     for (const HfTensor& t : hf_tensors(model_)) {
+      if (is_packed(t)) {
+        expected.insert({t.name + kBlocks, t.name + kScales});
+        bind_packed(t, bound);
+        continue;
+      }
       expected.insert(t.name);
       if (const HfFiles::Entry* entry = found(t); entry != nullptr) bind_parts(t, *entry->tensor, bound);
     }
@@ -161,6 +169,9 @@ class Binder {
   }
 
  private:
+  static constexpr const char* kBlocks = "_blocks";
+  static constexpr const char* kScales = "_scales";
+
   void check_size() const {
     const std::int64_t experts = model_.moe ? model_.moe->num_experts : 0;
     if (std::int64_t{model_.num_hidden_layers} * (20 + 6 * experts) <= kMaxTensors) return;
@@ -186,14 +197,10 @@ class Binder {
 
   // Null after a problem.
   const HfFiles::Entry* found(const HfTensor& t) {
-    constexpr const char* kOther = "use the config.json that belongs to these weights";
     const auto at = present_.find(t.name);
     if (at == present_.end()) {
-      std::string mend = kOther;
-      if (present_.contains(t.name + "_blocks"))
-        mend = "the file holds it as MXFP4 blocks, which are not read: save the model in bf16 first";
       problems_.add(fmt::format("tensor \"{}\" of shape [{}] is missing", t.name, fmt::join(t.shape, ", ")),
-                    where(), std::move(mend));
+                    where(), kOther);
       return nullptr;
     }
     const StoredTensor& stored = *at->second->tensor;
@@ -208,6 +215,53 @@ class Binder {
     } else {
       return at->second;
     }
+    return nullptr;
+  }
+
+  // Experts of gpt_oss as published: [E, in, out] in the table, [E, out, in] in 4 bits in the file.
+  [[nodiscard]] bool is_packed(const HfTensor& t) const {
+    return model_.family == spec::Family::gpt_oss && t.shape.size() == 3 && !present_.contains(t.name) &&
+           (present_.contains(t.name + kBlocks) || present_.contains(t.name + kScales));
+  }
+
+  void bind_packed(const HfTensor& t, std::map<std::string, BoundTensor>& bound) {
+    const std::int64_t experts = t.shape[0];
+    const std::int64_t in = t.shape[1];
+    const std::int64_t out = t.shape[2];
+    const std::int64_t groups = in / kMxfp4Group;
+    const StoredTensor* blocks = packed_part(t.name + kBlocks, {experts, out, groups, kMxfp4GroupBytes});
+    const StoredTensor* scales = packed_part(t.name + kScales, {experts, out, groups});
+    if (in % kMxfp4Group != 0) {
+      problems_.add(
+          fmt::format("tensor \"{}\" has MXFP4 blocks, and {} is no multiple of {}", t.name, in, kMxfp4Group),
+          where(), kOther);
+    } else if (blocks != nullptr && scales != nullptr) {
+      for (const HfPart& part : t.parts) {
+        const std::int64_t before = std::int64_t{part.param.expert} * in * out;
+        BoundTensor b{.num_dims = 2, .global = part.param.global};
+        b.mxfp4 = {.blocks = blocks->bytes.data(),
+                   .scales = scales->bytes.data(),
+                   .in = in,
+                   .first = std::int64_t{part.param.expert} * out + part.view.offset - before,
+                   .step = part.view.stride[0]};
+        bound.emplace(part.param.name, b);
+      }
+    }
+  }
+
+  // Null after a problem.
+  const StoredTensor* packed_part(const std::string& name, const std::vector<std::int64_t>& shape) {
+    const auto at = present_.find(name);
+    if (at == present_.end()) {
+      problems_.add(fmt::format("tensor \"{}\" of shape [{}] is missing", name, fmt::join(shape, ", ")),
+                    where(), kOther);
+      return nullptr;
+    }
+    const StoredTensor& t = *at->second->tensor;
+    if (t.type == StoredType::u8 && t.shape == shape) return &t;
+    problems_.add(fmt::format("tensor \"{}\" has shape [{}] and dtype {}, config.json gives [{}] and U8",
+                              name, fmt::join(t.shape, ", "), ckpt::name(t.type), fmt::join(shape, ", ")),
+                  where(), kOther);
     return nullptr;
   }
 
@@ -276,6 +330,7 @@ class HfFolder final : public WeightSource {
     const std::optional<Slice> inside = intersection(piece.slice, {.begin = {0, 0}, .size = t.global});
     TESSERA_CHECK(inside && *inside == piece.slice,
                   fmt::format("{} is part of tensor \"{}\"", text(piece.slice), piece.name));
+    if (t.mxfp4.blocks != nullptr) return gather(t.mxfp4, piece.slice, piece.data);
     gather(t.view, t.type, t.data, piece.slice, piece.data);
   }
   [[nodiscard]] std::vector<std::string> names() const override {
@@ -327,7 +382,6 @@ std::unique_ptr<WeightSource> open_hf_folder(const std::filesystem::path& folder
 void check_weights(const WeightSource& source, const spec::ModelSpec& model) {
   Problems problems;
   const std::string where = fmt::format("weights against config.json ({})", spec::name(model.family));
-  constexpr const char* kOther = "use the config.json that belongs to these weights";
   const std::vector<std::string> names = source.names();
   const std::set<std::string> present(names.begin(), names.end());
   std::set<std::string> expected;

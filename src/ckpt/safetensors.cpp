@@ -132,7 +132,10 @@ Entry read_entry(const std::string& key, const Json& value, std::int64_t data_by
   const std::string& type_text = string_of(member(value, "dtype", origin), "dtype", origin);
   const std::optional<StoredType> type = type_of(type_text);
   if (!type) {
-    origin.refuse(
+    Origin other = origin;
+    if (type_text.starts_with("F8") || type_text.starts_with("F4"))
+      other.mend = "quantised weights are not read: save the model in bf16 first";
+    other.refuse(
         fmt::format("tensor \"{}\" has dtype \"{}\", which is not one of F64, F32, F16, BF16, I64, I32, "
                     "I16, I8, U8, BOOL",
                     key, type_text));

@@ -210,16 +210,82 @@ TEST(HfNames, FaultsOfFusedTensorsAreNamedOnceAsInTheFile) {
     (void)open_hf_folder(folder.path(), files.model);
     ADD_FAILURE() << "accepted";
   } catch (const Error& e) {
-    EXPECT_EQ(e.problems().size(), 4) << e.what();
+    EXPECT_EQ(e.problems().size(), 5) << e.what();
     for (const char* what :
          {"tensor \"model.layers.0.mlp.experts.gate_up_proj_bias\" of shape [5, 24] is missing",
           "tensor \"model.layers.1.mlp.experts.gate_up_proj\" has shape [5, 24, 32], config.json gives [5, "
           "32, 24]",
-          "tensor \"model.layers.1.mlp.experts.down_proj\" of shape [5, 12, 32] is missing",
-          "MXFP4 blocks, which are not read: save the model in bf16 first",
-          "tensor \"model.layers.1.mlp.experts.down_proj_blocks\" is none of this model's"})
+          "tensor \"model.layers.1.mlp.experts.down_proj_blocks\" has shape [16] and dtype U8, config.json "
+          "gives [5, "
+          "32, 0, 16] and U8",
+          "tensor \"model.layers.1.mlp.experts.down_proj_scales\" of shape [5, 32, 0] is missing",
+          "has MXFP4 blocks, and 12 is no multiple of 32"})
       EXPECT_THAT(e.what(), ::testing::HasSubstr(what));
   }
+}
+
+// Two experts of 64 x 32 in 4 bits: the numbers against the format's table of values.
+TEST(HfNames, UnpackMxfp4Experts) {
+  constexpr std::array<float, 16> kValues = {0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
+                                             -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
+  const TempFolder folder;
+  Files files("gpt_oss");
+  files.model.num_hidden_layers = 1;
+  files.model.layer_spans.clear();
+  files.model.intermediate_size = 64;
+  files.model.moe->num_experts = 2;
+  std::map<std::string, std::vector<std::byte>> data;
+  files.tensors.clear();
+  std::uint64_t seed = 0;
+  for (const HfTensor& t : hf_tensors(files.model)) {
+    const auto add = [&](const std::string& name, StoredType type, std::vector<std::int64_t> shape) {
+      StoredTensor stored{.name = name, .type = type, .shape = std::move(shape)};
+      std::vector<std::byte>& bytes = data[name];
+      bytes.resize(static_cast<std::size_t>(stored.num_elements() * size_of(type)));
+      for (std::byte& b : bytes)
+        b = static_cast<std::byte>(type == StoredType::u8 ? uniform_below(256, 5, stream_of(name), seed++)
+                                                          : 0);
+      stored.bytes = bytes;
+      files.tensors.push_back(std::move(stored));
+    };
+    if (t.shape.size() == 3) {
+      add(t.name + "_blocks", StoredType::u8, {2, t.shape[2], t.shape[1] / 32, 16});
+      add(t.name + "_scales", StoredType::u8, {2, t.shape[2], t.shape[1] / 32});
+      for (std::byte& b : data.at(t.name + "_scales"))
+        b = (b & std::byte{15}) | std::byte{120};  // 2^-7 to 2^8
+    } else {
+      add(t.name, StoredType::f32, t.shape);
+    }
+  }
+  files.write(folder);
+  const auto source = open_hf_folder(folder.path(), files.model);
+  const auto value = [&](const std::string& name, std::size_t row, std::size_t column, std::size_t in) {
+    const std::byte pair = data.at(name + "_blocks")[(row * in + column) / 2];
+    const auto half = std::to_integer<std::size_t>(column % 2 == 1 ? pair >> 4 : pair & std::byte{15});
+    const auto scale = std::to_integer<int>(data.at(name + "_scales")[(row * in + column) / 32]);
+    return kValues[half] * std::pow(2.0, scale - 127);
+  };
+  const std::string experts = "model.layers.0.mlp.experts";
+  for (std::size_t e = 0; e < 2; ++e) {
+    const std::string expert = experts + "." + std::to_string(e) + ".";
+    for (std::size_t i = 0; i < 64; i += 3) {
+      for (std::size_t h = 0; h < 32; ++h) {
+        const auto r = static_cast<std::int64_t>(i);
+        const auto c = static_cast<std::int64_t>(h);
+        const std::size_t row = 128 * e + 2 * i;
+        EXPECT_EQ(element_of(*source, expert + "gate_proj.weight", r, c),
+                  value(experts + ".gate_up_proj", row, h, 32));
+        EXPECT_EQ(element_of(*source, expert + "up_proj.weight", r, c),
+                  value(experts + ".gate_up_proj", row + 1, h, 32));
+        EXPECT_EQ(element_of(*source, expert + "down_proj.weight", c, r),
+                  value(experts + ".down_proj", 32 * e + h, i, 64));
+      }
+    }
+  }
+  data.at(experts + ".down_proj_scales")[0] = std::byte{255};
+  files.write(folder);
+  const auto broken = open_hf_folder(folder.path(), files.model);
+  EXPECT_TRUE(std::isnan(element_of(*broken, experts + ".0.down_proj.weight", 0, 0)));
 }
 
 TEST(HfNames, LayersOfMtpAreLeftOutOnlyWhenAsked) {
