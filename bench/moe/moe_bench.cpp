@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/random.h"
 #include "kernels/peak.h"
+#include "moe/dispatch.h"
 #include "moe/experts.h"
 #include "moe/moe_layer.h"
 #include "moe/routing.h"
@@ -63,13 +64,13 @@ class LayerBench {
         .recompute = nn::Recompute::none,
         .aux_loss_coef = 0.01};
     layer_ = std::make_unique<moe::MoeLayer>(layer_options_, params, *ep_, *etp_);
-    dispatch_ = std::make_unique<moe::Dispatch>(moe::Dispatch::Options{.dtype = DType::f32,
-                                                                       .hidden = kHidden,
-                                                                       .tokens = kTokens,
-                                                                       .top_k = shape.top_k,
-                                                                       .num_experts = shape.experts,
-                                                                       .max_rows = kTokens * shape.top_k},
-                                                *ep_, *etp_);
+    dispatch_ = moe::make_dispatch(moe::Dispatch::Options{.dtype = DType::f32,
+                                                          .hidden = kHidden,
+                                                          .tokens = kTokens,
+                                                          .top_k = shape.top_k,
+                                                          .num_experts = shape.experts,
+                                                          .max_rows = kTokens * shape.top_k},
+                                   *ep_, *etp_);
     slot_ = dispatch_->reserve(arena_);
     logits_ = filled({kTokens, shape.experts}, 1.0);
     probs_ = filled({kTokens, shape.experts}, 1.0);
@@ -102,12 +103,12 @@ class LayerBench {
     if (begins_.empty()) count_rows();
   }
   void experts_step() {
-    moe::experts_forward(*kernels_, experts_, begins_,
+    moe::experts_forward(*kernels_, list(), begins_,
                          {.y_RH = out_, .h_RI = h_, .gate_up = gate_up_, .rows_RH = rows_});
     moe::experts_backward_input(
-        *kernels_, experts_, begins_,
+        *kernels_, list(), begins_,
         {.drows_RH = drows_, .dgate_up = dgate_up_, .dh_RI = dh_, .dy_RH = dout_, .gate_up = gate_up_});
-    moe::experts_backward_weight(*kernels_, experts_, begins_,
+    moe::experts_backward_weight(*kernels_, list(), begins_,
                                  {.dy_RH = dout_, .h_RI = h_, .dgate_up = dgate_up_, .rows_RH = rows_});
   }
   void norm_step() {
@@ -120,9 +121,9 @@ class LayerBench {
     kernels::Kernels& k = *kernels_;
     const kernels::RouterOptions& options = layer_options_.router;
     timed("router_product", [&] { k.linear(logits_, x_, router_.weight); });
-    timed("router", [&] { k.router(probs_, lse_, index_, weights_, logits_, options); });
+    timed("router", [&] { k.router(probs_, lse_, index_, weights_, logits_, Tensor(), options); });
     timed("count", [&] { moe::count_choices(counts_, index_, layer_options_, 0); });
-    timed("plan", [&] { dispatch_->plan(slot_, index_); });
+    timed("plan", [&] { dispatch_->plan(slot_, index_, weights_); });
     moe::Stats stats;
     stats.chosen.resize(shape_.experts);
     stats.dropped.resize(shape_.experts);
@@ -130,13 +131,14 @@ class LayerBench {
       moe::add_to_stats(stats,
                         {.probs_tE = probs_,
                          .lse_t = lse_,
+                         .logits_tE = logits_,
                          .index_tK = index_,
                          .pos_tK = slot_.pos_tK,
                          .aux_UE = aux_,
                          .first_token = 0},
                         layer_options_, 1e-4);
     });
-    timed("gather", [&] { k.gather_rows(rows_, x_, slot_.tokens()); });
+    timed("gather", [&] { k.gather_rows(rows_, x_, slot_.token_n.narrow_rows(0, slot_.sent)); });
     timed("combine", [&] { k.combine(y_, x_, rows_, slot_.pos_tK, weights_); });
     timed("combine_backward",
           [&] { k.combine_backward(drows_, dweights_, g_, rows_, slot_.pos_tK, weights_); });
@@ -148,6 +150,10 @@ class LayerBench {
       k.linear_dgrad(dn_, logits_, router_.weight, kernels::Write::accumulate);
       k.linear_wgrad(router_.grad, logits_, x_);
     });
+  }
+  [[nodiscard]] moe::ExpertList list() const {
+    return {.experts = experts_,
+            .form = {.activation = {.kind = kernels::Activation::swiglu}, .adds_down_bias = false}};
   }
   [[nodiscard]] double expert_flops() const {
     return 18.0 * static_cast<double>(kTokens * shape_.top_k * kHidden * shape_.width);

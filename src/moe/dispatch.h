@@ -1,27 +1,45 @@
-// Dispatch: takes rows from the tokens of this rank to the experts that were chosen for them, and back.
+// Dispatch: takes the rows of this rank's tokens to the experts that were chosen for them, and brings the
+// weighted results back; in backward the gradients go the same ways. Forms (make_dispatch):
+//   local       ep and etp of one rank: rows are only put in order;
+//   all_to_all  a token's row goes once to each of its experts, the results come back and are weighted here;
+//   all_gather  all rows go to all ep ranks; each weights and sums the results of its own experts for every
+//               token, and these sums are added in the order of the ep ranks (reduce_scatter_v);
 //
-// Orders of rows:
+// Orders of rows (n of all_to_all; N = ep t tokens of all ep ranks):
 //   sent   (expert, token): the kept choices of this rank's tokens, n of them;
-//   part   (ep rank of the sender, local expert, token): what the all_to_all_v over ep brings;
+//   part   (ep rank of the token, local expert, token): what arrives for the local experts over ep;
 //   full   (etp rank, part order of that rank): what the all_gather_v over etp brings;
 //   expert (local expert, ep rank, etp rank, token): R rows, what the experts see. Ranks count etp
-//          first, so inside an expert this is the order of the batch of the whole group, for any ep and etp.
-// to_experts and from_experts are linear and each other's adjoint: to_experts copies a row to the etp ranks,
-// each of which computes with its slice of the expert, from_experts sums over them in rank order.
+//          first, so inside an expert this is the order of the batch of the whole group, for any ep and etp,
+//          and for every form: the bits of what experts compute do not depend on the form.
+// Experts sliced over etp see the rows of all etp ranks; their results are summed over them in rank order.
+// combine adds the results of a token in the order of its choices (local, all_to_all) or of the ranks.
 //
-//   dispatch.plan(slot, index_tK);                             // pos: < 0 dropped in, send row out
-//   k.gather_rows(sent, n_tH, slot.tokens());                  // n rows
-//   dispatch.to_experts(k, scratch, slot, rows, sent);         // ... experts: y_RH = f(rows) ...
-//   dispatch.from_experts(k, scratch, slot, sent, y_RH);
-//   k.combine(y_tH, x_tH, sent, slot.pos_tK, weights_tK);
+//   Travel tr = dispatch->travel(ctx.scratch);                           // takes scratch; F and I each
+//   dispatch->plan(slot, index_tK, weights_tK);                          // pos: < 0 dropped in
+//   dispatch->begin_rows(k, tr, slot, n_tH, worker);                     // rows travel ...
+//   ... what leaves n_tH, ep and etp alone: a shared expert ...
+//   dispatch->end_rows(k, tr, slot, rows_RH);                            // ... and are here
+//   experts: dispatch->result_rows(tr, slot) = f(rows_RH)
+//   dispatch->combine(k, tr, slot, y_tH, x_tH, weights_tK);              // y = x + sum w f
+//   dispatch->begin_gradient(k, tr, slot, g_tH, weights_tK, dweights_tK, worker);  // backward, likewise
+//   dispatch->end_gradient(k, tr, slot, dy_RH, weights_tK, dweights_tK);
+//   experts: drows_RH from dy_RH
+//   dispatch->scatter(k, tr, slot, dn_tH, drows_RH, write);              // dn (+)= sum of the rows
 //
-// plan, to_experts and from_experts are collective: every rank of both groups calls them, also with no rows.
-// A group of one rank costs nothing; with both of one rank the orders are the same, and to_experts and
-// from_experts must not be called (exchanges() is false).
+// Collective: plan, and everything after it, are called by every rank of both groups, also without rows. The
+// worker (may be null: in line) runs the collectives between begin and end; the results are the same bits.
+// Bytes that a rank sends over ep, b bytes an element, n_other rows for other ep ranks, m_other rows from
+// them: all_to_all: plan (ep - 1) E * 4; each of F and I n_other H b there and m_other H b back.
+// all_gather: plan (ep - 1) t K (4 + b); F 2 (ep - 1) t H b; I 2 (ep - 1) t H b + (ep - 1) t K b.
+// Over etp all forms: plan (etp - 1) E * 4; F and I (etp - 1) R_own H b and (R - R_own) H b.
+// No allocation after reserve. Errors: more rows than the buffers hold is Error{internal}.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <span>
 
+#include "comm/worker.h"
 #include "nn/layer.h"
 
 namespace tessera::moe {
@@ -30,22 +48,42 @@ using nn::Arena;
 using nn::Kernels;
 using nn::Tensor;
 
-// The plan of one micro-batch. Index tensors live in an arena; only their first n, R rows mean something.
+enum class DispatchForm : std::uint8_t { all_to_all, all_gather };
+
+// The plan of one micro-batch and what combine keeps for the gradient. Of index tensors only the first n, R,
+// ... rows mean something. Forms leave empty what they do not use.
 struct DispatchSlot {
-  Tensor pos_tK;    // i32: send row of each choice; below 0: dropped
-  Tensor token_n;   // i32 [t * K]: token of each send row
-  Tensor begin_e1;  // i32 [e + 1]: first row of each local expert in expert order; the last is R
-  // Only when rows are exchanged:
-  Tensor counts_PE;                   // i32: rows of each ep rank for each expert
+  Tensor pos_tK;              // i32: below 0: dropped; else local, all_to_all: send row of the choice
+  Tensor begin_e1;            // i32 [e + 1]: first row of each local expert in expert order; the last is R
+  Tensor results;             // of the experts: sent order; all_gather: expert order, with etp > 1 part order
+  std::int64_t received = 0;  // R
+
+  // Local, all_to_all:
+  Tensor token_n;         // i32: token of each send row
+  Tensor counts_PE;       // i32: rows of each ep rank for each expert
+  std::int64_t sent = 0;  // n
+  // all_to_all:
+  Tensor send_rows_P, recv_rows_P;  // i64: rows to and from each ep rank
+  // all_gather:
+  Tensor index_NK, weights_NK;  // choices (i32, below 0: dropped) and weights of all ep ranks' tokens
+  Tensor pos_NK;                // i32: row of results of each choice, below 0: not an expert of this rank
+  Tensor token_R;               // i32: token (of N) of each row in expert order, with etp > 1 in part order
+  // Rows exchanged:
   Tensor counts_QPe, start_QPe;       // i32: rows for the local experts by sender; their start in full order
   Tensor from_full_R, from_expert_R;  // i32: expert order by full index, and its inverse
-  Tensor send_rows_P, recv_rows_P;    // i64: rows to and from each ep rank
   Tensor part_rows_Q;                 // i64: rows each etp rank holds in part order
-  std::int64_t sent = 0;              // n
-  std::int64_t received = 0;          // R
 
-  [[nodiscard]] Tensor tokens() const { return token_n.narrow_rows(0, sent); }
   [[nodiscard]] std::span<const std::int32_t> begins() const { return begin_e1.span<std::int32_t>(); }
+};
+
+// Work space of one forward or one backward-input, and the transfer on its way.
+struct Travel {
+  Tensor sent_nH, part_RH, full_RH;                     // all_to_all
+  Tensor gathered_NH, partial_NH, sum_tH, dweights_NK;  // all_gather
+  Tensor y_RH;  // results, where combine does not keep them as they are
+  Tensor x_tH;  // local: the view that end_rows reads
+  comm::CommWorker* worker = nullptr;
+  comm::CommWorker::Ticket ticket;
 };
 
 class Dispatch {
@@ -53,41 +91,41 @@ class Dispatch {
   struct Options {
     nn::DType dtype;
     std::int64_t hidden;
-    std::int64_t tokens;  // t
-    std::int32_t top_k;
-    std::int32_t num_experts;  // E
-    std::int64_t max_rows;     // bound of R; more is Error{internal}
+    std::int64_t tokens;        // t
+    std::int32_t top_k;         // K: choices of a token
+    std::int32_t num_experts;   // E
+    std::int64_t max_rows;      // bound of R; more is Error{internal}
+    std::int64_t max_sent = 0;  // bound of n; 0: t K
+    DispatchForm form = DispatchForm::all_to_all;
   };
-  // ep and etp outlive the object.
-  Dispatch(Options options, comm::Communicator& ep, comm::Communicator& etp);
+  virtual ~Dispatch() = default;
 
-  [[nodiscard]] bool exchanges() const { return ep_size_ * etp_size_ > 1; }
-  [[nodiscard]] DispatchSlot reserve(Arena& arena) const;
-  void measure_scratch(Arena& counting) const;
+  [[nodiscard]] virtual DispatchSlot reserve(Arena& arena) const = 0;
+  [[nodiscard]] virtual Travel travel(Arena& scratch) const = 0;
 
   // Fills the slot from the chosen experts. In: pos_tK below 0 for dropped choices, else anything.
-  void plan(DispatchSlot& slot, Tensor index_tK) const;
-  // rows_RH (expert order) = sent_nH (sent order), and back; R and n are those of the slot.
-  void to_experts(Kernels& kernels, Arena& scratch, const DispatchSlot& slot, Tensor rows_RH,
-                  Tensor sent_nH) const;
-  void from_experts(Kernels& kernels, Arena& scratch, const DispatchSlot& slot, Tensor sent_nH,
-                    Tensor rows_RH) const;
+  virtual void plan(DispatchSlot& slot, Tensor index_tK, Tensor weights_tK) const = 0;
 
- private:
-  struct Scratch {
-    Tensor part, full;  // part: with ep > 1; full: with etp > 1
-  };
-  [[nodiscard]] Scratch take_scratch(Arena& arena) const;
-  void sort_choices(DispatchSlot& slot, Tensor index_tK) const;
-  void exchange_counts(DispatchSlot& slot) const;
-  void index_rows(DispatchSlot& slot) const;
-  [[nodiscard]] std::int64_t local_experts() const { return o_.num_experts / ep_size_; }
+  virtual void begin_rows(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor n_tH,
+                          comm::CommWorker* worker) const = 0;
+  virtual void end_rows(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor rows_RH) const = 0;
+  // Where the results of the experts go, [R, H].
+  [[nodiscard]] virtual Tensor result_rows(const Travel& tr, const DispatchSlot& slot) const = 0;
+  virtual void combine(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor y_tH, Tensor x_tH,
+                       Tensor weights_tK) const = 0;
 
-  Options o_;
-  comm::Communicator& ep_;
-  comm::Communicator& etp_;
-  std::int64_t ep_size_;
-  std::int64_t etp_size_;
+  // dy_RH = w dy at the experts, dweights_tK = <dy, results>.
+  virtual void begin_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor g_tH,
+                              Tensor weights_tK, Tensor dweights_tK, comm::CommWorker* worker) const = 0;
+  virtual void end_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor dy_RH,
+                            Tensor weights_tK, Tensor dweights_tK) const = 0;
+  // dn_tH = or += sum over the choices of a token of their rows.
+  virtual void scatter(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor dn_tH, Tensor drows_RH,
+                       kernels::Write write) const = 0;
 };
+
+// ep and etp outlive the object.
+[[nodiscard]] std::unique_ptr<Dispatch> make_dispatch(const Dispatch::Options& options,
+                                                      comm::Communicator& ep, comm::Communicator& etp);
 
 }  // namespace tessera::moe

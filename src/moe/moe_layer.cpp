@@ -17,20 +17,22 @@ using nn::Frame;
 
 namespace {
 
+// Rows that this rank's tokens can send.
+std::int64_t max_sent(const Options& o) {
+  const std::int64_t choices = o.dims.local_tokens() * choice_width(o);
+  const std::int64_t limit = capacity(o);
+  return limit > 0 ? std::min(choices, o.num_experts * limit) : choices;
+}
+
 Dispatch::Options dispatch_options(const Options& o, std::int64_t max_rows) {
   return {.dtype = o.dims.dtype,
           .hidden = o.dims.hidden,
           .tokens = o.dims.local_tokens(),
           .top_k = static_cast<std::int32_t>(choice_width(o)),
           .num_experts = o.num_experts,
-          .max_rows = max_rows};
-}
-
-// Rows that this rank's tokens can send.
-std::int64_t max_sent(const Options& o) {
-  const std::int64_t choices = o.dims.local_tokens() * choice_width(o);
-  const std::int64_t limit = capacity(o);
-  return limit > 0 ? std::min(choices, o.num_experts * limit) : choices;
+          .max_rows = max_rows,
+          .max_sent = max_sent(o),
+          .form = o.dispatch};
 }
 
 std::optional<SharedExpert> make_shared(const Options& o, const SharedExpert::Params& p) {
@@ -67,10 +69,9 @@ MoeLayer::MoeLayer(Options options, Params params, comm::Communicator& ep, comm:
       kernel_options_(kernel_options(options)),
       width_(choice_width(options)),
       max_rows_(max_rows(options, ep.size(), etp.size())),
-      max_sent_(max_sent(options)),
       buffer_rows_(buffer_rows(options, ep.size(), etp.size())),
       adds_down_bias_(etp.rank() == 0),
-      dispatch_(dispatch_options(options, max_rows_), ep, etp),
+      dispatch_(make_dispatch(dispatch_options(options, max_rows_), ep, etp)),
       shared_(make_shared(options, p_.shared)),
       frequency_(static_cast<std::size_t>(options.num_experts), 1.0 / options.num_experts) {
   TESSERA_CHECK_EQ(p_.experts.size(), o_.num_experts / ep.size(), "an ep rank holds E / ep experts");
@@ -120,8 +121,7 @@ void MoeLayer::reserve_saved(Arena& arena) {
   s.rows_RH = arena.take(d.dtype, {buffer_rows_, d.hidden});
   s.gate_up = arena.take(d.dtype, {buffer_rows_, z_columns(o_)});
   if (!selective()) s.h_RI = arena.take(d.dtype, {buffer_rows_, o_.intermediate});
-  s.sent_nH = arena.take(d.dtype, {max_sent_, d.hidden});
-  s.dispatch = dispatch_.reserve(arena);
+  s.dispatch = dispatch_->reserve(arena);
   if (shared_) shared_->reserve_saved(arena);
   saved_.push_back(s);
 }
@@ -162,10 +162,7 @@ MoeLayer::ForwardScratch MoeLayer::forward_scratch(Arena& arena) const {
     s.n_H = arena.take(d.dtype, {norm_rows(), d.hidden});
     s.h_RI = arena.take(d.dtype, {buffer_rows_, o_.intermediate});
   }
-  if (dispatch_.exchanges()) {
-    s.sent_nH = arena.take(d.dtype, {max_sent_, d.hidden});
-    s.y_RH = arena.take(d.dtype, {max_rows_, d.hidden});
-  }
+  s.travel = dispatch_->travel(arena);
   if (padded()) {
     s.arrived_RH = arena.take(d.dtype, {max_rows_, d.hidden});
     s.padded_RH = arena.take(d.dtype, {buffer_rows_, d.hidden});
@@ -185,7 +182,7 @@ MoeLayer::BackwardScratch MoeLayer::backward_scratch(Arena& arena) const {
   s.dh_RI = arena.take(d.dtype, {buffer_rows_, o_.intermediate});
   s.drows_RH = arena.take(d.dtype, {buffer_rows_, d.hidden});
   if (padded()) s.compact_RH = arena.take(d.dtype, {max_rows_, d.hidden});
-  if (dispatch_.exchanges()) s.sent_nH = arena.take(d.dtype, {max_sent_, d.hidden});
+  s.travel = dispatch_->travel(arena);
   return s;
 }
 
@@ -207,13 +204,11 @@ void MoeLayer::measure_scratch(Arena& counting) const {
       const Frame inner(counting);
       (void)route_scratch(counting);
     }
-    dispatch_.measure_scratch(counting);
     if (shared_) shared_->measure_scratch(counting);
   }
   {
     const Frame frame(counting);
     (void)backward_scratch(counting);
-    dispatch_.measure_scratch(counting);
     if (shared_) shared_->measure_scratch(counting);
   }
   const Frame frame(counting);

@@ -42,6 +42,7 @@
 // Errors: none of its own; a broken count is Error{internal}.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -89,6 +90,7 @@ struct Options {
   std::int64_t shared_intermediate = 0;  // width of the shared expert on this rank (over tp); 0: none
   Choice choice = Choice::scores;
   Padding padding = Padding::none;
+  DispatchForm dispatch = DispatchForm::all_to_all;
   double router_jitter = 0.0;     // eps
   std::uint64_t seed = 0;         // of jitter and hash
   std::int32_t layer = 0;         // likewise, of the model
@@ -165,7 +167,6 @@ class MoeLayer : public nn::Layer {
     Tensor logits_tE;               // sigmoid scores with a z-loss
     Tensor aux_UE;                  // with a balancing loss of this layer alone
     Tensor rows_RH, gate_up, h_RI;  // expert order; h: Recompute::none only
-    Tensor sent_nH;                 // results in send order
     DispatchSlot dispatch;
   };
   struct Deferred {
@@ -185,9 +186,8 @@ class MoeLayer : public nn::Layer {
   void choose(Context& ctx, Saved& s, const Microbatch& mb, Tensor logits_tE);
   void balance(Context& ctx, Saved& s, const Microbatch& mb, Tensor counts_UE, Pass pass);
   void drop(Context& ctx, Saved& s, const RouteScratch& scratch);
-  void run_experts(Context& ctx, Saved& s, Tensor n_tH, const ForwardScratch& scratch);
-  void experts_input(Context& ctx, const Saved& s, const Deferred& f, const BackwardScratch& scratch,
-                     Tensor g_tH);
+  void run_experts(Context& ctx, Saved& s, ForwardScratch& scratch);
+  void experts_input(Context& ctx, const Saved& s, Slots slots, BackwardScratch& scratch, Tensor g_tH);
   [[nodiscard]] Tensor joined_aux(Context& ctx, const Saved& s, const Microbatch& mb, Tensor aux_UE);
   void router_input(Context& ctx, const Saved& s, const Deferred& f, const Microbatch& mb,
                     const BackwardScratch& scratch);
@@ -217,10 +217,10 @@ class MoeLayer : public nn::Layer {
   Params p_;
   RouterOptions kernel_options_;  // of the choice
   std::int64_t width_;            // choices a token: K, or E where experts choose
-  std::int64_t max_rows_, max_sent_, buffer_rows_;
+  std::int64_t max_rows_, buffer_rows_;
   bool adds_down_bias_;
   std::vector<std::int32_t> padded_begins_;
-  Dispatch dispatch_;
+  std::unique_ptr<Dispatch> dispatch_;
   std::optional<SharedExpert> shared_;
   std::vector<double> frequency_;  // [E]
   std::vector<Saved> saved_;

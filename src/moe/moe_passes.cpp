@@ -109,7 +109,7 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
   choose(ctx, s, mb, logits_tE);
   balance(ctx, s, mb, scratch.counts_UE, pass);
   drop(ctx, s, scratch);
-  dispatch_.plan(s.dispatch, s.index_tK);
+  dispatch_->plan(s.dispatch, s.index_tK, s.weights_tK);
 
   if (pass == Pass::recompute) return;
   add_to_stats(stats_,
@@ -124,25 +124,17 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
   stats_.received_rows += s.dispatch.received;
 }
 
-// sent_nH of the slot = results of the experts for the rows this rank sent.
-void MoeLayer::run_experts(Context& ctx, Saved& s, Tensor n_tH, const ForwardScratch& scratch) {
-  const bool exchange = dispatch_.exchanges();
+// The results of the experts for the rows that are on their way.
+void MoeLayer::run_experts(Context& ctx, Saved& s, ForwardScratch& scratch) {
   const std::int64_t received = s.dispatch.received;
   const std::int64_t rows = padded() ? buffer_rows_ : received;
-  const Tensor results_nH = s.sent_nH.narrow_rows(0, s.dispatch.sent);
   const Tensor rows_RH = s.rows_RH.narrow_rows(0, rows);
   const Tensor arrived_RH = padded() ? scratch.arrived_RH.narrow_rows(0, received) : rows_RH;
-  const Tensor done_RH = exchange ? scratch.y_RH.narrow_rows(0, received) : results_nH;
+  const Tensor done_RH = dispatch_->result_rows(scratch.travel, s.dispatch);
   const Tensor y_RH = padded() ? scratch.padded_RH.narrow_rows(0, rows) : done_RH;
   Kernels& k = ctx.kernels;
 
-  if (exchange) {
-    const Tensor sent_nH = scratch.sent_nH.narrow_rows(0, s.dispatch.sent);
-    k.gather_rows(sent_nH, n_tH, s.dispatch.tokens());
-    dispatch_.to_experts(k, ctx.scratch, s.dispatch, arrived_RH, sent_nH);
-  } else {
-    k.gather_rows(arrived_RH, n_tH, s.dispatch.tokens());
-  }
+  dispatch_->end_rows(k, scratch.travel, s.dispatch, arrived_RH);
   if (padded()) pad_rows(k, rows_RH, begins(s), arrived_RH, s.dispatch.begins());
   experts_forward(k, expert_list(), begins(s),
                   {.y_RH = y_RH,
@@ -150,14 +142,13 @@ void MoeLayer::run_experts(Context& ctx, Saved& s, Tensor n_tH, const ForwardScr
                    .gate_up = s.gate_up.narrow_rows(0, rows),
                    .rows_RH = rows_RH});
   if (padded()) unpad_rows(k, done_RH, s.dispatch.begins(), y_RH, begins(s));
-  if (exchange) dispatch_.from_experts(k, ctx.scratch, s.dispatch, results_nH, done_RH);
 }
 
 void MoeLayer::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH, Pass pass) {
   TESSERA_CHECK_EQ(ctx.tp.size(), o_.dims.tp, "the mixture of experts was built for another tp group");
   Saved& s = nn::slot_at(saved_, slots.saved);
   const Frame frame(ctx.scratch);
-  const ForwardScratch scratch = forward_scratch(ctx.scratch);
+  ForwardScratch scratch = forward_scratch(ctx.scratch);
   const Tensor n_H = selective() ? scratch.n_H : s.n_H;
   const Tensor n_tH = own_rows(ctx, n_H);
   Kernels& k = ctx.kernels;
@@ -165,38 +156,40 @@ void MoeLayer::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x
   s.x_tH = x_tH;
   k.rms_norm(n_tH, s.rstd_t, x_tH, p_.norm_H.weight.value_NK, o_.norm_eps);
   route(ctx, s, mb, n_tH, pass);
+  dispatch_->begin_rows(k, scratch.travel, s.dispatch, n_tH, ctx.worker);
   Tensor shared_tH;
   if (shared_) {
     const Tensor kept_tH = shared_->kept_result(slots.saved);
     shared_tH = kept_tH.empty() ? scratch.shared_tH : kept_tH;
     shared_->forward(ctx, slots.saved, n_H, shared_tH);
   }
-  run_experts(ctx, s, n_tH, scratch);
-  k.combine(y_tH, x_tH, s.sent_nH.narrow_rows(0, s.dispatch.sent), s.dispatch.pos_tK, s.weights_tK);
+  run_experts(ctx, s, scratch);
+  dispatch_->combine(k, scratch.travel, s.dispatch, y_tH, x_tH, s.weights_tK);
   if (shared_) shared_->add(ctx, slots.saved, y_tH, shared_tH);
 }
 
 // --- backward
 
-// Through the combine and the experts: dn_tH = and dweights_tK =.
-void MoeLayer::experts_input(Context& ctx, const Saved& s, const Deferred& f, const BackwardScratch& scratch,
+// Through the combine, the experts and the shared expert: dn_tH = and dweights_tK =.
+void MoeLayer::experts_input(Context& ctx, const Saved& s, Slots slots, BackwardScratch& scratch,
                              Tensor g_tH) {
-  const bool exchange = dispatch_.exchanges();
-  const std::int64_t sent = s.dispatch.sent;
+  const Deferred& f = nn::slot_at(deferred_, slots.deferred);
   const std::int64_t received = s.dispatch.received;
   const std::int64_t rows = padded() ? buffer_rows_ : received;
   const Tensor dy_RH = f.dy_RH.narrow_rows(0, rows);
   const Tensor drows_RH = scratch.drows_RH.narrow_rows(0, rows);
-  const Tensor travel_nH = exchange ? scratch.sent_nH.narrow_rows(0, sent) : Tensor();
   const Tensor compact_RH = padded() ? scratch.compact_RH.narrow_rows(0, received) : Tensor();
   const Tensor arrived_RH = padded() ? compact_RH : dy_RH;
   const Tensor done_RH = padded() ? compact_RH : drows_RH;
   Kernels& k = ctx.kernels;
 
-  // Every row in send order belongs to one kept choice, so all of them are written.
-  k.combine_backward(exchange ? travel_nH : arrived_RH, scratch.dweights_tK, g_tH,
-                     s.sent_nH.narrow_rows(0, sent), s.dispatch.pos_tK, s.weights_tK);
-  if (exchange) dispatch_.to_experts(k, ctx.scratch, s.dispatch, arrived_RH, travel_nH);
+  dispatch_->begin_gradient(k, scratch.travel, s.dispatch, g_tH, s.weights_tK, scratch.dweights_tK,
+                            ctx.worker);
+  if (shared_) {  // while the gradients travel
+    k.fill(f.dn_tH, 0.0);
+    shared_->backward_input(ctx, slots, f.dn_tH, g_tH);
+  }
+  dispatch_->end_gradient(k, scratch.travel, s.dispatch, arrived_RH, s.weights_tK, scratch.dweights_tK);
   if (padded()) pad_rows(k, dy_RH, begins(s), arrived_RH, s.dispatch.begins());
   experts_backward_input(k, expert_list(), begins(s),
                          {.drows_RH = drows_RH,
@@ -205,8 +198,8 @@ void MoeLayer::experts_input(Context& ctx, const Saved& s, const Deferred& f, co
                           .dy_RH = dy_RH,
                           .gate_up = s.gate_up.narrow_rows(0, rows)});
   if (padded()) unpad_rows(k, done_RH, s.dispatch.begins(), drows_RH, begins(s));
-  if (exchange) dispatch_.from_experts(k, ctx.scratch, s.dispatch, travel_nH, done_RH);
-  k.sum_rows(f.dn_tH, exchange ? travel_nH : done_RH, s.dispatch.pos_tK, Write::overwrite);
+  dispatch_->scatter(k, scratch.travel, s.dispatch, f.dn_tH, done_RH,
+                     shared_ ? Write::accumulate : Write::overwrite);
 }
 
 // The coefficients of the loss over all layers together, which only now are known; its value as well.
@@ -242,7 +235,7 @@ void MoeLayer::backward_input(Context& ctx, Slots slots, const Microbatch& mb, T
   const Saved& s = nn::slot_at(saved_, slots.saved);
   const Deferred& f = nn::slot_at(deferred_, slots.deferred);
   const Frame frame(ctx.scratch);
-  const BackwardScratch scratch = backward_scratch(ctx.scratch);
+  BackwardScratch scratch = backward_scratch(ctx.scratch);
   const Tensor norm_H = p_.norm_H.weight.value_NK;
   Kernels& k = ctx.kernels;
 
@@ -251,8 +244,7 @@ void MoeLayer::backward_input(Context& ctx, Slots slots, const Microbatch& mb, T
     k.rms_norm_apply(n_tH, s.x_tH, s.rstd_t, norm_H);
     nn::gather_rows(ctx, f.n_TH, n_tH);
   }
-  experts_input(ctx, s, f, scratch, g_tH);
-  if (shared_) shared_->backward_input(ctx, slots, f.dn_tH, g_tH);
+  experts_input(ctx, s, slots, scratch, g_tH);
   router_input(ctx, s, f, mb, scratch);
   k.rms_norm_dgrad(g_tH, f.dn_tH, s.x_tH, s.rstd_t, norm_H, Write::accumulate);
 }

@@ -15,7 +15,7 @@ struct MoeLayer::RouteScratch {
 
 struct MoeLayer::ForwardScratch {
   Tensor n_H, h_RI;              // selective
-  Tensor sent_nH, y_RH;          // with an exchange; else rows and results are written in place
+  Travel travel;                 // rows on their way
   Tensor arrived_RH, padded_RH;  // with padding: rows before it, results with it
   Tensor shared_tH;              // with a shared expert: its result
 };
@@ -26,7 +26,7 @@ struct MoeLayer::BackwardScratch {
   Tensor dinput_tH;  // with jitter
   Tensor dh_RI, drows_RH;
   Tensor compact_RH;  // with padding
-  Tensor sent_nH;     // with an exchange: gradients on their way there, then back
+  Travel travel;      // gradients on their way
 };
 
 struct MoeLayer::WeightScratch {

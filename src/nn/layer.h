@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/worker.h"
 #include "kernels/kernels.h"
 #include "tensor/arena.h"
 
@@ -82,6 +83,7 @@ struct Context {
   Arena& scratch;
   LossWeights weights;
   bool training = true;  // false: no noise
+  comm::CommWorker* worker = nullptr;  // runs collectives beside compute; null: in line
 };
 
 enum class Pass : std::uint8_t { forward, recompute };

@@ -1,4 +1,5 @@
-// Dispatch alone, with experts that multiply a row by a number: where rows go, in which order, and back.
+// Dispatch alone, with experts that multiply a row by a number: where rows go, in which order, and back; then
+// its forms inside of the layer.
 #include "moe/dispatch.h"
 
 #include <fmt/format.h>
@@ -11,25 +12,53 @@ namespace {
 
 constexpr std::int64_t kTokens = 5, kHidden = 3;
 constexpr std::int32_t kTopK = 2;
+using moe::DispatchForm;
+
+struct Case {
+  RankLayout layout;
+  DispatchForm form = DispatchForm::all_to_all;
+};
+std::string text(const Case& c) {
+  return fmt::format("ep{} etp{} {}", c.layout.ep, c.layout.etp,
+                     c.form == DispatchForm::all_gather ? "all_gather" : "all_to_all");
+}
+const std::vector<Case>& cases() {
+  static const std::vector<Case> list = [] {
+    std::vector<Case> all = {{}, {{.dp = 2, .etp = 2}}};
+    for (const DispatchForm form : {DispatchForm::all_to_all, DispatchForm::all_gather}) {
+      for (const RankLayout& l :
+           {RankLayout{.dp = 2, .ep = 2}, RankLayout{.dp = 4, .ep = 4},
+            RankLayout{.dp = 4, .ep = 2, .etp = 2}, RankLayout{.dp = 2, .ep = 2, .worker = true}}) {
+        all.push_back({l, form});
+      }
+    }
+    return all;
+  }();
+  return list;
+}
 
 // One rank's dispatch over its own random choices; a share of them dropped.
 struct DispatchRig {
-  DispatchRig(RankGroups& g, double drop_share, std::int64_t max_rows = 4 * kTokens * kTopK)
-      : dispatch({.dtype = DType::f64,
-                  .hidden = kHidden,
-                  .tokens = kTokens,
-                  .top_k = kTopK,
-                  .num_experts = kExperts,
-                  .max_rows = max_rows},
-                 *g.place.ep, *g.place.etp),
+  DispatchRig(RankGroups& g, DispatchForm form, double drop_share,
+              std::int64_t max_rows = 4 * kTokens * kTopK)
+      : worker(g.place.worker),
+        dispatch(moe::make_dispatch({.dtype = DType::f64,
+                                     .hidden = kHidden,
+                                     .tokens = kTokens,
+                                     .top_k = kTopK,
+                                     .num_experts = kExperts,
+                                     .max_rows = max_rows,
+                                     .form = form},
+                                    *g.place.ep, *g.place.etp)),
         kernels(kernels::make_reference()) {
     tensor::Arena counting;
-    (void)dispatch.reserve(counting);
+    (void)dispatch->reserve(counting);
     memory = tensor::Arena(counting.peak());
-    slot = dispatch.reserve(memory);
+    slot = dispatch->reserve(memory);
     tensor::Arena measure;
-    dispatch.measure_scratch(measure);
+    (void)dispatch->travel(measure);
     scratch = tensor::Arena(measure.peak());
+    travel = dispatch->travel(scratch);
     const auto seed = static_cast<std::uint64_t>(40 + g.place.rank);
     for (std::int64_t t = 0; t < kTokens; ++t) {
       const auto first = static_cast<std::int64_t>(uniform_below(kExperts, seed, 1, t));
@@ -43,56 +72,60 @@ struct DispatchRig {
     kept = values(slot.pos_tK);
     x = random(DType::f64, {kTokens, kHidden}, seed);
     weights = random(DType::f64, {kTokens, kTopK}, seed + 100);
-    dispatch.plan(slot, index);
-    sent = Owned(DType::f64, {slot.sent, kHidden});
+    dispatch->plan(slot, index, weights);
     rows = Owned(DType::f64, {slot.received, kHidden});
   }
-  void forward() {
-    if (!dispatch.exchanges()) {
-      kernels->gather_rows(rows, x, slot.tokens());
-      return;
-    }
-    kernels->gather_rows(sent, x, slot.tokens());
-    dispatch.to_experts(*kernels, scratch, slot, rows, sent);
+  void there() {
+    dispatch->begin_rows(*kernels, travel, slot, x, worker);
+    dispatch->end_rows(*kernels, travel, slot, rows);
   }
-  void back(const Tensor& from) {
-    if (dispatch.exchanges()) {
-      dispatch.from_experts(*kernels, scratch, slot, sent, from);
-    } else {
-      set_values(sent, values(from));
-    }
+  Values back(const Tensor& results) {
+    const Owned y(DType::f64, {kTokens, kHidden});
+    set_values(dispatch->result_rows(travel, slot), values(results));
+    dispatch->combine(*kernels, travel, slot, y, x, weights);
+    return values(y);
+  }
+  // dy of the rows; dweights of the choices.
+  Values gradient_there(const Tensor& g, const Tensor& dweights) {
+    const Owned dy(DType::f64, rows.tensor().shape());
+    dispatch->begin_gradient(*kernels, travel, slot, g, weights, dweights, worker);
+    dispatch->end_gradient(*kernels, travel, slot, dy, weights, dweights);
+    return values(dy);
+  }
+  Values gradient_back(const Tensor& drows, kernels::Write write, double before) {
+    const Owned dn(DType::f64, {kTokens, kHidden});
+    set_all(dn, before);
+    dispatch->scatter(*kernels, travel, slot, dn, drows, write);
+    return values(dn);
   }
 
-  moe::Dispatch dispatch;
+  comm::CommWorker* worker;
+  std::unique_ptr<moe::Dispatch> dispatch;
   std::unique_ptr<kernels::Kernels> kernels;
   tensor::Arena memory, scratch;
   moe::DispatchSlot slot;
+  moe::Travel travel;
   Owned index = Owned(DType::i32, {kTokens, kTopK});
-  Owned x, weights, sent, rows;
+  Owned x, weights, rows;
   Values kept;  // below 0: dropped
 };
 
-const RankLayout kLayouts[] = {
-    {}, {.dp = 2, .ep = 2}, {.dp = 2, .etp = 2}, {.dp = 4, .ep = 4}, {.dp = 4, .ep = 2, .etp = 2}};
-
-// combine(dispatch(x)) = x-weighted sum: with experts that multiply by e + 1, split over etp.
+// With experts that multiply by e + 1, split over etp: y = x + sum w (e + 1) x.
 TEST(Dispatch, BringsEveryKeptChoiceToItsExpertAndBack) {
-  for (const RankLayout& layout : kLayouts) {
+  for (const Case& c : cases()) {
     for (const double drop_share : {0.0, 0.4, 1.0}) {
-      SCOPED_TRACE(fmt::format("ep={} etp={} drop={}", layout.ep, layout.etp, drop_share));
-      on_every_rank(layout, [&](RankGroups& g) {
-        DispatchRig rig(g, drop_share);
-        rig.forward();
-        const std::int32_t local = kExperts / layout.ep;
+      SCOPED_TRACE(fmt::format("{} drop={}", text(c), drop_share));
+      on_every_rank(c.layout, [&](RankGroups& g) {
+        DispatchRig rig(g, c.form, drop_share);
+        rig.there();
+        const std::int32_t local = kExperts / c.layout.ep;
         for (std::int32_t i = 0; i < local; ++i) {
-          const double factor = (g.place.ep->rank() * local + i + 1.0) / layout.etp;
+          const double factor = (g.place.ep->rank() * local + i + 1.0) / c.layout.etp;
           for (std::int64_t r = rig.slot.begins()[i] * kHidden; r < rig.slot.begins()[i + 1] * kHidden; ++r) {
             set(rig.rows, r, factor * get(rig.rows, r));
           }
         }
-        rig.back(rig.rows);
-        const Owned y(DType::f64, {kTokens, kHidden});
-        rig.kernels->combine(y, rig.x, rig.sent, rig.slot.pos_tK, rig.weights);
+        const Values y = rig.back(rig.rows);
         for (std::int64_t t = 0; t < kTokens; ++t) {
           double factor = 1;
           for (std::int64_t i = t * kTopK; i < (t + 1) * kTopK; ++i) {
@@ -100,7 +133,7 @@ TEST(Dispatch, BringsEveryKeptChoiceToItsExpertAndBack) {
             EXPECT_EQ(get(rig.slot.pos_tK, i) < 0, rig.kept[i] < 0);
           }
           for (std::int64_t h = 0; h < kHidden; ++h) {
-            EXPECT_NEAR(get(y, t * kHidden + h), factor * get(rig.x, t * kHidden + h), 1e-13);
+            EXPECT_NEAR(y[t * kHidden + h], factor * get(rig.x, t * kHidden + h), 1e-13);
           }
         }
         if (drop_share == 1.0) {
@@ -111,40 +144,65 @@ TEST(Dispatch, BringsEveryKeptChoiceToItsExpertAndBack) {
   }
 }
 
-// <to_experts(u), v> over all ranks = <u, from_experts(v)> over all ranks.
-TEST(Dispatch, ThereAndBackAreAdjoint) {
-  for (const RankLayout& layout : kLayouts) {
-    if (layout.world() == 1) continue;
-    std::vector<double> there(layout.world()), back(layout.world());
-    on_every_rank(layout, [&](RankGroups& g) {
-      DispatchRig rig(g, 0.3);
-      rig.forward();
+// <combine(r), g> over all ranks = <r, dy> over all ranks, which is also <w, dweights>; and what scatter does
+// is the adjoint of bringing the rows there.
+TEST(Dispatch, GradientsAreAdjoint) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(text(c));
+    const auto world = static_cast<std::size_t>(c.layout.world());
+    std::vector<double> out(world), in(world), of_weights(world), there(world), back(world);
+    on_every_rank(c.layout, [&](RankGroups& g) {
+      const auto r = static_cast<std::size_t>(g.place.rank);
+      DispatchRig rig(g, c.form, 0.3);
+      rig.there();
       const Owned v = random(DType::f64, rig.rows.tensor().shape(), 70 + g.place.rank);
-      there[g.place.rank] = dot(v, rig.rows);
-      const Owned u = copy_of(rig.sent);
-      rig.back(v);
-      back[g.place.rank] = dot(u, rig.sent);
+      there[r] = dot(v, rig.rows);
+      const Values dn = rig.gradient_back(v, kernels::Write::overwrite, 99);
+      const Values more = rig.gradient_back(v, kernels::Write::accumulate, 2);
+      for (std::size_t i = 0; i < dn.size(); ++i) {
+        back[r] += dn[i] * get(rig.x, static_cast<std::int64_t>(i));
+        EXPECT_NEAR(more[i], dn[i] + 2, 1e-13);
+      }
+      Values y = rig.back(v);
+      const Owned u = random(DType::f64, {kTokens, kHidden}, 90 + g.place.rank);
+      const Owned dweights(DType::f64, {kTokens, kTopK});
+      set_all(dweights, 99);
+      const Values dy = rig.gradient_there(u, dweights);
+      for (std::size_t i = 0; i < y.size(); ++i) {
+        const auto at = static_cast<std::int64_t>(i);
+        out[r] += get(u, at) * (y[i] - get(rig.x, at));
+      }
+      for (std::size_t i = 0; i < dy.size(); ++i) in[r] += dy[i] * get(v, static_cast<std::int64_t>(i));
+      of_weights[r] = dot(rig.weights, dweights);
+      for (std::int64_t i = 0; i < kTokens * kTopK; ++i) {
+        if (rig.kept[i] < 0) {
+          EXPECT_EQ(get(dweights, i), 0.0) << "a dropped choice has no gradient";
+        }
+      }
     });
-    double a = 0, b = 0;
-    for (std::size_t r = 0; r < there.size(); ++r) {
-      a += there[r];
-      b += back[r];
-    }
-    EXPECT_NEAR(a, b, 1e-12);
-    EXPECT_GT(std::abs(a), 1e-3);
+    const auto total = [](const std::vector<double>& list) {
+      double sum = 0;
+      for (const double v : list) sum += v;
+      return sum;
+    };
+    EXPECT_NEAR(total(there), total(back), 1e-12);
+    EXPECT_NEAR(total(out), total(in), 1e-12);
+    EXPECT_NEAR(total(out), total(of_weights), 1e-12);
+    EXPECT_GT(std::abs(total(there)), 1e-3);
+    EXPECT_GT(std::abs(total(out)), 1e-3);
   }
 }
 
 // Rows carry (rank, token): inside an expert they ascend, as in the batch of all ranks one after another.
 TEST(Dispatch, OrdersTheRowsOfAnExpertLikeTheWholeBatch) {
-  for (const RankLayout& layout : kLayouts) {
-    SCOPED_TRACE(fmt::format("ep={} etp={}", layout.ep, layout.etp));
-    on_every_rank(layout, [&](RankGroups& g) {
-      DispatchRig rig(g, 0.2);
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(text(c));
+    on_every_rank(c.layout, [&](RankGroups& g) {
+      DispatchRig rig(g, c.form, 0.2);
       for (std::int64_t i = 0; i < kTokens * kHidden; ++i) {
         set(rig.x, i, static_cast<double>(g.place.rank * 100 + i / kHidden));
       }
-      rig.forward();
+      rig.there();
       const auto begins = rig.slot.begins();
       for (std::size_t e = 0; e + 1 < begins.size(); ++e) {
         for (std::int64_t r = begins[e] + 1; r < begins[e + 1]; ++r) {
@@ -157,13 +215,86 @@ TEST(Dispatch, OrdersTheRowsOfAnExpertLikeTheWholeBatch) {
 }
 
 TEST(Dispatch, RefusesMoreRowsThanItsBuffersHold) {
-  const RankLayout layout{.dp = 2, .ep = 2};
-  try {
-    on_every_rank(layout, [&](RankGroups& g) { DispatchRig rig(g, 0.0, 3); });
-    FAIL() << "two ranks of 10 choices cannot fit 3 rows";
-  } catch (const Error& e) {
-    EXPECT_THAT(std::string(e.what()), ::testing::HasSubstr("the buffers hold 3"));
-    EXPECT_THAT(std::string(e.what()), ::testing::HasSubstr("please report it"));
+  for (const DispatchForm form : {DispatchForm::all_to_all, DispatchForm::all_gather}) {
+    const RankLayout layout{.dp = 2, .ep = 2};
+    try {
+      on_every_rank(layout, [&](RankGroups& g) { DispatchRig rig(g, form, 0.0, 3); });
+      FAIL() << "two ranks of 10 choices cannot fit 3 rows";
+    } catch (const Error& e) {
+      EXPECT_THAT(std::string(e.what()), ::testing::HasSubstr("the buffers hold 3"));
+      EXPECT_THAT(std::string(e.what()), ::testing::HasSubstr("please report it"));
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------ inside of the layer
+
+const RankLayout kExpertLayouts[] = {{.dp = 2, .ep = 2},
+                                     {.tp = 2, .ep = 2},
+                                     {.dp = 4, .ep = 4},
+                                     {.tp = 4, .ep = 4},
+                                     {.tp = 2, .dp = 2, .ep = 2, .etp = 2},
+                                     {.dp = 4, .ep = 2, .etp = 2}};
+
+std::vector<MoeCase> layer_cases() {
+  return {
+      {.aux = 0.7, .z = 0.3},
+      {.recompute = nn::Recompute::selective, .aux = 0.7, .capacity = 0.8, .drops = moe::DropPolicy::probs},
+      {.top_k = 4, .renormalise = false},
+      {.shared = MoeCase::Shared::gated},
+      {.recompute = nn::Recompute::selective, .shared = MoeCase::Shared::plain},
+      {.capacity = 0.8, .expert_bias = true, .padding = moe::Padding::to_capacity}};
+}
+
+TEST(AllGatherDispatch, EqualsOneRankInEveryGradient) {
+  for (MoeCase c : layer_cases()) {
+    const LayerResult want = run_layer(moe_problem(c), {});
+    c.dispatch = DispatchForm::all_gather;
+    for (const RankLayout& layout : kExpertLayouts) {
+      const LayerProblem p = moe_problem(c);
+      WorldStats stats;
+      expect_near(p, run_moe(p, layout, stats), want, 1e-12);
+    }
+  }
+}
+
+TEST(AllGatherDispatch, GivesTheExpertsTheSameBits) {
+  for (MoeCase c : layer_cases()) {
+    if (c.shared != MoeCase::Shared::none) continue;
+    const RankLayout layout{.dp = 4, .ep = 4};
+    const LayerResult sent = run_layer(moe_problem(c), layout);
+    c.dispatch = DispatchForm::all_gather;
+    const LayerResult gathered = run_layer(moe_problem(c), layout);
+    for (std::size_t p = 2; p < sent.gradients.size(); ++p) {
+      EXPECT_EQ(gathered.gradients[p], sent.gradients[p]) << "expert parameter " << p;
+    }
+  }
+}
+
+TEST(OverlappedDispatch, GivesTheSameBitsAsInLine) {
+  for (MoeCase c : layer_cases()) {
+    for (const DispatchForm form : {DispatchForm::all_to_all, DispatchForm::all_gather}) {
+      c.dispatch = form;
+      for (RankLayout layout : kExpertLayouts) {
+        const LayerProblem p = moe_problem(c);
+        const LayerResult in_line = run_layer(p, layout);
+        layout.worker = true;
+        expect_same_bits(run_layer(p, layout), in_line);
+      }
+    }
+  }
+}
+
+// Of one micro-batch: t tokens, K choices, b = 8.
+TEST(AllGatherDispatch, SendsTheBytesOfItsClosedForm) {
+  for (const RankLayout& l : {RankLayout{.dp = 2, .ep = 2}, RankLayout{.dp = 4, .ep = 4}}) {
+    const LayerResult r =
+        run_layer(moe_problem({.microbatches = l.dp, .dispatch = DispatchForm::all_gather}), l);
+    for (const PhaseBytes& bytes : r.bytes) {
+      EXPECT_EQ(bytes.forward, (l.ep - 1) * (12 * 2 * (4 + 8) + 2 * 12 * 8 * 8));
+      EXPECT_EQ(bytes.input, (l.ep - 1) * (12 * 2 * 8 + 2 * 12 * 8 * 8));
+      EXPECT_EQ(bytes.weight, 0);
+    }
   }
 }
 

@@ -38,6 +38,7 @@ struct MoeCase {
   moe::Choice choice = moe::Choice::scores;
   moe::Padding padding = moe::Padding::none;
   double jitter = 0;
+  moe::DispatchForm dispatch = moe::DispatchForm::all_to_all;
 };
 
 inline constexpr double kCorrection[kExperts] = {0.25, -0.2, 0.1, -0.15};
@@ -66,6 +67,7 @@ inline constexpr double kCorrection[kExperts] = {0.25, -0.2, 0.1, -0.15};
           .shared_intermediate = c.shared == MoeCase::Shared::none ? 0 : kSharedWidth / layout.tp,
           .choice = c.choice,
           .padding = c.padding,
+          .dispatch = c.dispatch,
           .router_jitter = c.jitter,
           .seed = 7,
           .layer = 3};

@@ -25,6 +25,7 @@
 
 #include "comm/communicator.h"
 #include "comm/thread_world.h"
+#include "comm/worker.h"
 #include "kernels/kernels.h"
 #include "nn/layer.h"
 #include "support/tensors.h"
@@ -36,6 +37,7 @@ using Values = std::vector<double>;
 
 struct RankLayout {
   std::int32_t tp = 1, dp = 1, ep = 1, etp = 1;
+  bool worker = false;  // every rank has a helper thread for collectives
   [[nodiscard]] std::int32_t world() const { return tp * dp; }
 };
 
@@ -112,6 +114,7 @@ struct Place {
   comm::Communicator* tp = nullptr;
   comm::Communicator* ep = nullptr;
   comm::Communicator* etp = nullptr;
+  comm::CommWorker* worker = nullptr;
   [[nodiscard]] std::int32_t dp_rank() const { return rank / layout.tp; }
 };
 
@@ -225,7 +228,11 @@ class LayerRig {
     return copy_of(whole.narrow_rows(first_row(), dims_.local_tokens()));
   }
   [[nodiscard]] nn::Context context() {
-    return {.kernels = *kernels_, .tp = *place_.tp, .scratch = scratch_, .weights = problem_.weights};
+    return {.kernels = *kernels_,
+            .tp = *place_.tp,
+            .scratch = scratch_,
+            .weights = problem_.weights,
+            .worker = place_.worker};
   }
   [[nodiscard]] nn::Microbatch microbatch(std::int32_t i) const {
     const std::size_t m = mine_[at(i)];
@@ -282,11 +289,17 @@ class RankGroups {
     place.tp = tp_.get();
     place.ep = ep_.get();
     place.etp = etp_.get();
+    if (!l.worker) return;
+    comm::CommWorker::Options options;
+    if (world != nullptr) options.on_unwind = [world, rank] { world->abort(Rank(rank), "left"); };
+    worker_ = std::make_unique<comm::CommWorker>(std::move(options));
+    place.worker = worker_.get();
   }
   Place place;
 
  private:
   std::unique_ptr<comm::Communicator> tp_, ep_, etp_;
+  std::unique_ptr<comm::CommWorker> worker_;  // last: it uses the communicators
 };
 
 // Runs body(groups) on every rank of the layout.

@@ -1,0 +1,62 @@
+// What the forms of Dispatch share: sorting choices by expert, the order of rows in an expert over etp, and
+// running a transfer on a worker. Inside of this room. Legend: dispatch.h.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "moe/dispatch.h"
+
+namespace tessera::moe {
+
+// Stable counting sort of the kept choices by (expert, token): pos_tK becomes the send row, token_n its
+// token, count_E the rows of each expert. Returns n.
+std::int64_t sort_choices(Tensor pos_tK, Tensor token_n, Tensor count_E, Tensor index_tK);
+
+// Rows of the local experts that come from all ep and etp ranks.
+class RowOrder {
+ public:
+  RowOrder(const Dispatch::Options& options, comm::Communicator& ep, comm::Communicator& etp);
+
+  // Takes counts, indices and part_rows_Q.
+  void reserve(DispatchSlot& slot, Arena& arena) const;
+  // This rank's counts by sender: [ep][e] of counts_QPe, to be filled before index().
+  [[nodiscard]] Tensor own_counts(const DispatchSlot& slot) const;
+  // Collective over etp. From the counts: received, begin_e1, from_full_R, from_expert_R, part_rows_Q.
+  void index(DispatchSlot& slot) const;
+
+  [[nodiscard]] std::int64_t part_rows(const DispatchSlot& slot) const;  // of this rank
+  [[nodiscard]] std::int64_t most_part_rows() const;
+  // full_RH = the rows of all etp ranks, and the sum back.
+  void gather(Tensor full_RH, Tensor part_RH, const DispatchSlot& slot) const;
+  void sum(Tensor part_RH, Tensor full_RH, const DispatchSlot& slot) const;
+
+  [[nodiscard]] std::int64_t ep() const { return ep_size_; }
+  [[nodiscard]] std::int64_t etp() const { return etp_size_; }
+  [[nodiscard]] std::int64_t local_experts() const { return o_.num_experts / ep_size_; }
+
+ private:
+  Dispatch::Options o_;
+  comm::Communicator& ep_;
+  comm::Communicator& etp_;
+  std::int64_t ep_size_, etp_size_;
+};
+
+// Runs `transfer` on the worker, or here without one. finish waits for it.
+template <class Transfer>
+void start(Travel& tr, comm::CommWorker* worker, const Transfer& transfer) {
+  tr.worker = worker;
+  if (worker == nullptr) {
+    transfer();
+  } else {
+    tr.ticket = worker->post(transfer);
+  }
+}
+void finish(Travel& tr);
+
+[[nodiscard]] std::unique_ptr<Dispatch> make_local(const Dispatch::Options& options);
+[[nodiscard]] std::unique_ptr<Dispatch> make_all_to_all(const Dispatch::Options& options,
+                                                        comm::Communicator& ep, comm::Communicator& etp);
+[[nodiscard]] std::unique_ptr<Dispatch> make_all_gather(const Dispatch::Options& options,
+                                                        comm::Communicator& ep, comm::Communicator& etp);
+
+}  // namespace tessera::moe
