@@ -33,13 +33,27 @@ struct Product {
 
 template <class T>
 struct AttentionCall {
-  std::int64_t batch, seq, heads, kv_heads, head_dim;
+  std::int64_t batch, seq, heads, kv_heads, head_dim, v_dim, window;  // window 0: none
   double scale;
   const T* qkv;
-  T* out;  // backward: read only
-  T* lse;  // backward: read only
+  const T* sinks;  // or null
+  T* out;          // backward: read only
+  T* lse;          // backward: read only
   const T* dout;
   T* dqkv;
+  T* dsinks;  // written where there are sinks
+  T* workspace;
+};
+
+// dw [width] = or += the sum over rows and groups, in this order, of dy x rstd. Row t of dy and x starts at t *
+// its row length, group g at g * width.
+template <class T>
+struct GroupWgradCall {
+  T* dw;
+  const T *dy, *x, *sums;  // sums [rows, groups] of x^2
+  std::int64_t rows, groups, width, dy_row, x_row;
+  double eps, count;
+  bool accumulate;
   T* workspace;
 };
 
@@ -61,8 +75,9 @@ struct Loops {
 
   void (*attention)(const AttentionCall<T>&);
   void (*attention_backward)(const AttentionCall<T>&);
-  // rows of `row_stride` elements; the first num_heads * head_dim of each are rotated; sign -1 inverts
-  void (*rope)(T* x, std::int64_t num_heads, std::int64_t head_dim, const T* cos, const T* sin, T sign);
+  // One head: `half` pairs, (j, half + j) or (2 j, 2 j + 1); sign -1 negates the sines.
+  void (*rope_halves)(T* x, const T* cos, const T* sin, std::int64_t half, T sign);
+  void (*rope_interleaved)(T* x, const T* cos, const T* sin, std::int64_t half, T sign);
 
   void (*rms_norm)(T* y, T* rstd, const T* x, const T* w, std::int64_t rows, std::int64_t h, double eps);
   void (*rms_norm_apply)(T* y, const T* x, const T* rstd, const T* w, std::int64_t rows, std::int64_t h);
@@ -71,8 +86,25 @@ struct Loops {
   void (*rms_norm_wgrad)(T* dw, const T* dy, const T* x, const T* rstd, std::int64_t rows, std::int64_t h,
                          T* workspace);
 
-  void (*swiglu)(T* h, const T* gate_up, std::int64_t rows, std::int64_t i);
-  void (*swiglu_backward)(T* dgate_up, const T* dh, const T* gate_up, std::int64_t rows, std::int64_t i);
+  void (*layer_norm)(T* y, T* mean, T* rstd, const T* x, const T* w, const T* b, std::int64_t rows,
+                     std::int64_t h, double eps);
+  void (*layer_norm_apply)(T* y, const T* x, const T* mean, const T* rstd, const T* w, const T* b,
+                           std::int64_t rows, std::int64_t h);
+  void (*layer_norm_dgrad)(T* dx, const T* dy, const T* x, const T* mean, const T* rstd, const T* w,
+                           std::int64_t rows, std::int64_t h, bool accumulate);
+  void (*layer_norm_wgrad)(T* dw, T* db, const T* dy, const T* x, const T* mean, const T* rstd,
+                           std::int64_t rows, std::int64_t h, T* workspace);
+  void (*group_norm_wgrad)(const GroupWgradCall<T>&);
+  T (*weighted_dot)(const T* x, const T* w, const T* y, std::int64_t n);  // sum of x (w y)
+  // dx = a (w dy) - b x; dx may be dy
+  void (*norm_gradient)(T* dx, const T* dy, const T* x, const T* w, T a, T b, std::int64_t n);
+  void (*column_sums)(T* sums, const T* x, std::int64_t rows, std::int64_t n, bool accumulate, T* workspace);
+  void (*clamp)(T* x, T limit, std::int64_t n);
+  void (*clamp_backward)(T* dx, const T* x, T limit, std::int64_t n);
+
+  // By kind, in the order of kernels::Activation; z has rows of gate(I) | up(I), or of I.
+  void (*activation[4])(T* h, const T* z, std::int64_t rows, std::int64_t i, T limit);
+  void (*activation_backward[4])(T* dz, const T* dh, const T* z, std::int64_t rows, std::int64_t i, T limit);
 
   // One row of logits: its maximum and the sum of exp(z - maximum); and z = weight * exp(z - lse).
   void (*softmax_stats)(const T* z, std::int64_t v, T* max, T* sum);
@@ -84,6 +116,8 @@ struct Loops {
   void (*scale)(T* y, T s, const T* x, std::int64_t n);                   // y = s x
   void (*add_scaled)(T* y, const T* a, T s, const T* x, std::int64_t n);  // y = a + s x; y may be a
   T (*dot)(const T* x, const T* y, std::int64_t n);
+  void (*sigmoid)(T* y, const T* x, std::int64_t n);
+  std::int64_t (*largest)(const T* x, std::int64_t n);  // the first of the largest; 0 where one is NaN
   double (*sum)(const T* x, std::int64_t n);
   double (*sum_squares)(const T* x, std::int64_t n);
   void (*adamw)(const AdamWCall<T>&);
