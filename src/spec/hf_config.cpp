@@ -153,6 +153,7 @@ ModelSpec read_model(const Value& map, const Place& place, std::span<const std::
   }
   ModelSpec m = family_defaults(*family);
   read_by_family({r, problems, m});
+  if (m.moe && m.family != Family::deepseek_v3) r.optional(kOwnCorrectionBias, m.moe->score_correction_bias);
   trim_spans(m);
   r.know(keys_without_influence());
   r.know(also_known);

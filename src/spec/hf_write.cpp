@@ -221,7 +221,9 @@ void write_deepseek(Writing& w) {
   w.number("routed_scaling_factor", e.routed_scaling_factor);
   w.number("aux_loss_alpha", e.router_aux_loss_coef);
   const bool grouped = e.n_group > 1 || e.topk_group > 1;
-  w.word("topk_method", e.score_correction_bias ? "noaux_tc" : grouped ? "group_limited_greedy" : "greedy");
+  w.word("topk_method", m.family == Family::deepseek_v3 ? "noaux_tc"
+                        : grouped                       ? "group_limited_greedy"
+                                                        : "greedy");
   w.whole("n_group", e.n_group);
   w.whole("topk_group", e.topk_group);
   w.word("scoring_func", e.score == RouterScore::sigmoid ? "sigmoid" : "softmax");
@@ -414,6 +416,9 @@ Value model_value(const ModelSpec& m) {
   w.v.set("architectures", std::move(architectures));
   w.word("model_type", names_of(m.family).model_type);
   write_keys(w);
+  if (m.moe && m.moe->score_correction_bias && m.family != Family::deepseek_v3) {
+    w.flag(kOwnCorrectionBias, true);
+  }
   w.word("torch_dtype", "float32");
   return std::move(w.v);
 }

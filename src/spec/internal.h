@@ -41,6 +41,10 @@ inline constexpr std::int64_t kMaxLayers = 100'000;
 // Of the sizes of one head and of latent vectors.
 inline constexpr std::int64_t kMaxMlaSize = 1 << 20;
 
+// A key of Tessera's own: a correction bias in a family that has none at Hugging Face, from training with
+// balancing: bias.
+inline constexpr std::string_view kOwnCorrectionBias = "tessera_score_correction_bias";
+
 // What a family calls its sizes.
 struct KeyNames {
   std::string_view layers = "num_hidden_layers";

@@ -241,6 +241,27 @@ const Value* find_path(const Value& root, std::string_view path) {
   return at;
 }
 
+// Absent keys of balancing follow from the model and from one another.
+void fill_balancing(const Value& root, Job& job) {
+  MoeRecipe& r = job.train.moe;
+  MoeSpec& model = *job.model.moe;
+  const auto absent = [&](std::string_view key) {
+    const Value* v = find_path(root, key);
+    return v == nullptr || v->kind == Value::Kind::null;
+  };
+  if (absent("moe.balancing")) {
+    r.balancing = r.router != RouterChoice::model ? Balancing::none
+                  : model.score_correction_bias   ? Balancing::bias
+                                                  : Balancing::loss;
+  }
+  if (absent("moe.aux_loss_coef")) {
+    r.aux_loss_coef = r.balancing == Balancing::loss ? model.router_aux_loss_coef : 0.0;
+  }
+  constexpr double kRate = 0.001;  // DeepSeek-V3 (arXiv 2412.19437 section 4.2)
+  if (absent("moe.bias_update_rate") && r.balancing == Balancing::bias) r.bias_update_rate = kRate;
+  if (r.balancing == Balancing::bias) model.score_correction_bias = true;
+}
+
 // A known section's key at the wrong place is named with the right one.
 void refuse_unknown_sections(const Value& root, MapReader& reader) {
   const std::vector<std::string> keys = job_keys();
@@ -300,11 +321,10 @@ Job parse_job(std::string_view yaml, const std::filesystem::path& folder, std::s
   MapReader reader(root, place, problems);
   Job job;
   const bool model_good = read_job_model(reader, folder, job, problems);
-  // The config's coefficient is the default of the job's.
-  if (model_good && job.model.moe) job.train.moe.aux_loss_coef = job.model.moe->router_aux_loss_coef;
   JobReader fields(reader, std::string(where), problems);
   visit_job(job, fields);
   fields.close();
+  if (model_good && job.model.moe) fill_balancing(root, job);
   refuse_unknown_sections(root, reader);
   std::set<std::string, std::less<>> faulty = fields.faulty;
   if (!model_good) faulty.insert("model");

@@ -41,6 +41,12 @@ enum class Recompute : std::uint8_t {
 };
 enum class BalanceUnit : std::uint8_t { sequence, micro_batch, global_batch };
 enum class DropPolicy : std::uint8_t { position, probs };
+// Who chooses the experts: the model's own way, a hash of the token id (arXiv 2106.04426), or each expert its
+// tokens (arXiv 2202.09368).
+enum class RouterChoice : std::uint8_t { model, hash, expert_choice };
+// loss: a term of the training loss; bias: a bias of the choice moved after each step (arXiv 2408.15664).
+enum class Balancing : std::uint8_t { loss, bias, none };
+enum class AuxNormalisation : std::uint8_t { tessera, huggingface, megatron };
 enum class LrDecay : std::uint8_t { constant, cosine, wsd };
 
 struct OptimizerSpec {  // AdamW
@@ -57,14 +63,25 @@ struct OptimizerSpec {  // AdamW
   friend bool operator==(const OptimizerSpec&, const OptimizerSpec&) = default;
 };
 
-struct MoeRecipe {  // section `moe` of the file
-  // Absent in the file: the model's router_aux_loss_coef.
-  double aux_loss_coef = 0.0;  // K-normalised Switch form: value = coef at perfect balance
+struct MoeRecipe {  // section `moe` of the file; docs/moe.md has the formulas
+  RouterChoice router = RouterChoice::model;
+  double router_jitter = 0.0;  // eps of the noise on the router's input
+  // Absent in the file: bias where the model has a correction bias, none where the router does not choose,
+  // else loss.
+  Balancing balancing = Balancing::loss;
+  // Absent in the file: the model's router_aux_loss_coef where balancing is loss, else 0.
+  double aux_loss_coef = 0.0;
   BalanceUnit aux_loss_unit = BalanceUnit::micro_batch;
+  // tessera: value = coef at perfect balance, each layer for itself; huggingface: coef * top-k, all layers
+  // together; megatron: as tessera, but the global batch counts 1 / dp.
+  AuxNormalisation aux_loss_normalisation = AuxNormalisation::tessera;
+  double bias_update_rate = 0.0;  // absent in the file: 0.001 where balancing is bias
+  bool bias_update_centred = false;
   double z_loss_coef = 0.0;
   double capacity_factor =
       0.0;  // 0 = dropless; C = ceil(factor * tokens * k / experts), unit: the micro-batch
   DropPolicy drop_policy = DropPolicy::position;
+  bool pad_to_capacity = false;
   friend bool operator==(const MoeRecipe&, const MoeRecipe&) = default;
 };
 
@@ -147,7 +164,7 @@ enum class JobUse : std::uint8_t { plan, train };
 // Reads a job file; `overrides` are flags in the form "train.steps=50" with the YAML paths of the file. The
 // model may be given inline (`model: {...config keys...}`) or by `model: {config: PATH}`. Throws
 // Error{config} with every problem found: unknown keys with the nearest known one, wrong types, bad values,
-// missing keys, and those of validate().
+// missing keys, and those of validate(). balancing: bias gives the model its correction bias where it has none.
 [[nodiscard]] Job read_job(const std::filesystem::path& path, std::span<const std::string> overrides,
                            JobUse use = JobUse::plan);
 [[nodiscard]] Job parse_job(std::string_view yaml, const std::filesystem::path& folder,

@@ -114,20 +114,76 @@ void check_train(const Job& job, Checker& c) {
   check_optimizer(job, c);
 }
 
+std::string_view word(RouterChoice router) {
+  return router == RouterChoice::hash ? "hash" : "expert_choice";
+}
+
+void check_balancing(const Job& job, Checker& c) {
+  const MoeRecipe& m = job.train.moe;
+  if (m.router != RouterChoice::model) {
+    c.check(m.balancing == Balancing::none, {"moe.balancing", "moe.router"},
+            fmt::format("balancing has nothing to move with router: {}", word(m.router)),
+            "use balancing: none, or router: model");
+  }
+  c.check(m.aux_loss_coef == 0.0 || m.balancing != Balancing::none, {"moe.aux_loss_coef", "moe.balancing"},
+          fmt::format("aux_loss_coef={} has no effect with balancing: none", m.aux_loss_coef),
+          "use balancing: loss, or remove aux_loss_coef");
+  if (m.balancing == Balancing::bias) {
+    c.check(m.bias_update_rate > 0.0, {"moe.bias_update_rate"},
+            fmt::format("bias_update_rate={} is not above 0 with balancing: bias", m.bias_update_rate),
+            "use for example 0.001, or balancing: none for a bias that stays");
+  } else {
+    c.check(m.bias_update_rate == 0.0, {"moe.bias_update_rate", "moe.balancing"},
+            fmt::format("bias_update_rate={} has no effect without balancing: bias", m.bias_update_rate),
+            "use balancing: bias, or remove bias_update_rate");
+    c.check(!m.bias_update_centred, {"moe.bias_update_centred", "moe.balancing"},
+            "bias_update_centred=true has no effect without balancing: bias",
+            "use balancing: bias, or remove bias_update_centred");
+  }
+  const std::int64_t stages = int64_t{job.parallel.pp} * job.parallel.vpp;
+  const bool joined = m.aux_loss_normalisation == AuxNormalisation::huggingface && m.aux_loss_coef > 0.0 &&
+                      m.aux_loss_unit != BalanceUnit::global_batch;
+  c.check(!joined || stages == 1,
+          {"moe.aux_loss_normalisation", "moe.aux_loss_unit", "parallel.pp", "parallel.vpp"},
+          fmt::format("aux_loss_normalisation=huggingface is a product over all layers of a micro-batch, and "
+                      "pp={} * vpp={} stages do not see them all",
+                      job.parallel.pp, job.parallel.vpp),
+          "use one stage, aux_loss_unit: global_batch, or aux_loss_normalisation: tessera");
+}
+
 void check_moe(const Job& job, Checker& c) {
   const MoeRecipe& m = job.train.moe;
   at_least_zero(c, "moe.aux_loss_coef", m.aux_loss_coef);
   at_least_zero(c, "moe.z_loss_coef", m.z_loss_coef);
   at_least_zero(c, "moe.capacity_factor", m.capacity_factor);
-  if (job.model.moe || !c.sound({"model"})) return;
+  at_least_zero(c, "moe.bias_update_rate", m.bias_update_rate);
+  fraction(c, "moe.router_jitter", m.router_jitter);
+  if (!c.sound({"model"})) return;
+  if (job.model.moe) {
+    check_balancing(job, c);
+    c.check(!m.pad_to_capacity || m.capacity_factor > 0.0 || m.router == RouterChoice::expert_choice,
+            {"moe.pad_to_capacity", "moe.capacity_factor"},
+            "pad_to_capacity=true and capacity_factor=0: there is no capacity to pad to",
+            "use for example capacity_factor: 1.25, or remove pad_to_capacity");
+    return;
+  }
   const std::string why = "needs a model with experts, and this one is dense";
   const std::string mend = "remove it, or use a mixtral model";
   const auto moe_only = [&](bool unused, std::string_view key, const std::string& value) {
     c.check(unused, {key, "model"}, fmt::format("{}={} {}", key.substr(key.find('.') + 1), value, why), mend);
   };
-  moe_only(m.aux_loss_coef == 0.0, "moe.aux_loss_coef", fmt::format("{}", m.aux_loss_coef));
-  moe_only(m.z_loss_coef == 0.0, "moe.z_loss_coef", fmt::format("{}", m.z_loss_coef));
-  moe_only(m.capacity_factor == 0.0, "moe.capacity_factor", fmt::format("{}", m.capacity_factor));
+  const auto number = [&](std::string_view key, double value) {
+    moe_only(value == 0.0, key, fmt::format("{}", value));
+  };
+  number("moe.aux_loss_coef", m.aux_loss_coef);
+  number("moe.z_loss_coef", m.z_loss_coef);
+  number("moe.capacity_factor", m.capacity_factor);
+  number("moe.router_jitter", m.router_jitter);
+  number("moe.bias_update_rate", m.bias_update_rate);
+  moe_only(m.router == RouterChoice::model, "moe.router", std::string(word(m.router)));
+  moe_only(m.balancing != Balancing::bias, "moe.balancing", "bias");
+  moe_only(!m.bias_update_centred, "moe.bias_update_centred", "true");
+  moe_only(!m.pad_to_capacity, "moe.pad_to_capacity", "true");
   moe_only(job.parallel.ep <= 1, "parallel.ep", fmt::format("{}", job.parallel.ep));
   moe_only(job.parallel.etp <= 1, "parallel.etp", fmt::format("{}", job.parallel.etp));
 }

@@ -43,6 +43,25 @@ struct EnumNames<DropPolicy> {
       {{DropPolicy::position, "position"}, {DropPolicy::probs, "probs"}}};
 };
 template <>
+struct EnumNames<RouterChoice> {
+  static constexpr std::array<std::pair<RouterChoice, std::string_view>, 3> kAll = {
+      {{RouterChoice::model, "model"},
+       {RouterChoice::hash, "hash"},
+       {RouterChoice::expert_choice, "expert_choice"}}};
+};
+template <>
+struct EnumNames<Balancing> {
+  static constexpr std::array<std::pair<Balancing, std::string_view>, 3> kAll = {
+      {{Balancing::loss, "loss"}, {Balancing::bias, "bias"}, {Balancing::none, "none"}}};
+};
+template <>
+struct EnumNames<AuxNormalisation> {
+  static constexpr std::array<std::pair<AuxNormalisation, std::string_view>, 3> kAll = {
+      {{AuxNormalisation::tessera, "tessera"},
+       {AuxNormalisation::huggingface, "huggingface"},
+       {AuxNormalisation::megatron, "megatron"}}};
+};
+template <>
 struct EnumNames<LrDecay> {
   static constexpr std::array<std::pair<LrDecay, std::string_view>, 3> kAll = {
       {{LrDecay::constant, "constant"}, {LrDecay::cosine, "cosine"}, {LrDecay::wsd, "wsd"}}};
@@ -73,11 +92,18 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("lr_warmup_steps", job.train.optimizer.lr_warmup_steps);
   v.optional("lr_wsd_decay_steps", job.train.optimizer.lr_wsd_decay_steps);
   v.section("moe");
+  v.optional("router", job.train.moe.router);
+  v.optional("router_jitter", job.train.moe.router_jitter);
+  v.optional("balancing", job.train.moe.balancing);
   v.optional("aux_loss_coef", job.train.moe.aux_loss_coef);
   v.optional("aux_loss_unit", job.train.moe.aux_loss_unit);
+  v.optional("aux_loss_normalisation", job.train.moe.aux_loss_normalisation);
+  v.optional("bias_update_rate", job.train.moe.bias_update_rate);
+  v.optional("bias_update_centred", job.train.moe.bias_update_centred);
   v.optional("z_loss_coef", job.train.moe.z_loss_coef);
   v.optional("capacity_factor", job.train.moe.capacity_factor);
   v.optional("drop_policy", job.train.moe.drop_policy);
+  v.optional("pad_to_capacity", job.train.moe.pad_to_capacity);
   v.section("parallel");
   v.optional("tp", job.parallel.tp);
   v.optional("cp", job.parallel.cp);

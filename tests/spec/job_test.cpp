@@ -203,6 +203,30 @@ INSTANTIATE_TEST_SUITE_P(
                 "parallel.etp", "{1, 2, 4}"},
         BadCase{"moe|data:", "moe: {capacity_factor: -1}\ndata:", "capacity_factor=-1 is below 0",
                 "moe.capacity_factor", "0 or more"},
+        BadCase{"data:", "moe: {router: hash, balancing: none}\ndata:",
+                "router=hash needs a model with experts", "moe.router", "mixtral"},
+        BadCase{"data:", "moe: {pad_to_capacity: true}\ndata:", "pad_to_capacity=true needs a model",
+                "moe.pad_to_capacity", "mixtral"},
+        BadCase{"moe|data:", "moe: {router_jitter: 1}\ndata:", "router_jitter=1 is not in [0, 1)",
+                "moe.router_jitter", "less than 1"},
+        BadCase{"moe|data:", "moe: {router: hash, balancing: loss}\ndata:",
+                "balancing has nothing to move with router: hash", "moe.balancing", "router: model"},
+        BadCase{"moe|data:", "moe: {router: expert_choice, balancing: bias}\ndata:",
+                "balancing has nothing to move with router: expert_choice", "moe.balancing", "none"},
+        BadCase{"moe|data:", "moe: {balancing: none, aux_loss_coef: 0.01}\ndata:",
+                "aux_loss_coef=0.01 has no effect with balancing: none", "moe.aux_loss_coef",
+                "balancing: loss"},
+        BadCase{"moe|data:", "moe: {balancing: bias, bias_update_rate: 0}\ndata:",
+                "bias_update_rate=0 is not above 0", "moe.bias_update_rate", "0.001"},
+        BadCase{"moe|data:", "moe: {bias_update_rate: 0.01}\ndata:",
+                "bias_update_rate=0.01 has no effect without balancing: bias", "moe.bias_update_rate",
+                "balancing: bias"},
+        BadCase{"moe|data:", "moe: {bias_update_centred: true}\ndata:",
+                "bias_update_centred=true has no effect", "moe.bias_update_centred", "balancing: bias"},
+        BadCase{"moe|data:", "moe: {aux_loss_coef: 0.1, aux_loss_normalisation: huggingface}\ndata:",
+                "pp=2 * vpp=1 stages do not see them all", "moe.aux_loss_normalisation", "global_batch"},
+        BadCase{"moe|data:", "moe: {pad_to_capacity: true}\ndata:", "capacity_factor=0: there is no capacity",
+                "moe.pad_to_capacity", "1.25"},
         BadCase{"steps: 10", "steps: 0", "steps=0 is not between 1", "train.steps", "from 1"},
         BadCase{"lr:", "zero_stage: 4\n  lr:", "zero_stage=4 is not between 0 and 3", "train.zero_stage",
                 "0 to 3"},
@@ -371,6 +395,27 @@ TEST(Job, ValidateOfAPlainValueNamesThePlace) {
   EXPECT_EQ(model.list().size(), 1) << test::listed(model.list());
 }
 
+TEST(Job, AbsentKeysOfBalancingFollowFromTheModelAndOneAnother) {
+  const auto recipe = [](const std::string& moe) { return parsed(moe_job() + "moe: {" + moe + "}\n"); };
+  EXPECT_EQ(recipe("").train.moe.balancing, Balancing::loss);
+  EXPECT_EQ(recipe("").train.moe.aux_loss_coef, 0.001);
+  EXPECT_EQ(recipe("").train.moe.bias_update_rate, 0.0);
+  EXPECT_EQ(recipe("balancing: none").train.moe.aux_loss_coef, 0.0);
+  EXPECT_EQ(recipe("router: hash").train.moe.balancing, Balancing::none);
+  EXPECT_EQ(recipe("router: expert_choice").train.moe.aux_loss_coef, 0.0);
+  const Job bias = recipe("balancing: bias");
+  EXPECT_EQ(bias.train.moe.aux_loss_coef, 0.0);
+  EXPECT_EQ(bias.train.moe.bias_update_rate, 0.001);
+  EXPECT_TRUE(bias.model.moe->score_correction_bias) << "a mixtral model has none of its own";
+  const Job both = recipe("balancing: bias, bias_update_rate: 0.01, aux_loss_coef: 0.0001");
+  EXPECT_EQ(both.train.moe.aux_loss_coef, 0.0001) << "DeepSeek-V3 uses both";
+  EXPECT_EQ(both.train.moe.bias_update_rate, 0.01);
+  for (const Job& job : {bias, both, recipe("router: expert_choice"), recipe("balancing: none")}) {
+    EXPECT_EQ(parsed(to_yaml(job)), job) << to_yaml(job);
+    EXPECT_EQ(parsed(to_json(job)), job) << to_json(job);
+  }
+}
+
 TEST(Job, WritesYamlThatReadsBackEqual) {
   Job job = parsed(moe_job());
   EXPECT_EQ(parsed(to_yaml(job)), job) << to_yaml(job);
@@ -381,11 +426,18 @@ TEST(Job, WritesYamlThatReadsBackEqual) {
   job.train.optimizer.lr_wsd_decay_steps = 2;
   job.train.precision = Precision::f64;
   job.train.recompute = Recompute::full;
-  job.train.moe = {.aux_loss_coef = 1e-2,
+  job.train.moe = {.router_jitter = 0.01,
+                   .balancing = Balancing::bias,
+                   .aux_loss_coef = 1e-2,
                    .aux_loss_unit = BalanceUnit::global_batch,
+                   .aux_loss_normalisation = AuxNormalisation::huggingface,
+                   .bias_update_rate = 0.002,
+                   .bias_update_centred = true,
                    .z_loss_coef = 1e-3,
                    .capacity_factor = 1.25,
-                   .drop_policy = DropPolicy::probs};
+                   .drop_policy = DropPolicy::probs,
+                   .pad_to_capacity = true};
+  job.model.moe->score_correction_bias = true;
   job.parallel.ep = 2;
   job.parallel.stage_layers = {3, 1};
   job.data = {.train = "", .text = "null", .tokenizer = "true", .vocab_size = 64, .validation_fraction = 0.1};
