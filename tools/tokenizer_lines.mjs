@@ -43,6 +43,14 @@ const ENDS = ["'s", "'S", "'t", "'T", "'re", "'RE", "'ve", "'m", "'M", "'ll", "'
 const MARKS = ['\u0300', '\u0301', '\u0302', '\u0303', '\u0304', '\u0306', '\u0307', '\u0308', '\u030a', '\u030b',
   '\u030c', '\u0316', '\u0323', '\u0327', '\u0328', '\u031b', '\u0338', '\u0345', '\u05b0', '\u064b', '\u0651',
   '\u093c', '\u3099', '\u309a', '\u20dd'];
+const BASES = ['a', 'E', 'o', 'u', 'A', 'n', 's', 'c', '\u0131', '\u00e2', '\u03b1', '\u0438', '\u05d0', '\u0627',
+  '\u0915', '\u304b', ' ', '1', '\u212b', '\u2126', '\ufb1d'];
+const ODD_NUMBERS = ['\u00bd', '\u00b2', '\u2460', '\u2167', '\u3007', '\u2082', '7'];
+const REPEATED = ['a', 'ab', '=', '-', '\u4e00', '\u0e01', 'ha', '0', '12', '.', '\u{1f602}'];
+const SPECIAL = ['<|endoftext|>', '<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>', '<|im_start|>', '<|im_end|>',
+  '<think>', '</think>', '<tool_call>', '<|fim_prefix|>', '<|endoftext|', '|>', '<', '<|im_', '<\uff5c',
+  '<\uff5cbegin\u2581of\u2581sentence\uff5c>', '<\uff5cend\u2581of\u2581sentence\uff5c>', '<\uff5cUser\uff5c>',
+  '<\uff5ctool\u2581sep\uff5c>', '<|reserved_special_token_7|>', '<|start_header_id|>user<|end_header_id|>\n\n'];
 // First and last code point; all assigned, or (private use, non-characters) never to be.
 const BLOCKS = [[0x21, 0x7e], [0xa1, 0xff], [0x100, 0x17f], [0x180, 0x24f], [0x250, 0x2af], [0x2b0, 0x2ff],
   [0x300, 0x36f], [0x3a3, 0x3ff], [0x400, 0x4ff], [0x561, 0x586], [0x5d0, 0x5ea], [0x620, 0x65f], [0x660, 0x6d3],
@@ -61,61 +69,83 @@ export function testLines(wordsPath) {
   const languages = readWords(wordsPath);
   const names = Object.keys(languages);
   const words = (name, count) => many(count, () => r.of(languages[name]));
+  const digits = (most, zero) => many(r.between(1, most), () => point(zero + r.below(10))).join('');
   const number = () => r.of([
-    () => String(r.below(10)), () => String(r.below(100)), () => String(r.below(1e6)),
-    () => String(r.next()) + String(r.next()), () => `${r.below(31)}.${r.below(12)}.${r.between(1700, 2100)}`,
-    () => `${r.below(1000)},${r.between(100, 999)}.${r.below(100)}`, () => `-${r.below(99)}e+${r.below(300)}`,
-    () => `0x${r.next().toString(16)}`, () => `${r.below(24)}:${r.between(10, 59)}`, () => `${r.below(100)}%`,
-    () => many(r.between(1, 9), () => point(0x660 + r.below(10))).join(''),
-    () => many(r.between(1, 7), () => point(0xff10 + r.below(10))).join(''),
-    () => many(r.between(1, 5), () => point(0x966 + r.below(10))).join(''),
-    () => many(r.between(1, 4), () => r.of(['\u00bd', '\u00b2', '\u2460', '\u2167', '\u3007', '\u2082', '7'])).join(''),
+    () => String(r.below(10)),
+    () => String(r.below(100)),
+    () => String(r.below(1e6)),
+    () => String(r.next()) + String(r.next()),
+    () => `${r.below(31)}.${r.below(12)}.${r.between(1700, 2100)}`,
+    () => `${r.below(1000)},${r.between(100, 999)}.${r.below(100)}`,
+    () => `-${r.below(99)}e+${r.below(300)}`,
+    () => `0x${r.next().toString(16)}`,
+    () => `${r.below(24)}:${r.between(10, 59)}`,
+    () => `${r.below(100)}%`,
+    () => digits(9, 0x660),   // Arabic-Indic
+    () => digits(7, 0xff10),  // full width
+    () => digits(5, 0x966),   // Devanagari
+    () => many(r.between(1, 4), () => r.of(ODD_NUMBERS)).join(''),
   ])();
   const mark = () => r.of(['.', ',', '!', '?', ';', ':', '...', ' -', '"', ')', '?!', '!!!', '(', '', '', '']);
-  const sentence = (name, count) => words(name, count).map((w) => w + (r.chance(20) ? mark() : '')
-    + (r.chance(6) ? ' ' + number() : '')).join(r.chance(90) ? ' ' : '  ');
-  const name = () => r.of(['x', 'i', 'num_tokens', 'getValue', 'HTTPServer', '_tmp', 'kMax', 'foo42', '$el']);
+  const marked = (word) => word + (r.chance(20) ? mark() : '') + (r.chance(6) ? ' ' + number() : '');
+  const sentence = (name, count) => words(name, count).map(marked).join(r.chance(90) ? ' ' : '  ');
+  const anyWord = () => r.of(languages[r.of(names)]);
+  const wordOf = (...some) => r.of(languages[r.of(some)]);
+  const id = () => r.of(['x', 'i', 'num_tokens', 'getValue', 'HTTPServer', '_tmp', 'kMax', 'foo42', '$el']);
   const code = () => r.of([
-    () => `${' '.repeat(2 * r.below(9))}if (${name()} != ${number()}) { return ${name()}[${r.below(99)}]; } // ${r.of(languages.english)}`,
-    () => `${'\t'.repeat(r.below(5))}for (auto& ${name()} : ${name()}) ${name()} += ${name()}->${name()}();\r\n}`,
-    () => `def ${name()}(self, ${name()}=None):\n    """${sentence('english', 4)}"""\n\n        return {'${name()}': ${number()}}`,
-    () => `<div class="${name()}" id='${name()}'>&nbsp;${r.of(languages.german)}</div><!-- ${name()} -->`,
-    () => `SELECT ${name()}, COUNT(*) FROM ${name()} WHERE ${name()} LIKE '%${r.of(languages.french)}%' -- ${number()}`,
-    () => `{"${name()}": [${number()}, null, true], "url": "https://example.org/${name()}?q=${r.below(99)}&a=%20#${name()}"}`,
-    () => `/^[\\w.+-]+@${name()}\\.(com|org)$/gi;\n\n\n#include <${name()}>\n#define ${name()} (1<<${r.below(64)})`,
-    () => `$ ls -la ~/${name()}/*.txt | grep -E "^${name()}" > /dev/null 2>&1 && echo $? ;;;;;;`,
+    () => `${' '.repeat(2 * r.below(9))}if (${id()} != ${number()}) { return ${id()}[${r.below(99)}]; }` +
+      ` // ${r.of(languages.english)}`,
+    () => `${'\t'.repeat(r.below(5))}for (auto& ${id()} : ${id()}) ${id()} += ${id()}->${id()}();\r\n}`,
+    () => `def ${id()}(self, ${id()}=None):\n    """${sentence('english', 4)}"""\n\n` +
+      `        return {'${id()}': ${number()}}`,
+    () => `<div class="${id()}" id='${id()}'>&nbsp;${r.of(languages.german)}</div><!-- ${id()} -->`,
+    () => `SELECT ${id()}, COUNT(*) FROM ${id()} WHERE ${id()} LIKE '%${r.of(languages.french)}%' -- ${number()}`,
+    () => `{"${id()}": [${number()}, null, true], "url": "https://example.org/${id()}?q=${r.below(99)}&a=%20#"}`,
+    () => `/^[\\w.+-]+@${id()}\\.(com|org)$/gi;\n\n\n#include <${id()}>\n#define ${id()} (1<<${r.below(64)})`,
+    () => `$ ls -la ~/${id()}/*.txt | grep -E "^${id()}" > /dev/null 2>&1 && echo $? ;;;;;;`,
   ])();
   const randomPoint = (block) => point(r.between(block[0], block[1]));
-  const syllable = () => point(0x1100 + r.below(19), 0x1161 + r.below(21)) + (r.chance(50) ? point(0x11a8 + r.below(27)) : '');
-  const composed = () => r.chance(15) ? syllable() : r.of(['a', 'E', 'o', 'u', 'A', 'n', 's', 'c', '\u0131', '\u00e2',
-    '\u03b1', '\u0438', '\u05d0', '\u0627', '\u0915', '\u304b', ' ', '1', '\u212b', '\u2126', '\ufb1d'])
-    + many(r.between(0, 3), () => r.of(MARKS)).join('');
-  const special = () => r.of(['<|endoftext|>', '<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>', '<|im_start|>',
-    '<|im_end|>', '<think>', '</think>', '<tool_call>', '<|fim_prefix|>', '<|endoftext|', '|>', '<', '<|im_', '<\uff5c',
-    '<\uff5cbegin\u2581of\u2581sentence\uff5c>', '<\uff5cend\u2581of\u2581sentence\uff5c>', '<\uff5cUser\uff5c>',
-    '<\uff5ctool\u2581sep\uff5c>', '<|reserved_special_token_7|>', '<|start_header_id|>user<|end_header_id|>\n\n']);
+  const syllable = () => point(0x1100 + r.below(19), 0x1161 + r.below(21)) +
+    (r.chance(50) ? point(0x11a8 + r.below(27)) : '');
+  const composed = () => r.chance(15) ? syllable()
+    : r.of(BASES) + many(r.between(0, 3), () => r.of(MARKS)).join('');
+  const emoji = () => r.of(languages.emoji) + (r.chance(30) ? r.of(languages.english) : '');
+  const spaced = () => (r.chance(50) ? r.of(SPACES) : r.of(SPACES).repeat(r.between(1, 30))) +
+    (r.chance(60) ? anyWord() : '');
+  const control = () => r.chance(60) ? point(r.below(32)) : r.of(['a', ' b', '\u007f', point(0x80 + r.below(32))]);
+  const special = () => r.of(SPECIAL) +
+    (r.chance(50) ? r.of([' ', '  ', '\n', '']) + anyWord() + r.of(['', ' ']) : '');
 
   const lines = [];
-  const add = (count, make) => { for (let i = 0; i < count; ++i) lines.push(make(i)); };
-  for (const n of names) add(130, () => sentence(n, r.between(1, 12)));
-  add(900, () => many(r.between(2, 6), () => sentence(r.of(names), r.between(1, 3))).join(r.of([' ', '', '\n', ' / '])));
-  add(500, () => many(r.between(1, 8), () => r.of(languages.emoji) + (r.chance(30) ? r.of(languages.english) : '')).join(r.of(['', ' '])));
-  add(500, () => many(r.between(1, 8), number).join(r.of([' ', ', ', '', ' + '])));
-  add(700, code);
-  add(500, () => many(r.between(1, 6), () => r.of(languages[r.of(['english', 'french', 'russian', 'chinese'])]) + r.of(ENDS)).join(r.of([' ', ''])));
-  add(500, () => many(r.between(1, 9), () => (r.chance(50) ? r.of(SPACES) : r.of(SPACES).repeat(r.between(1, 30)))
-    + (r.chance(60) ? r.of(languages[r.of(names)]) : '')).join(''));
-  add(120, (i) => r.of(['', 'x', '.', '\n']) + ' '.repeat(i * i / 4 | 0) + r.of(['', 'y', '\n', '  \n', '7', '\u4e16', '!']));
-  add(80, (i) => r.of(['', 'x']) + r.of(['\n', '\t', '\r\n', '\u3000', ' \n', '\u00a0']).repeat(i * 3) + r.of(['', 'y', ' z']));
-  add(400, () => many(r.between(1, 6), () => r.of(languages[r.of(names)]) + r.of(INVISIBLE)).join(r.of(['', ' '])));
-  add(200, () => many(r.between(1, 20), () => r.chance(60) ? point(r.below(32)) : r.of(['a', ' b', '\u007f', point(0x80 + r.below(32))])).join(''));
-  add(300, () => { const b = r.of(BLOCKS); return many(r.between(1, 24), () => randomPoint(b) + (r.chance(15) ? ' ' : '')).join(''); });
-  add(500, () => many(r.between(1, 24), () => randomPoint(r.of(BLOCKS)) + (r.chance(20) ? ' ' : '')).join(''));
-  add(400, () => many(r.between(1, 16), composed).join(''));
-  add(60, (i) => many(1 + i, () => r.of(languages[r.of(['english', 'german', 'chinese', 'thai', 'russian'])])).join('').repeat(1 + i % 7));
-  add(40, (i) => r.of(['a', 'ab', '=', '-', '\u4e00', '\u0e01', 'ha', '0', '12', '.', '\u{1f602}']).repeat(10 * i));
-  add(250, () => many(r.between(1, 8), () => r.of(['\ufffd', '\ufffd\ufffd', ' \ufffd', '\ufffd ', r.of(languages[r.of(names)])])).join(''));
+  // `count` lines of up to `most` parts each.
+  const add = (count, most, part, separators = ['']) => {
+    for (let i = 0; i < count; ++i) lines.push(many(r.between(1, most), part).join(r.of(separators)));
+  };
+  const addEach = (count, make) => { for (let i = 0; i < count; ++i) lines.push(make(i)); };
+  for (const name of names) addEach(130, () => sentence(name, r.between(1, 12)));
+  add(900, 6, () => sentence(r.of(names), r.between(1, 3)), [' ', '', '\n', ' / ']);
+  add(500, 8, emoji, ['', ' ']);
+  add(500, 8, number, [' ', ', ', '', ' + ']);
+  addEach(700, code);
+  add(500, 6, () => wordOf('english', 'french', 'russian', 'chinese') + r.of(ENDS), [' ', '']);
+  add(500, 9, spaced);
+  addEach(120, (i) => r.of(['', 'x', '.', '\n']) + ' '.repeat(i * i / 4 | 0) +
+    r.of(['', 'y', '\n', '  \n', '7', '\u4e16', '!']));
+  addEach(80, (i) => r.of(['', 'x']) + r.of(['\n', '\t', '\r\n', '\u3000', ' \n', '\u00a0']).repeat(i * 3) +
+    r.of(['', 'y', ' z']));
+  add(400, 6, () => anyWord() + r.of(INVISIBLE), ['', ' ']);
+  add(200, 20, control);
+  addEach(300, () => {
+    const block = r.of(BLOCKS);
+    return many(r.between(1, 24), () => randomPoint(block) + (r.chance(15) ? ' ' : '')).join('');
+  });
+  add(500, 24, () => randomPoint(r.of(BLOCKS)) + (r.chance(20) ? ' ' : ''));
+  add(400, 16, composed);
+  addEach(60, (i) => many(1 + i, () => wordOf('english', 'german', 'chinese', 'thai', 'russian')).join('')
+    .repeat(1 + i % 7));
+  addEach(40, (i) => r.of(REPEATED).repeat(10 * i));
+  add(250, 8, () => r.of(['\ufffd', '\ufffd\ufffd', ' \ufffd', '\ufffd ', anyWord()]));
   const specialFrom = lines.length;
-  add(500, () => many(r.between(1, 5), () => special() + (r.chance(50) ? r.of([' ', '  ', '\n', '']) + r.of(languages[r.of(names)]) + r.of(['', ' ']) : '')).join(''));
+  add(500, 5, special);
   return { lines, specialFrom };
 }

@@ -21,7 +21,8 @@ const PLAIN = { addSpecialTokens: false };
 const FULL_EVERY = 50;  // every so many lines all ids are kept, so that a difference can be looked at
 
 const readJson = (...parts) => JSON.parse(readFileSync(path.join(...parts), 'utf8'));
-const pack = (file, value) => writeFileSync(path.join(output, file), zlib.gzipSync(JSON.stringify(value), { level: 9 }));
+const pack = (file, value) =>
+  writeFileSync(path.join(output, file), zlib.gzipSync(JSON.stringify(value), { level: 9 }));
 
 // CRC-32 of the ids, four bytes each, little end first.
 function digest(ids) {
@@ -33,14 +34,15 @@ function digest(ids) {
 function gpt2Json(folder) {
   const byteLevel = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true };
   const vocab = readJson(folder, 'encoder.json');
-  const merges = readFileSync(path.join(folder, 'vocab.bpe'), 'utf8').split('\n').filter((l) => l !== '' && !l.startsWith('#version'));
+  const merges = readFileSync(path.join(folder, 'vocab.bpe'), 'utf8').split('\n')
+    .filter((line) => line !== '' && !line.startsWith('#version'));
   return {
     version: '1.0', truncation: null, padding: null,
     added_tokens: [{ id: vocab['<|endoftext|>'], content: '<|endoftext|>', special: true, normalized: false,
       single_word: false, lstrip: false, rstrip: false }],
     normalizer: null, pre_tokenizer: byteLevel, post_processor: null, decoder: byteLevel,
-    model: { type: 'BPE', dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null,
-      fuse_unk: false, byte_fallback: false, ignore_merges: false, vocab, merges },
+    model: { type: 'BPE', dropout: null, unk_token: null, continuing_subword_prefix: null,
+      end_of_word_suffix: null, fuse_unk: false, byte_fallback: false, ignore_merges: false, vocab, merges },
   };
 }
 
@@ -69,7 +71,8 @@ function checkTiktoken(lines, ids) {
   let different = 0;
   lines.forEach((line, i) => {
     const other = Array.from(tiktoken.encode(line, [], []));
-    if (other.join() !== ids[i].join() && ++different <= 5) console.log(`  tiktoken differs on line ${i}: ${JSON.stringify(line)}`);
+    if (other.join() === ids[i].join()) return;
+    if (++different <= 5) console.log(`  tiktoken differs on line ${i}: ${JSON.stringify(line)}`);
   });
   if (different > 0) throw new Error(`tiktoken gives other ids for ${different} of ${lines.length} lines`);
   console.log(`  tiktoken gives the same ids for all ${lines.length} lines`);
@@ -108,15 +111,21 @@ async function writeOne(name, json, { lines, specialFrom }) {
   const used = new Set([...Object.values(json.model.vocab), ...json.added_tokens.map((t) => t.id)]);
   const size = [...used].reduce((a, b) => Math.max(a, b)) + 1;
   const decoded = await decodings(parse, size, (id) => used.has(id));
-  pack(`${name}.json.gz`, { vocab_size: size, plain: ids.map(digest), parse: parsed.map(digest), full, changed, decoded });
+  const digests = { plain: ids.map(digest), parse: parsed.map(digest) };
+  pack(`${name}.json.gz`, { vocab_size: size, ...digests, full, changed, decoded });
   const total = ids.reduce((sum, x) => sum + x.length, 0);
-  console.log(`  ${lines.length} lines, ${total} ids, ${Object.keys(changed).length} lines changed by normalisation, ` +
-    `${parsed.filter((x, i) => x.join() !== ids[specialFrom + i].join()).length} with special tokens`);
+  const special = parsed.filter((x, i) => x.join() !== ids[specialFrom + i].join()).length;
+  console.log(`  ${lines.length} lines, ${total} ids; ${Object.keys(changed).length} lines changed by ` +
+    `normalisation, ${special} with special tokens`);
 }
 
 const text = testLines(path.join(output, 'words.txt'));
-text.lines.forEach((line, i) => { if (!line.isWellFormed()) throw new Error(`line ${i} has a lone surrogate`); });
+text.lines.forEach((line, i) => {
+  if (!line.isWellFormed()) throw new Error(`line ${i} has a lone surrogate`);
+});
 pack('lines.json.gz', text);
 console.log(`${text.lines.length} lines, ${Buffer.byteLength(text.lines.join(''), 'utf8')} bytes`);
 await writeOne('gpt2', gpt2Json(path.join(vocabularies, 'gpt2')), text);
-for (const name of ['llama3', 'qwen3', 'deepseek_v3']) await writeOne(name, readJson(vocabularies, name, 'tokenizer.json'), text);
+for (const name of ['llama3', 'qwen3', 'deepseek_v3']) {
+  await writeOne(name, readJson(vocabularies, name, 'tokenizer.json'), text);
+}

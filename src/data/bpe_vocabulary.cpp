@@ -67,18 +67,15 @@ void BpeVocabulary::add_merge(std::string_view left_blank_right, std::int64_t ra
 void BpeVocabulary::add_added(AddedToken token) {
   const std::string where = fmt::format("{}: added_tokens[{}]", name_, added_.size());
   if (token.content.empty()) throw bad("the added token is empty", where);
-  const auto same = [&](const AddedToken& t) { return t.content == token.content || t.id == token.id; };
-  if (const auto other = std::ranges::find_if(added_, same); other != added_.end()) {
-    throw bad(fmt::format("'{}' with id {} and '{}' with id {} are both added tokens", other->content,
-                          other->id, token.content, token.id),
-              where);
-  }
   const auto id = id_of(token.content);
   if (id && *id != token.id) {
     throw bad(fmt::format("'{}' has id {} here and {} in the vocabulary", token.content, token.id, *id),
               where);
   }
   if (!id) add_token(token.content, token.id);
+  if (!added_ids_.insert(token.id).second) {
+    throw bad(fmt::format("'{}' with id {} is an added token twice", token.content, token.id), where);
+  }
   added_.push_back(std::move(token));
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "data/bpe_spec.h"
@@ -36,6 +37,7 @@ class BpeVocabulary {
   std::vector<Merge> merges_;
   std::vector<std::int64_t> ranks_;  // of merges_, for messages
   std::vector<AddedToken> added_;
+  std::unordered_set<std::int32_t> added_ids_;
   std::int32_t largest_ = -1;
 };
 

@@ -27,7 +27,8 @@ TextStatistics tokenise_text_file(const std::filesystem::path& text_path, const 
   const std::optional<std::int32_t> eos = tokenizer.eos_id();
   if (options.document_end == DocumentEnd::eos && !eos) {
     throw Error(ErrorKind::config, "the tokenizer has no end token to put after a document", tokenizer.name(),
-                "tokenise without an end token, or use a model with eos_id");
+                "use a model with eos_id, put the tokenizer_config.json that names eos_token beside the "
+                "tokenizer.json, or tokenise without an end token");
   }
   const MappedFile file(text_path);
   const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
