@@ -67,7 +67,8 @@ class SharedExpert {
   };
   [[nodiscard]] Scratch take_scratch(Arena& arena) const;
   [[nodiscard]] Tensor weight_scratch(Arena& arena) const;
-  [[nodiscard]] bool gated() const { return !p_.gate_1H.weight.value_NK.empty(); }
+  // By its shape: a dry run has parameters without memory.
+  [[nodiscard]] bool gated() const { return p_.gate_1H.weight.value_NK.shape().num_dims() > 0; }
   [[nodiscard]] bool selective() const { return o_.recompute == nn::Recompute::selective; }
   [[nodiscard]] std::int64_t z_columns() const;
 

@@ -1,6 +1,6 @@
-// The engine computes what Hugging Face transformers computes: tiny checkpoints of the llama (GQA, llama3
-// rotary scaling) and mixtral families with the logits, loss, routing and gradients that transformers gives
-// in f64 (tests/golden/hf). One rank, and layouts over tp, pp and ep.
+// The engine computes what Hugging Face transformers computes: tiny checkpoints of the twelve families with the
+// hidden states, logits, loss, routing and gradients that transformers gives (tests/golden/hf). In f64 on one rank
+// and on layouts over tp, pp, dp, ep and etp, in f32 on one rank.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "ckpt/checkpoint.h"
+#include "ckpt/hf_names.h"
 #include "ckpt/safetensors.h"
 #include "exec/run_state.h"
 #include "run.h"
@@ -26,12 +27,22 @@ class Expected {
   [[nodiscard]] std::vector<std::int64_t> i64(const std::string& name) const {
     return ckpt::to_i64(file_.at(name));
   }
-  [[nodiscard]] std::vector<std::string> gradient_names() const {
-    std::vector<std::string> names;
-    for (const auto& e : file_.tensors()) {
-      if (e.name.starts_with("grad.")) names.emplace_back(e.name, 5);
+  [[nodiscard]] std::vector<std::int64_t> shape(const std::string& name) const {
+    return file_.at(name).shape;
+  }
+  [[nodiscard]] bool has(const std::string& name) const { return file_.find(name) != nullptr; }
+  // A tensor of the family's files as the engine holds it: its parts by the engine's names.
+  [[nodiscard]] GlobalTensors in_engine_form(const ckpt::HfTensor& t, const std::string& prefix) const {
+    const ckpt::StoredTensor& stored = file_.at(prefix + t.name);
+    GlobalTensors out;
+    for (const ckpt::HfPart& part : t.parts) {
+      const layout::ParamSpec& p = part.param;
+      std::vector<double>& values = out[p.name];
+      values.resize(p.num_elements());
+      ckpt::gather(part.view, stored.type, stored.bytes.data(), {.begin = {0, 0}, .size = p.slice.size},
+                   tensor::Tensor(values.data(), tensor::DType::f64, {p.num_elements()}));
     }
-    return names;
+    return out;
   }
   std::string folder;
 
@@ -63,100 +74,213 @@ class FixtureBatch : public exec::BatchSource {
   std::int64_t seq_;
 };
 
-double relative_error(const std::vector<double>& want, const std::vector<double>& got) {
-  return worst_difference({{"x", want}}, {{"x", got}}, nullptr);
-}
-
 struct Case {
-  std::string family;
+  std::string name;
   spec::ParallelSpec parallel;
   std::int64_t micro_batch_size = 2;
 };
 
-class Golden : public ::testing::TestWithParam<Case> {};
-class GoldenLogits : public Golden {};  // layouts where one replica sees the whole batch
+// Every family, on these layouts. etp cuts experts, ep spreads them where their number allows.
+struct Family {
+  std::string name;
+  bool moe = false;
+  std::int32_t most_ep = 1;
+  friend void PrintTo(const Family& f, std::ostream* out) { *out << f.name; }
+};
+const std::vector<Family>& families() {
+  static const std::vector<Family> list = {
+      {"llama"},
+      {"mistral"},
+      {"qwen2"},
+      {"qwen3"},
+      {"gpt2"},
+      {"mixtral", true},
+      {"qwen2_moe", true},
+      {"qwen3_moe", true, 4},
+      {"olmoe", true, 4},
+      {"deepseek_v2", true, 4},
+      {"deepseek_v3", true, 4},
+      {"gpt_oss", true},
+  };
+  return list;
+}
+std::vector<Case> layouts_of(const Family& f) {
+  std::vector<Case> cases{
+      {"one", {}},
+      {"pp2", {.pp = 2}},
+      {"tp2", {.tp = 2, .etp = f.moe ? 2 : 1}},
+      {"dp2_gpipe", {.dp = 2, .schedule = "gpipe"}, 1},
+      {"tp2_dp2", {.tp = 2, .dp = 2}, 1},
+      {"dp2_pp2_zb_h1", {.dp = 2, .pp = 2, .schedule = "zb-h1"}, 1},
+      {"tp2_pp2", {.tp = 2, .pp = 2}},
+  };
+  if (f.moe) cases.push_back({"dp2_etp2", {.dp = 2, .etp = 2}, 1});
+  if (f.most_ep >= 4) {
+    cases.push_back({"dp2_ep2", {.dp = 2, .ep = 2}, 1});
+    cases.push_back({"tp2_dp2_ep4", {.tp = 2, .dp = 2, .ep = 4}, 1});
+    cases.push_back({"tp2_dp2_ep2_etp2", {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, 1});
+  }
+  return cases;
+}
+struct Param {
+  Family family;
+  Case c;
+  friend void PrintTo(const Param& p, std::ostream* out) { *out << p.family.name << " " << p.c.name; }
+};
+std::vector<Param> all_params(bool whole_batch_only) {
+  std::vector<Param> out;
+  for (const Family& f : families()) {
+    for (const Case& c : layouts_of(f)) {
+      if (!whole_batch_only || c.parallel.dp == 1) out.push_back({f, c});
+    }
+  }
+  return out;
+}
+
+class Golden : public ::testing::TestWithParam<Param> {};
+class GoldenValues : public Golden {};  // layouts where one replica sees the whole batch
+class GoldenF32 : public ::testing::TestWithParam<Family> {};
 
 constexpr double kBound = 1e-9;
-constexpr std::int64_t kBatch = 2, kSeq = 20;
+constexpr double kBoundF32 = 2e-4;
 
-spec::Job job_of(const Case& c, const Expected& e) {
+double relative_error(const std::vector<double>& want, const std::vector<double>& got) {
+  return worst_difference({{"x", want}}, {{"x", got}}, nullptr);
+}
+
+spec::Job job_of(const Case& c, const Expected& e, spec::Precision precision) {
+  const std::vector<std::int64_t> shape = e.shape("input_ids");
   spec::Job job;
   job.model = spec::read_hf_config(e.folder);
   job.parallel = c.parallel;
   job.train.steps = 1;
-  job.train.sequence_length = kSeq;
-  job.train.global_batch_size = kBatch;
+  job.train.sequence_length = shape.at(1);
+  job.train.global_batch_size = shape.at(0);
   job.train.micro_batch_size = c.micro_batch_size;
-  job.train.precision = spec::Precision::f64;
+  job.train.precision = precision;
   job.train.bucket_bytes = 4096;
   return job;
 }
 
-TEST_P(Golden, LossGradientsAndRoutingEqualTransformersInF64) {
-  const Expected expected(GetParam().family);
-  const spec::Job job = job_of(GetParam(), expected);
-  const FixtureBatch batch(expected, kSeq);
+void expect_loss_and_gradients(const Expected& expected, const spec::Job& job, double bound) {
+  const FixtureBatch batch(expected, job.train.sequence_length);
   const auto weights = ckpt::open_hf_folder(expected.folder);
   const RunResult got =
       run_job(job, {.steps = 1, .cpu_kernels = true, .data = &batch, .start = [&](exec::RankEngine& e) {
                       exec::load_state(e, *weights, exec::StateParts::weights);
                     }});
-  EXPECT_TRUE(relative_error(expected.f64("loss"), {got.steps[0].ce_loss}) < kBound);
-  for (const std::string& name : expected.gradient_names()) {
-    const auto it = got.gradients.find(name);
-    ASSERT_NE(it, got.gradients.end()) << name;
-    const double error = relative_error(expected.f64(fmt::format("grad.{}", name)), it->second);
-    EXPECT_TRUE(error < kBound) << name << " off by " << error;
+  EXPECT_TRUE(relative_error(expected.f64("loss"), {got.steps[0].ce_loss}) < bound);
+  std::size_t compared = 0;
+  for (const ckpt::HfTensor& t : ckpt::hf_tensors(job.model)) {
+    if (!expected.has("grad." + t.name)) continue;  // a buffer
+    std::vector<double> want, have;  // the whole tensor of the file: gpt2's keys have a bias without effect
+    for (const auto& [name, values] : expected.in_engine_form(t, "grad.")) {
+      const auto it = got.gradients.find(name);
+      ASSERT_NE(it, got.gradients.end()) << name;
+      want.insert(want.end(), values.begin(), values.end());
+      have.insert(have.end(), it->second.begin(), it->second.end());
+      ++compared;
+    }
+    const double error = relative_error(want, have);
+    EXPECT_TRUE(error < bound) << t.name << " off by " << error;
   }
-  EXPECT_EQ(expected.gradient_names().size(), got.gradients.size());
+  EXPECT_EQ(compared, got.gradients.size());
 }
 
-TEST_P(GoldenLogits, EqualTransformersInF64) {
-  const Expected expected(GetParam().family);
-  const spec::Job job = job_of(GetParam(), expected);
-  const FixtureBatch batch(expected, kSeq);
+TEST_P(Golden, LossAndEveryGradientEqualTransformersInF64) {
+  const Expected expected(GetParam().family.name);
+  expect_loss_and_gradients(expected, job_of(GetParam().c, expected, spec::Precision::f64), kBound);
+}
+
+TEST_P(GoldenF32, LossAndEveryGradientEqualTransformers) {
+  const Expected expected(GetParam().name);
+  expect_loss_and_gradients(expected, job_of({"one", {}}, expected, spec::Precision::f32), kBoundF32);
+}
+
+// What one forward pass leaves on the ranks, gathered: rows of [T, columns] tensors by name.
+class Gathered {
+ public:
+  explicit Gathered(std::int64_t rows) : rows_(rows) {}
+  void add(const std::string& name, const tensor::Tensor& part, std::int64_t first_row,
+           std::int64_t first_column, std::int64_t columns) {
+    const std::lock_guard lock(mutex_);
+    std::vector<double>& whole = values_[name];
+    whole.resize(rows_ * columns, NAN);
+    for (std::int64_t r = 0; r < part.rows(); ++r) {
+      for (std::int64_t c = 0; c < part.dim(1); ++c) {
+        const std::int64_t at = r * part.dim(1) + c;
+        whole[(first_row + r) * columns + first_column + c] =
+            part.dtype() == tensor::DType::i32 ? part.as<std::int32_t>()[at] : part.as<double>()[at];
+      }
+    }
+  }
+  [[nodiscard]] const std::vector<double>& at(const std::string& name) { return values_[name]; }
+
+ private:
+  std::int64_t rows_;
+  std::mutex mutex_;
+  std::map<std::string, std::vector<double>> values_;
+};
+
+// Of one rank after a forward pass.
+void gather(exec::RankEngine& e, const spec::ModelSpec& model, Gathered& out) {
+  for (exec::Stage& s : e.stages()) {
+    const bool embedded = s.cut().has_embedding;
+    for (std::size_t u = 0; u <= s.num_units(); ++u) {
+      const tensor::Tensor x = s.boundary(0, u);
+      if (x.empty() || (s.cut().has_head && u == s.num_units())) continue;
+      const std::int64_t layer = s.cut().first_layer + static_cast<std::int64_t>(u) - (embedded ? 1 : 0);
+      out.add(fmt::format("hidden.{}", layer), x, e.comms().tp->rank() * x.rows(), 0, model.hidden_size);
+    }
+    for (const exec::Stage::Mixture& m : s.mixtures()) {
+      const std::string prefix = fmt::format("router.{}.", m.layer);
+      const tensor::Tensor index = m.moe->chosen_tK(0);
+      const std::int64_t first = e.comms().tp->rank() * index.rows();
+      out.add(prefix + "indices", index, first, 0, index.dim(1));
+      out.add(prefix + "weights", m.moe->weights_tK(0), first, 0, index.dim(1));
+    }
+    if (!s.cut().has_head) continue;
+    const layout::VocabShare share =
+        layout::vocab_share(model.vocab_size, e.comms().tp->rank(), e.comms().tp->size());
+    out.add("logits", s.head().logits(0), 0, share.begin, model.vocab_size);
+  }
+}
+
+TEST_P(GoldenValues, HiddenStatesLogitsAndRoutingEqualTransformersInF64) {
+  const Expected expected(GetParam().family.name);
+  const spec::Job job = job_of(GetParam().c, expected, spec::Precision::f64);
+  const FixtureBatch batch(expected, job.train.sequence_length);
   const auto weights = ckpt::open_hf_folder(expected.folder);
-  const std::int64_t vocab = job.model.vocab_size;
-  std::vector<double> logits(kBatch * kSeq * vocab, NAN);
-  std::mutex mutex;
-  (void)run_job(job,
-                {.steps = 0, .cpu_kernels = true, .data = &batch, .start = [&](exec::RankEngine& e) {
-                   exec::load_state(e, *weights, exec::StateParts::weights);
-                   EXPECT_TRUE(relative_error(expected.f64("loss"), {e.evaluate(batch, 0, kBatch)}) < kBound);
-                   for (exec::Stage& s : e.stages()) {
-                     if (!s.cut().has_head) continue;
-                     const tensor::Tensor local = s.head().logits(0);
-                     const std::int64_t columns = local.dim(1);
-                     const std::int64_t first = e.comms().tp->rank() * columns;
-                     const std::lock_guard lock(mutex);
-                     for (std::int64_t t = 0; t < local.rows(); ++t) {
-                       for (std::int64_t v = 0; v < columns; ++v) {
-                         logits[t * vocab + first + v] = local.as<double>()[t * columns + v];
-                       }
-                     }
-                   }
-                 }});
-  const double error = relative_error(expected.f64("logits"), logits);
-  EXPECT_TRUE(error < kBound) << "logits off by " << error;
+  const std::int64_t sequences = job.train.global_batch_size;
+  Gathered got(sequences * job.train.sequence_length);
+  (void)run_job(job, {.steps = 0, .cpu_kernels = true, .data = &batch, .start = [&](exec::RankEngine& e) {
+                        exec::load_state(e, *weights, exec::StateParts::weights);
+                        const double loss = e.evaluate(batch, 0, sequences);
+                        EXPECT_TRUE(relative_error(expected.f64("loss"), {loss}) < kBound);
+                        gather(e, job.model, got);
+                      }});
+  const auto expect_near = [&](const std::string& name) {
+    const double error = relative_error(expected.f64(name), got.at(name));
+    EXPECT_TRUE(error < kBound) << name << " off by " << error;
+  };
+  for (std::int32_t l = 0; l <= job.model.num_hidden_layers; ++l) expect_near(fmt::format("hidden.{}", l));
+  expect_near("logits");
+  for (const std::int32_t l : spec::moe_layers(job.model)) {
+    const std::string prefix = fmt::format("router.{}.", l);
+    const std::vector<std::int64_t> index = expected.i64(prefix + "indices");
+    EXPECT_EQ(std::vector<double>(index.begin(), index.end()), got.at(prefix + "indices")) << prefix;
+    expect_near(prefix + "weights");
+  }
 }
 
-std::string name_of(const ::testing::TestParamInfo<Case>& info) {
-  const spec::ParallelSpec& p = info.param.parallel;
-  return fmt::format("{}_dp{}_pp{}_etp{}", info.param.family, p.dp, p.pp, p.etp);
+std::string name_of(const ::testing::TestParamInfo<Param>& info) {
+  return fmt::format("{}_{}", info.param.family.name, info.param.c.name);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Layouts, Golden,
-    ::testing::Values(Case{"llama", {}}, Case{"llama", {.pp = 2}},
-                      Case{"llama", {.dp = 2, .schedule = "gpipe"}, 1},
-                      Case{"llama", {.dp = 2, .pp = 2, .schedule = "zb-h1"}, 1}, Case{"mixtral", {}},
-                      Case{"mixtral", {.pp = 2}}, Case{"mixtral", {.dp = 2, .etp = 2}, 1},
-                      Case{"mixtral", {.dp = 2, .pp = 2, .etp = 2, .schedule = "zb-h1"}, 1}),
-    name_of);
-INSTANTIATE_TEST_SUITE_P(Layouts, GoldenLogits,
-                         ::testing::Values(Case{"llama", {}}, Case{"llama", {.pp = 2}}, Case{"mixtral", {}},
-                                           Case{"mixtral", {.pp = 2}}),
-                         name_of);
+INSTANTIATE_TEST_SUITE_P(Layouts, Golden, ::testing::ValuesIn(all_params(false)), name_of);
+INSTANTIATE_TEST_SUITE_P(Layouts, GoldenValues, ::testing::ValuesIn(all_params(true)), name_of);
+INSTANTIATE_TEST_SUITE_P(Families, GoldenF32, ::testing::ValuesIn(families()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace tessera::testing
