@@ -125,10 +125,10 @@ struct HfOptions {
 
 // config.json + model.safetensors (or model.safetensors.index.json with shards), as transformers writes it.
 // The source has the engine's names and shapes; fused and transposed tensors of the files (gpt2, gpt_oss) are
-// read through ckpt/hf_names.h, MXFP4 experts of gpt_oss are unpacked. Error{io}: all faults of the index and its shards at once. Error{config}:
-// all tensors that are missing, mis-shaped, of an integer type or none of the model's, by the names of the
-// files. Tensors that the model computes itself (rotary_emb.inv_freq of old files, masks of gpt2) are left
-// out. Pickles are never read.
+// read through ckpt/hf_names.h, MXFP4 experts of gpt_oss are unpacked. Tensors that the model computes itself
+// (rotary_emb.inv_freq of old files, masks of gpt2) are left out. Pickles are never read. Error{io}: all
+// faults of the index and its shards at once. Error{config}: all tensors that are missing, mis-shaped, of an
+// integer type or none of the model's, by the names of the files.
 [[nodiscard]] std::unique_ptr<WeightSource> open_hf_folder(const std::filesystem::path& folder,
                                                            const spec::ModelSpec& model,
                                                            const HfOptions& options = {});

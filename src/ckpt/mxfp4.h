@@ -1,7 +1,7 @@
 // MXFP4 (Open Compute Project, "Microscaling Formats" 1.0), as the published files of gpt_oss hold the
 // matrices of their experts: 32 neighbours share a power of two. A tensor is stored as blocks
-// [..., in / 32, 16] of two 4-bit numbers a byte, the low half first, and scales [..., in / 32], exponents with
-// a bias of 127. Every value is exact in f32.
+// [..., in / 32, 16] of two 4-bit numbers a byte, the low half first, and scales [..., in / 32], exponents
+// with a bias of 127. Every value is exact in f32 (but for scales below 2^-125, which no model has).
 #pragma once
 #include <array>
 #include <cstddef>

@@ -49,7 +49,8 @@ void check_parallel(const ParallelSpec& p, Checker& c) {
 void check_engine(const Job& job, Checker& c) {
   check_recipe(job.train, c);
   check_parallel(job.parallel, c);
-  check_positions(job, c);
+  // A dynamic base grows with the sequence.
+  if (job.model.rope_scaling.kind != RopeKind::dynamic) check_positions(job, c);
   if (!c.sound({"model"})) return;
   check_model_trains(job.model, c, "model");
   c.check(job.model.num_nextn_predict_layers == 0, {"model"},

@@ -136,6 +136,7 @@ void read_deepseek(const Reading& in) {
   r.optional("initializer_range", m.initializer_range);
   only_word(r, "hidden_act", {"silu"});
   read_attention_bias(in);
+  only_false(r, "mlp_bias", "a bias in the MLP");
   accept_dropout(r, {"attention_dropout"});
   read_deepseek_experts(in);
   r.optional("num_nextn_predict_layers", m.num_nextn_predict_layers);
@@ -166,6 +167,13 @@ void read_gpt_oss(const Reading& in) {
   read_attention_bias(in);
   accept_dropout(r, {"attention_dropout", "initial_context_length"});
   r.optional("swiglu_limit", in.m.swiglu_limit);
+  constexpr double kAlpha = 1.702;
+  double alpha = kAlpha;
+  r.optional("swiglu_alpha", alpha);
+  if (alpha != kAlpha) {
+    r.problem("swiglu_alpha", fmt::format("swiglu_alpha={} is not known to Tessera", alpha),
+              fmt::format("use a model with swiglu_alpha: {}", kAlpha));
+  }
   MoeSpec moe;
   moe.softmax_before_topk = false;
   moe.router_bias = true;

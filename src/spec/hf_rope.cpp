@@ -75,6 +75,8 @@ RopeScaling read_rope_map(MapReader& r, ModelSpec& m) {
   if (type == "linear") {
     rope.kind = RopeKind::linear;
     r.required("factor", rope.factor);
+    RopeScaling ignored;  // of newer files; the kind does not use it
+    read_original_positions(r, m, ignored);
   } else if (type == "llama3") {
     rope.kind = RopeKind::llama3;
     r.required("factor", rope.factor);

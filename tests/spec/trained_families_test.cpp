@@ -112,6 +112,8 @@ TEST(RopeScaling, OfEveryKindIsKept) {
   };
   EXPECT_EQ(scaled(R"({"type": "linear", "factor": 4})"),
             (RopeScaling{.kind = RopeKind::linear, .factor = 4.0}));
+  EXPECT_EQ(scaled(R"({"rope_type": "linear", "factor": 4, "original_max_position_embeddings": 64})"),
+            (RopeScaling{.kind = RopeKind::linear, .factor = 4.0}));
   EXPECT_EQ(scaled(R"({"rope_type": "dynamic", "type": "dynamic", "factor": 2.5})"),
             (RopeScaling{.kind = RopeKind::dynamic, .factor = 2.5}));
   EXPECT_EQ(scaled(R"({"rope_type": "default"})"), RopeScaling{});
@@ -162,6 +164,27 @@ TEST(RopeScaling, OfNewerFilesStandsBesideTheBase) {
   none.erase(at, none.find("},\n", at) + 3 - at);
   refused(none, "rope_scaling is missing (Hugging Face would read yarn", "rope_scaling", "null for none");
   EXPECT_EQ(parsed(replaced(none, "{", "{\"rope_scaling\": null,")).rope_scaling, RopeScaling{});
+}
+
+TEST(RopeScaling, DynamicMayTrainOnSequencesBeyondTheModelsPositions) {
+  Job job;
+  job.model = parsed(
+      replaced(golden("llama"), "\"max_position_embeddings\": 256", "\"max_position_embeddings\": 16"));
+  job.train.sequence_length = 20;
+  Problems refused_at_once;
+  check_engine_runs(job, "here", refused_at_once);
+  EXPECT_TRUE(reports(refused_at_once.list(),
+                      "sequence_length=20 is above the model's max_position_embeddings=16",
+                      "here: train.sequence_length", "1 to 16"));
+  job.model.rope_scaling = {.kind = RopeKind::dynamic, .factor = 2.0};
+  Problems none;
+  check_engine_runs(job, "here", none);
+  EXPECT_TRUE(none.empty()) << test::listed(none.list());
+  job.model.num_nextn_predict_layers = 1;
+  Problems mtp;
+  check_engine_runs(job, "here", mtp);
+  EXPECT_TRUE(reports(mtp.list(), "does not train MTP layers (num_nextn_predict_layers=1)", "here: model",
+                      "num_nextn_predict_layers: 0"));
 }
 
 TEST(HeadDim, OfAbsentKeysIsThatOfHuggingFace) {
@@ -299,6 +322,12 @@ TEST(TrainedFamilies, RefuseContradictions) {
             key, "add");
   refused(replaced(golden("gpt_oss"), "\"experts_per_token\": 2", "\"experts_per_token\": 3"),
           "experts_per_token contradicts", "experts_per_token", "keep one");
+  refused(with("gpt_oss", "\"swiglu_alpha\": 1.5"), "swiglu_alpha=1.5", "swiglu_alpha", "1.702");
+  EXPECT_EQ(parsed(with("gpt_oss", "\"swiglu_alpha\": 1.702")), parsed(golden("gpt_oss")));
+  refused(with("deepseek_v2", "\"mlp_bias\": true"), "mlp_bias=true: a bias in the MLP", "mlp_bias",
+          "mlp_bias: false");
+  EXPECT_EQ(parsed(with("deepseek_v2", "\"mlp_bias\": false, \"head_dim\": 8")),
+            parsed(golden("deepseek_v2")));
   refused(replaced(golden("gpt_oss"), "\"swiglu_limit\": 7.0", "\"swiglu_limit\": 0.0"),
           "swiglu_limit=0 is not above 0", "swiglu_limit", "7.0");
   refused(replaced(golden("olmoe"), "\"clip_qkv\": null", "\"clip_qkv\": -8.0"), "clip_qkv=-8 is not above 0",
