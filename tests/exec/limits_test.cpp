@@ -14,8 +14,11 @@ using ::testing::HasSubstr;
 
 spec::Job beyond_the_engine() {
   spec::Job job = small_job({});
-  job.model.family = spec::Family::falcon;
-  job.model.attention_qkv_bias = true;
+  Problems problems;
+  job.model = spec::parse_hf_config(R"({"model_type": "gpt_neox", "num_hidden_layers": 4, "hidden_size": 32,
+      "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 64})",
+                                    "config.json", problems);
+  problems.throw_if_any();
   job.train.precision = spec::Precision::bf16;
   job.train.zero_stage = 3;
   job.parallel = {.tp = 2, .cp = 2, .dp = 2, .sequence_parallel = false, .order = "tp-cp-ep-pp-dp"};
@@ -30,7 +33,7 @@ void expect_refusal(const Start& start) {
   } catch (const Error& e) {
     EXPECT_EQ(e.kind(), ErrorKind::config);
     EXPECT_EQ(e.problems().size(), 6U) << e.what();
-    EXPECT_THAT(e.what(), AllOf(HasSubstr("the engine does not train model_type=falcon"), HasSubstr("bf16"),
+    EXPECT_THAT(e.what(), AllOf(HasSubstr("the engine does not train model_type=gpt_neox"), HasSubstr("bf16"),
                                 HasSubstr("zero_stage=3"), HasSubstr("cp=2"),
                                 HasSubstr("sequence_parallel=false"), HasSubstr("order=tp-cp-ep-pp-dp")));
   }
@@ -55,7 +58,7 @@ TEST(EngineLimits, HoldForGenerationToo) {
     const exec::Generator generator(beyond_the_engine().model, NoWeights(), 8);
     ADD_FAILURE() << "accepted";
   } catch (const Error& e) {
-    EXPECT_THAT(e.what(), HasSubstr("the engine does not train model_type=falcon"));
+    EXPECT_THAT(e.what(), HasSubstr("the engine does not train model_type=gpt_neox"));
   }
 }
 
