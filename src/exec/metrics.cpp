@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "schedule/simulate.h"
@@ -13,7 +15,8 @@ namespace tessera::exec {
 
 namespace {
 
-// Columns of a rank's row: then bytes and nanoseconds per communicator, then start, end, cpu per action.
+// Columns of a rank's row: then bytes and nanoseconds per communicator, then start, end, cpu per action, then
+// the routers.
 enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kFixedColumns };
 constexpr std::int64_t kNumComms = kNumCommunicators;  // in the order of Communicators::all()
 
@@ -27,7 +30,18 @@ std::size_t axis_index(std::string_view label) {
 constexpr std::array<std::string_view, kNumComms> kLabels = {"tp", "pp",  "dp",  "tp_dp", "edp",
                                                              "ep", "etp", "tie", "world"};
 
+// Of each MoE layer; all but kUnserved are the bits of an f64. A rank without the layer has its neutral values.
+enum RouterColumn : std::int64_t {
+  kUnserved,
+  kLogitSquares,
+  kLogitMax,
+  kBiasLeast,
+  kBiasMost,
+  kRouterColumns
+};
+
 constexpr double kNano = 1e-9;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 }  // namespace
 
@@ -40,7 +54,9 @@ StepGatherer::StepGatherer(const plan::Plan& plan, std::int32_t cores, FlopsPerS
   for (const auto& list : plan.schedule.ranks) {
     max_actions_ = std::max(max_actions_, static_cast<std::int64_t>(list.size()));
   }
-  width_ = kFixedColumns + 2 * kNumComms + 3 * max_actions_;
+  moe_layers_ = spec::moe_layers(plan.job.model);
+  routers_ = kFixedColumns + 2 * kNumComms + 3 * max_actions_;
+  width_ = routers_ + kRouterColumns * std::ssize(moe_layers_);
   buffer_ = tensor::Buffer(Bytes((1 + world) * width_ * 8));
   mine_ = Tensor(buffer_.data(), DType::i64, {1, width_});
   all_ = Tensor(buffer_.data() + width_ * 8, DType::i64, {world, width_});
@@ -64,6 +80,67 @@ void StepGatherer::put_row(RankEngine& engine, Seconds wall) {
     r[at++] = t.start_ns;
     r[at++] = t.end_ns;
     r[at++] = t.cpu_ns;
+  }
+  put_routers(engine);
+}
+
+void StepGatherer::put_routers(RankEngine& engine) {
+  std::int64_t* first = mine_.as<std::int64_t>() + routers_;
+  const auto put = [](std::int64_t* row, RouterColumn column, double value) {
+    row[column] = std::bit_cast<std::int64_t>(value);
+  };
+  for (std::size_t l = 0; l < moe_layers_.size(); ++l) {
+    std::int64_t* row = first + static_cast<std::int64_t>(l) * kRouterColumns;
+    row[kUnserved] = 0;
+    put(row, kLogitSquares, 0.0);
+    put(row, kLogitMax, 0.0);
+    put(row, kBiasLeast, kInfinity);
+    put(row, kBiasMost, -kInfinity);
+  }
+  for (Stage& stage : engine.stages()) {
+    for (const Stage::Mixture& m : stage.mixtures()) {
+      const auto layer = std::ranges::find(moe_layers_, m.layer);
+      if (layer == moe_layers_.end()) continue;
+      std::int64_t* row = first + (layer - moe_layers_.begin()) * kRouterColumns;
+      const moe::Stats& stats = m.moe->stats();
+      row[kUnserved] = stats.unserved;
+      put(row, kLogitSquares, stats.logit_squares);
+      put(row, kLogitMax, stats.max_abs_logit);
+      const Tensor bias = m.moe->correction_E();
+      if (bias.empty()) continue;
+      double least = kInfinity;
+      double most = -kInfinity;
+      for (std::int64_t e = 0; e < bias.num_elements(); ++e) {
+        const double b = bias.dtype() == tensor::DType::f64 ? bias.as<double>()[e] : bias.as<float>()[e];
+        least = std::min(least, b);
+        most = std::max(most, b);
+      }
+      put(row, kBiasLeast, least);
+      put(row, kBiasMost, most);
+    }
+  }
+}
+
+void StepGatherer::fill_routers(StepMetrics& m) const {
+  for (std::size_t l = 0; l < m.routing.size() && l < moe_layers_.size(); ++l) {
+    RoutingFigures& f = m.routing[l];
+    const auto tokens = static_cast<double>(std::max<std::int64_t>(1, m.result.routing[l].tokens));
+    std::int64_t unserved = 0;
+    double squares = 0.0;
+    RoutingFigures::Range bias{kInfinity, -kInfinity};
+    for (std::int32_t rank = 0; rank < plan_.layout.world_size(); ++rank) {
+      const std::int64_t* r = row(rank) + routers_ + static_cast<std::int64_t>(l) * kRouterColumns;
+      const auto value = [&](RouterColumn column) { return std::bit_cast<double>(r[column]); };
+      unserved += r[kUnserved];
+      squares += value(kLogitSquares);
+      f.logit_max = std::max(f.logit_max, value(kLogitMax));
+      bias.least = std::min(bias.least, value(kBiasLeast));
+      bias.most = std::max(bias.most, value(kBiasMost));
+    }
+    f.unserved_rate = static_cast<double>(unserved) / tokens;
+    f.logit_rms =
+        std::sqrt(squares / (tokens * static_cast<double>(std::max<std::size_t>(1, f.chosen.size()))));
+    if (bias.least <= bias.most) f.bias = bias;
   }
 }
 
@@ -160,6 +237,7 @@ StepMetrics StepGatherer::gather(RankEngine& engine, std::int64_t step, Seconds 
   fill_axes(m);
   m.result = engine.last_result();
   for (const LayerRouting& r : m.result.routing) m.routing.push_back(routing_figures(r));
+  fill_routers(m);
   m.warnings = watch_.look(m.routing);
   return m;
 }
@@ -189,9 +267,17 @@ std::string to_json(const StepMetrics& m) {
                            {"load", f.chosen},
                            {"load_max_over_mean", f.max_over_mean},
                            {"load_cv", f.cv},
+                           {"load_entropy_nats", f.load_entropy},
+                           {"effective_experts", f.effective_experts},
                            {"router_entropy_nats", f.entropy},
+                           {"router_logit_rms", f.logit_rms},
+                           {"router_logit_max", f.logit_max},
                            {"dead_experts", f.dead},
-                           {"drop_rate", f.drop_rate}});
+                           {"drop_rate", f.drop_rate},
+                           {"unserved_rate", f.unserved_rate}});
+    if (!f.bias) continue;
+    j["layers"].back()["router_bias_min"] = f.bias->least;
+    j["layers"].back()["router_bias_max"] = f.bias->most;
   }
   if (!m.warnings.empty()) j["warnings"] = m.warnings;
   return j.dump();

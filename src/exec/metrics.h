@@ -50,6 +50,8 @@ class StepGatherer {
 
  private:
   void put_row(RankEngine& engine, Seconds wall);
+  void put_routers(RankEngine& engine);
+  void fill_routers(StepMetrics& m) const;
   [[nodiscard]] const std::int64_t* row(std::int32_t rank) const;
   void fill_axes(StepMetrics& m) const;
   [[nodiscard]] double bubble() const;
@@ -62,6 +64,8 @@ class StepGatherer {
   BubbleClock clock_;
   std::int64_t width_;
   std::int64_t max_actions_;
+  std::vector<std::int32_t> moe_layers_;
+  std::int64_t routers_ = 0;  // first column of the routers
   tensor::Buffer buffer_;
   Tensor mine_, all_;
 };

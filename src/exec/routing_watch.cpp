@@ -3,9 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <numeric>
+
+#include "trace/routing.h"
 
 namespace tessera::exec {
 
@@ -14,24 +15,16 @@ RoutingFigures routing_figures(const LayerRouting& routing) {
   f.layer = routing.layer;
   f.chosen = routing.chosen;
   f.entropy = routing.entropy;
-  double sum = 0.0;
-  double squares = 0.0;
-  double most = 0.0;
-  for (const std::int64_t n : routing.chosen) {
-    const auto x = static_cast<double>(n);
-    sum += x;
-    squares += x * x;
-    most = std::max(most, x);
-    if (n == 0) ++f.dead;
-  }
-  const auto experts = static_cast<double>(std::max<std::size_t>(1, routing.chosen.size()));
-  const double mean = sum / experts;
-  if (mean > 0.0) {
-    f.max_over_mean = most / mean;
-    f.cv = std::sqrt(std::max(0.0, squares / experts - mean * mean)) / mean;
+  const trace::LoadSpread spread = trace::spread_of(routing.chosen);
+  f.max_over_mean = spread.max_over_mean;
+  f.cv = spread.cv;
+  f.load_entropy = spread.entropy;
+  f.effective_experts = spread.effective_experts;
+  f.dead = spread.dead;
+  if (spread.total > 0) {
     std::int64_t dropped = 0;
     for (const std::int64_t n : routing.dropped) dropped += n;
-    f.drop_rate = static_cast<double>(dropped) / sum;
+    f.drop_rate = static_cast<double>(dropped) / static_cast<double>(spread.total);
   }
   return f;
 }

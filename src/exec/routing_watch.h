@@ -3,6 +3,7 @@
 // both must last.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,12 +15,21 @@ struct RoutingFigures {  // of one MoE layer in one step
   std::int32_t layer = 0;
   std::vector<std::int64_t> chosen;  // [E] choices before drops
   double max_over_mean = 0.0;
-  double cv = 0.0;        // standard deviation over mean of the load
-  double entropy = 0.0;   // mean entropy of the router's softmax, nats
-  std::int32_t dead = 0;  // experts without a token in this step
+  double cv = 0.0;                 // standard deviation over mean of the load
+  double load_entropy = 0.0;       // of the shares of the load, nats; at most ln E
+  double effective_experts = 0.0;  // exp of it: E when all are used alike, 1 when one takes all
+  double entropy = 0.0;            // mean entropy of the router's scores of a token, nats
+  std::int32_t dead = 0;           // experts without a token in this step
   double drop_rate = 0.0;
+  double unserved_rate = 0.0;               // tokens that no expert computes
+  double logit_rms = 0.0, logit_max = 0.0;  // of the router; max of absolute values
+  struct Range {
+    double least = 0.0, most = 0.0;
+  };
+  std::optional<Range> bias;  // correction bias of the choice, where the model has one
 };
 
+// Of the counts; the rest stays as it is.
 [[nodiscard]] RoutingFigures routing_figures(const LayerRouting& routing);
 
 class RoutingWatch {

@@ -15,10 +15,12 @@
 #include "base/text.h"
 #include "ckpt/checkpoint.h"
 #include "comm/thread_world.h"
+#include "exec/routing_dump.h"
 #include "exec/run_state.h"
 #include "exec/token_batches.h"
 #include "exec/tracer.h"
 #include "trace/chrome.h"
+#include "trace/routing_file.h"
 
 namespace tessera::exec {
 
@@ -101,7 +103,11 @@ class Totals {
   void add(const StepMetrics& m, std::int64_t routing_from) {
     if (m.step >= routing_from) {
       routing_.resize(m.result.routing.size());
-      for (std::size_t l = 0; l < routing_.size(); ++l) add_routing(routing_[l], m.result.routing[l]);
+      routers_.resize(routing_.size());
+      for (std::size_t l = 0; l < routing_.size(); ++l) {
+        add_routing(routing_[l], m.result.routing[l]);
+        add_router(routers_[l], m.routing[l], static_cast<double>(m.result.routing[l].tokens));
+      }
     }
     if (steps_ == 0 || (steps_ == 1 && !dropped_first_)) {
       dropped_first_ = steps_ == 1;
@@ -142,9 +148,16 @@ class Totals {
       u.total = Seconds(u.total.value / static_cast<double>(counted_));
       u.exposed = Seconds(u.exposed.value / static_cast<double>(counted_));
     }
-    for (LayerRouting r : routing_) {
-      r.entropy = r.tokens > 0 ? r.entropy / static_cast<double>(r.tokens) : 0.0;
-      summary.routing.push_back(routing_figures(r));
+    for (std::size_t l = 0; l < routing_.size(); ++l) {
+      LayerRouting r = routing_[l];
+      const auto tokens = static_cast<double>(std::max<std::int64_t>(1, r.tokens));
+      r.entropy /= tokens;
+      RoutingFigures f = routing_figures(r);
+      f.logit_rms = std::sqrt(routers_[l].logit_rms / tokens);
+      f.logit_max = routers_[l].logit_max;
+      f.unserved_rate = routers_[l].unserved_rate / tokens;
+      f.bias = routers_[l].bias;
+      summary.routing.push_back(std::move(f));
     }
   }
 
@@ -160,8 +173,16 @@ class Totals {
     sum.tokens += r.tokens;
     sum.entropy += r.entropy * static_cast<double>(r.tokens);
   }
+  // Until finish(): logit_rms is the sum of squares, unserved_rate that of tokens; bias is the last one.
+  static void add_router(RoutingFigures& sum, const RoutingFigures& f, double tokens) {
+    sum.logit_rms += f.logit_rms * f.logit_rms * tokens;
+    sum.logit_max = std::max(sum.logit_max, f.logit_max);
+    sum.unserved_rate += f.unserved_rate * tokens;
+    sum.bias = f.bias;
+  }
   StepMetrics sum_;
   std::vector<LayerRouting> routing_;
+  std::vector<RoutingFigures> routers_;
   std::int64_t steps_ = 0, counted_ = 0;
   bool dropped_first_ = false;
 };
@@ -218,6 +239,23 @@ void report_step(Run& run, const StepMetrics& m) {
   if (run.hooks.on_step) run.hooks.on_step(m);
 }
 
+std::unique_ptr<RoutingDump> start_dump(Run& run, RankEngine& engine, std::int64_t first) {
+  if (run.inputs.dump_routing.empty()) return nullptr;
+  return std::make_unique<RoutingDump>(run.plan, engine,
+                                       RoutingDump::Options{.first_step = first,
+                                                            .last_step = run.plan.job.train.steps,
+                                                            .tokens = run.inputs.dump_routing_tokens});
+}
+
+// Collective.
+void finish_dump(Run& run, RoutingDump* dump) {
+  if (dump == nullptr) return;
+  const trace::RoutingStats stats = dump->finish();
+  if (stats.num_tokens == 0) return;  // not rank 0, or no step was run
+  trace::write_routing(run.inputs.dump_routing, stats);
+  run.summary.routing_dump = run.inputs.dump_routing;
+}
+
 void train_rank(Run& run, Rank rank) {
   const spec::Job& job = run.plan.job;
   const auto index = static_cast<std::size_t>(rank.value);
@@ -232,6 +270,7 @@ void train_rank(Run& run, Rank rank) {
        .worker = &worker});
   const std::int64_t first = start_state(run, engine);
   StepGatherer gatherer(run.plan, run.inputs.cores, run.inputs.peak_per_core);
+  const std::unique_ptr<RoutingDump> dump = start_dump(run, engine, first);
   Totals totals;
   const bool leader = rank.value == 0;
   if (leader) {
@@ -247,11 +286,13 @@ void train_rank(Run& run, Rank rank) {
     watch(engine, own, helper, traced);
     own.start(step);
     helper.start(step);
+    if (dump) dump->begin_step(step);
     const std::int64_t start = wall_ns();
     engine.train_step(step);
     const Seconds wall(static_cast<double>(wall_ns() - start) * 1e-9);
     watch(engine, own, helper, false);
     const StepMetrics m = gatherer.gather(engine, step, wall);
+    if (dump) dump->end_step(m.result);
     const bool last = step + 1 == job.train.steps;
     // Equal on every rank, so all leave the loop together; the spoiled weights never reach a checkpoint.
     const bool diverged = !std::isfinite(m.result.loss()) || !std::isfinite(m.result.grad_norm);
@@ -267,6 +308,7 @@ void train_rank(Run& run, Rank rank) {
     }
     if (diverged) break;
   }
+  finish_dump(run, dump.get());
   if (!run.diverged) validate(run, engine);
   if (leader) totals.finish(run.summary);
   const std::lock_guard lock(run.mutex);

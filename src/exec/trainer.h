@@ -19,8 +19,10 @@ struct TrainInputs {
   std::shared_ptr<const data::TokenSource> train;
   std::shared_ptr<const data::TokenSource> validation;  // null: none
   std::int32_t cores = 1;
-  FlopsPerSecond peak_per_core;  // measured FMA peak in the run's precision
-  std::filesystem::path output;  // metrics.jsonl, trace.json; empty: none
+  FlopsPerSecond peak_per_core;          // measured FMA peak in the run's precision
+  std::filesystem::path output;          // metrics.jsonl, trace.json; empty: none
+  std::filesystem::path dump_routing;    // routing statistics of the steps run (trace/routing.h); empty: none
+  std::int64_t dump_routing_tokens = 0;  // with the choices of so many last tokens
   // Both are shared between the caller, who checked them, and all ranks.
   // The checkpoint to go on from; null: the newest of the job's folder, where the job resumes.
   std::shared_ptr<const ckpt::CheckpointReader> resume;
@@ -50,7 +52,7 @@ struct RunSummary {
   double validation_loss = -1.0;  // < 0: none
   std::int64_t validation_sequences = 0;
   std::filesystem::path checkpoint;  // the last one; empty: none
-  std::filesystem::path metrics, trace;
+  std::filesystem::path metrics, trace, routing_dump;
   Seconds seconds;
 };
 
