@@ -92,8 +92,10 @@ void ParamStore::close_bucket(Members& members) {
     if (!p.spec.follows) n = round_up(n, tensor::kAlignment / element);
     p.bucket = index;
     p.offset = n;
-    bucket.segments.push_back(
-        {.begin = n, .size = p.spec.num_elements(), .weight_decay = p.spec.weight_decay});
+    bucket.segments.push_back({.begin = n,
+                               .size = p.spec.num_elements(),
+                               .weight_decay = p.spec.weight_decay,
+                               .counted = !p.spec.duplicate});
     n += p.spec.num_elements();
   }
   const ParamSpec& first = params_[members.front()].spec;

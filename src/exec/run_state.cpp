@@ -41,7 +41,7 @@ std::vector<ckpt::Piece> owned_pieces(RankEngine& engine) {
       continue;
     }
     const optim::Bucket& b = engine.store().buckets()[static_cast<std::size_t>(p.bucket)];
-    if (p.spec.tied_copy || (!b.sharded && b.group->rank() != 0)) continue;
+    if (p.spec.tied_copy || p.spec.duplicate || (!b.sharded && b.group->rank() != 0)) continue;
     append(owned_part(p, b, "", b.owned_value()));
     append(owned_part(p, b, "optimizer.m.", b.m));
     append(owned_part(p, b, "optimizer.v.", b.v));

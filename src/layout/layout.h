@@ -135,6 +135,9 @@ struct ParamSpec {
   // The second use of a tied embedding (the head's copy): same name as the embedding, its gradient is added
   // to the embedding's over the first and the last stage; not counted in norms, not written to files.
   bool tied_copy = false;
+  // Held and updated here as well as on the ranks of another gradient group, which count it in norms and write it: an
+  // expert's down_bias on etp ranks beyond the first.
+  bool duplicate = false;
   // True on exactly one rank for each element of the world's model: that rank counts it in norms and writes
   // it.
   bool owner = false;

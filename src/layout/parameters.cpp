@@ -249,7 +249,11 @@ class ParameterList {
       expert(push_bias(up + "bias", ParamKind::expert_up_bias, width), Split::rows, index);
     }
     expert(push(down + "weight", ParamKind::expert_down, {hidden, width}), Split::columns, index);
-    if (biased) expert(push_bias(down + "bias", ParamKind::expert_down_bias, hidden), Split::whole, index);
+    if (biased) {
+      ParamSpec& p = push_bias(down + "bias", ParamKind::expert_down_bias, hidden);
+      expert(p, Split::whole, index);
+      p.duplicate = etp_ != 0;
+    }
   }
 
   void norm(const std::string& prefix) {

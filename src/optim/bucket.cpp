@@ -25,7 +25,17 @@ void reduce(Bucket& bucket) {
 double sum_squares(const Bucket& bucket, kernels::Kernels& kernels) {
   if (!bucket.counted) return 0.0;
   if (!bucket.sharded && bucket.group->rank() != 0) return 0.0;
-  return kernels.sum_squares(bucket.owned_grad());
+  if (std::ranges::all_of(bucket.segments, &Segment::counted))
+    return kernels.sum_squares(bucket.owned_grad());
+  const std::int64_t begin = bucket.owned_begin();
+  const std::int64_t end = begin + bucket.owned_size();
+  double sum = 0.0;
+  for (const Segment& s : bucket.segments) {
+    const std::int64_t from = std::max(begin, s.begin);
+    const std::int64_t to = std::min(end, s.begin + s.size);
+    if (s.counted && from < to) sum += kernels.sum_squares(bucket.grad.narrow_rows(from, to - from));
+  }
+  return sum;
 }
 
 void apply(Bucket& bucket, kernels::Kernels& kernels, const kernels::AdamWOptions& options) {

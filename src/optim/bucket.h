@@ -22,6 +22,7 @@ struct Segment {  // one parameter inside the bucket
   std::int64_t begin = 0;
   std::int64_t size = 0;
   bool weight_decay = true;
+  bool counted = true;  // false: the ranks of another group hold it too and count it in norms
 };
 
 struct Bucket {
