@@ -81,4 +81,17 @@ void against_memory(benchmark::State& state, double bytes_per_call, Call call) {
       benchmark::Counter(bytes_per_call / triad, benchmark::Counter::kIsIterationInvariantRate);
 }
 
+// Likewise against the bandwidth of reading alone.
+template <class Call>
+void against_read(benchmark::State& state, double bytes_per_call, Call call) {
+  call();
+  const double before = measure_peaks(Bandwidth::measure).read.value;
+  for (auto _ : state) call();
+  const double read = std::max(before, measure_peaks(Bandwidth::measure).read.value);
+  state.counters["GB/s"] =
+      benchmark::Counter(bytes_per_call * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["of_read"] =
+      benchmark::Counter(bytes_per_call / read, benchmark::Counter::kIsIterationInvariantRate);
+}
+
 }  // namespace tessera::kernels::bench

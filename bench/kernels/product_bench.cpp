@@ -1,6 +1,8 @@
 // Linear layers: forward, input gradient and weight gradient on the shapes of the 124M-parameter model, the
 // small MoE and its experts, with OpenBLAS (one thread) beside them when it is installed. Arguments: rows T,
 // features K -> N.
+#include <vector>
+
 #include "kernels/harness.h"
 #ifdef TESSERA_BENCH_OPENBLAS
 #include <cblas.h>
@@ -52,6 +54,20 @@ void dgrad_unpacked(benchmark::State& state) {
   against_peak(state, l.flops(), [&] { kernels->linear_dgrad(dx, dy, weight); });
 }
 
+// A few rows, as in generation: bound by reading the packed weight, of which there are more than the caches
+// hold.
+void forward_few_rows(benchmark::State& state) {
+  const Linear l(state);
+  const auto kernels = make_cpu();
+  const std::int64_t bytes = 4 * l.n * l.k, count = ((std::int64_t{96} << 20) + bytes - 1) / bytes;
+  std::vector<PackedData> weights;
+  for (std::int64_t i = 0; i < count; ++i) weights.emplace_back(*kernels, l.n, l.k);
+  const Data x({l.t, l.k}), y({l.t, l.n});
+  against_read(state, static_cast<double>(count * bytes), [&] {
+    for (PackedData& w : weights) kernels->linear(y, x, w.weight());
+  });
+}
+
 #ifdef TESSERA_BENCH_OPENBLAS
 void openblas_forward(benchmark::State& state) {
   openblas_set_num_threads(1);
@@ -99,6 +115,9 @@ void model_shapes(benchmark::internal::Benchmark* b) {
 
 BENCHMARK(forward)->Apply(model_shapes);
 BENCHMARK(dgrad)->Apply(model_shapes);
+BENCHMARK(forward_few_rows)
+    ->ArgNames({"T", "K", "N"})
+    ->ArgsProduct({{1, 2, 4, 8}, {2048, 4096}, {2048, 4096}});
 BENCHMARK(wgrad)->Apply(model_shapes);
 BENCHMARK(forward_unpacked)->Apply(model_shapes);
 BENCHMARK(dgrad_unpacked)->Apply(model_shapes);

@@ -60,6 +60,24 @@ TEST_P(Splits, LinearOverRowsAndOverColumns) {
   }
 }
 
+// A few rows take another way through the weight than many; the inner sum spans several of its blocks.
+TEST_P(Splits, LinearOfAFewRowsGivesTheBitsOfMany) {
+  const std::int64_t t = 30, n = 75, k = 1301;
+  const Owned x = draw({t, k}, 1), w = draw({n, k}, 2), dy = draw({t, k}, 3), v = draw({k, n}, 4);
+  const Owned y = blank({t, n}), start = draw({t, n}, 5), dx = copy_of(start);
+  const PackedWeight weight(*kernels_, w), other(*kernels_, v);
+  kernels_->linear(y, x, weight);
+  kernels_->linear_dgrad(dx, dy, other, Write::accumulate);
+  for (std::int64_t rows = 1; rows <= 10; ++rows) {
+    const std::int64_t first = t - rows;
+    const Owned y_part = blank({rows, n}), dx_part = copy_of(rows_of(start, first, rows));
+    kernels_->linear(y_part, rows_of(x, first, rows), weight);
+    kernels_->linear_dgrad(dx_part, rows_of(dy, first, rows), other, Write::accumulate);
+    EXPECT_TRUE(test::same_bits(y_part, rows_of(y, first, rows))) << rows << " rows";
+    EXPECT_TRUE(test::same_bits(dx_part, rows_of(dx, first, rows))) << rows << " rows";
+  }
+}
+
 TEST_P(Splits, LinearDgradOverRowsAndOverColumns) {
   for (const Write write : {Write::overwrite, Write::accumulate}) {
     const Owned dy = draw({kT, kN}, 1), w = draw({kN, kK}, 2), start = draw({kT, kK}, 3);
@@ -124,33 +142,109 @@ TEST_P(Splits, RmsNormOverRows) {
   }
 }
 
-// Tensor parallelism gives each rank a share of gate and up.
-TEST_P(Splits, SwigluOverRowsAndOverColumns) {
-  const Owned gate_up = draw({kT, 2 * kK}, 1, 3), dh = draw({kT, kK}, 2);
-  const Owned h = blank({kT, kK}), dgate_up = blank({kT, 2 * kK});
-  kernels_->swiglu(h, gate_up);
-  kernels_->swiglu_backward(dgate_up, dh, gate_up);
-  for (const auto& ends : kKEnds) {
-    const Owned h_parts = blank({kT, kK}), dgate_up_parts = blank({kT, 2 * kK});
-    for_parts(ends, [&](std::int64_t b, std::int64_t n) {
-      const Owned in = blank({kT, 2 * n}), out = blank({kT, n}), din = blank({kT, 2 * n});
-      put_columns(in, 0, columns(gate_up, b, n));
-      put_columns(in, n, columns(gate_up, kK + b, n));
-      kernels_->swiglu(out, in);
-      kernels_->swiglu_backward(din, columns(dh, b, n), in);
-      put_columns(h_parts, b, out);
-      put_columns(dgate_up_parts, b, columns(din, 0, n));
-      put_columns(dgate_up_parts, kK + b, columns(din, n, n));
-    });
-    EXPECT_TRUE(test::same_bits(h_parts, h));
-    EXPECT_TRUE(test::same_bits(dgate_up_parts, dgate_up));
-  }
+TEST_P(Splits, LayerNormColumnGroupsClampAndGatesOverRows) {
+  const ColumnGroups cols = {.first = 3, .groups = 2, .width = 19};
+  const GroupNormOptions options = {.eps = 1e-5, .count = 19};
+  const Owned x = draw({kT, kK}, 1), w = draw({kK}, 2), b = draw({kK}, 3), dy = draw({kT, kK}, 4);
+  const Owned wg = draw({19}, 5), z = draw({kT}, 6, 3);
+  using Parts = std::vector<Owned>;
+  // All outputs for rows [at, at + n): y, mean, rstd, dx of LayerNorm; sums, y, dots, dx of groups; a gate's y,
+  // df, dz; a clamp.
+  const auto run = [&](const Parts& out, std::int64_t at, std::int64_t n) {
+    const auto r = [&](const Owned& of) { return rows_of(of, at, n); };
+    kernels_->layer_norm(r(out[0]), r(out[1]), r(out[2]), r(x), w, b, 1e-5);
+    kernels_->layer_norm_dgrad(r(out[3]), r(dy), r(x), r(out[1]), r(out[2]), w, Write::overwrite);
+    kernels_->group_squares(r(out[4]), r(x), cols);
+    kernels_->group_norm(r(out[5]), r(x), r(out[4]), wg, options, cols);
+    kernels_->group_norm_dots(r(out[6]), r(dy), r(x), wg, cols);
+    kernels_->group_norm_dgrad(r(out[7]), r(dy), r(x), r(out[4]), r(out[6]), wg, options, cols);
+    kernels_->sigmoid_gate(r(out[8]), r(dy), r(z));
+    kernels_->sigmoid_gate_backward(r(out[9]), r(out[10]), r(dy), r(x), r(z));
+    kernels_->clamp(r(out[11]), 0.5, 2, kK - 2);
+    kernels_->clamp_backward(r(out[11]), r(x), 0.25, 2, kK - 2);
+    kernels_->add_bias(r(out[11]), b);
+  };
+  const auto fresh = [&] {
+    Parts out;
+    for (const Shape& s : std::vector<Shape>{{kT, kK},
+                                             {kT},
+                                             {kT},
+                                             {kT, kK},
+                                             {kT, 2},
+                                             {kT, kK},
+                                             {kT, 2},
+                                             {kT, kK},
+                                             {kT, kK},
+                                             {kT, kK},
+                                             {kT},
+                                             {kT, kK}}) {
+      out.push_back(s.num_dims() == 2 && s[1] == kK ? copy_of(x) : blank(s));
+    }
+    return out;
+  };
+  const Parts whole = fresh();
+  run(whole, 0, kT);
   for (const auto& ends : kRowEnds) {
-    const Owned h_parts = blank({kT, kK});
+    const Parts parts = fresh();
+    for_parts(ends, [&](std::int64_t begin, std::int64_t n) { run(parts, begin, n); });
+    for (std::size_t i = 0; i < whole.size(); ++i) EXPECT_TRUE(test::same_bits(parts[i], whole[i])) << i;
+  }
+}
+
+TEST_P(Splits, RopeOverRowsAtTheirPositions) {
+  const RopeShape shape = {
+      .seq = kT, .heads = 3, .first = 1, .stride = 17, .rotated = 16, .pairs = RopePairs::interleaved};
+  const Owned cos = draw({kT, 8}, 1), sin = draw({kT, 8}, 2), start = draw({kT, kK}, 3), x = copy_of(start);
+  std::vector<double> positions(kT);
+  for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<double>(i);
+  const Owned position = Owned(DType::i32, {kT});
+  test::set_values(position, positions);
+  kernels_->rope(x, cos, sin, shape, false);
+  for (const auto& ends : kRowEnds) {
+    const Owned parts = copy_of(start);
     for_parts(ends, [&](std::int64_t b, std::int64_t n) {
-      kernels_->swiglu(rows_of(h_parts, b, n), rows_of(gate_up, b, n));
+      kernels_->rope(rows_of(parts, b, n), cos, sin, shape, false, rows_of(position, b, n));
     });
-    EXPECT_TRUE(test::same_bits(h_parts, h));
+    EXPECT_TRUE(test::same_bits(parts, x));
+  }
+}
+
+// Tensor parallelism gives each rank a share of gate and up.
+TEST_P(Splits, ActivationsOverRowsAndOverColumns) {
+  for (const ActivationOptions& o : std::vector<ActivationOptions>{{Activation::swiglu},
+                                                                   {Activation::gelu},
+                                                                   {Activation::gelu_tanh},
+                                                                   {Activation::clamped_swiglu, 2}}) {
+    SCOPED_TRACE(fmt::format("kind {}", int(o.kind)));
+    const std::int64_t wide = o.gated() ? 2 : 1;
+    const Owned z = draw({kT, wide * kK}, 1, 3), dh = draw({kT, kK}, 2);
+    const Owned h = blank({kT, kK}), dz = blank({kT, wide * kK});
+    kernels_->activation(h, z, o);
+    kernels_->activation_backward(dz, dh, z, o);
+    for (const auto& ends : kKEnds) {
+      const Owned h_parts = blank({kT, kK}), dz_parts = blank({kT, wide * kK});
+      for_parts(ends, [&](std::int64_t b, std::int64_t n) {
+        const Owned in = blank({kT, wide * n}), out = blank({kT, n}), din = blank({kT, wide * n});
+        for (std::int64_t part = 0; part < wide; ++part) {
+          put_columns(in, part * n, columns(z, part * kK + b, n));
+        }
+        kernels_->activation(out, in, o);
+        kernels_->activation_backward(din, columns(dh, b, n), in, o);
+        put_columns(h_parts, b, out);
+        for (std::int64_t part = 0; part < wide; ++part) {
+          put_columns(dz_parts, part * kK + b, columns(din, part * n, n));
+        }
+      });
+      EXPECT_TRUE(test::same_bits(h_parts, h));
+      EXPECT_TRUE(test::same_bits(dz_parts, dz));
+    }
+    for (const auto& ends : kRowEnds) {
+      const Owned h_parts = blank({kT, kK});
+      for_parts(ends, [&](std::int64_t b, std::int64_t n) {
+        kernels_->activation(rows_of(h_parts, b, n), rows_of(z, b, n), o);
+      });
+      EXPECT_TRUE(test::same_bits(h_parts, h));
+    }
   }
 }
 

@@ -1,5 +1,6 @@
 // The fast backend over the loops of one instruction set (isa.h): walks rows, heads and groups and calls the
-// loops. Products, tables, losses and rows are in cpu_kernels.cpp, the operations of layers in cpu_layers.cpp.
+// loops. Products, tables, losses and rows are in cpu_kernels.cpp, the operations of layers in
+// cpu_layers.cpp.
 #pragma once
 #include <cstring>
 #include <memory>

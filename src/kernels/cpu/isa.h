@@ -45,8 +45,8 @@ struct AttentionCall {
   T* workspace;
 };
 
-// dw [width] = or += the sum over rows and groups, in this order, of dy x rstd. Row t of dy and x starts at t *
-// its row length, group g at g * width.
+// dw [width] = or += the sum over rows and groups, in this order, of dy x rstd. Row t of dy and x starts at
+// t * its row length, group g at g * width.
 template <class T>
 struct GroupWgradCall {
   T* dw;

@@ -63,7 +63,7 @@ S dot(const S* a, const S* b, std::int64_t n) {
 }
 
 // out_i = sum_j p_ij v_j over the keys j that i sees, p_ij = exp(s_ij - lse_i), s_ij = scale q_i k_j: first
-// the largest score and the sum of exponentials, then the values. sink (or null): one more score of every row.
+// the largest score and the sum of exponentials, then the values. sink (or null): one more score of each row.
 template <class S>
 void attention_head(S* out, S* lse, const S* qkv, const S* sink, const HeadOffsets& at) {
   const AttentionShape& shape = at.shape;

@@ -32,8 +32,8 @@ S group_score(const S* score, std::int64_t size, GroupScore how) {
   return how == GroupScore::max || size == 1 ? first : first + second;
 }
 
-// Choice scores of one token; those outside the best topk_group groups become minus infinity. Without bias and
-// groups the logits themselves: they order as any score of them does, without its rounding.
+// Choice scores of one token; those outside the best topk_group groups become minus infinity. Without bias
+// and groups the logits themselves: they order as any score of them does, without its rounding.
 template <class S>
 void choice_scores(std::vector<S>& score, const S* z, const S* probs, const S* bias, const RouterOptions& o) {
   const auto num_e = static_cast<std::int64_t>(score.size());
