@@ -223,6 +223,9 @@ class Builder {
     m.num_experts = job_.model.moe->num_experts;
     m.top_k = job_.model.moe->num_experts_per_tok;
     m.intermediate = div_exact(spec::expert_intermediate_size(job_.model), sizes_.etp);
+    m.shared_intermediate = div_exact(job_.model.moe->shared_intermediate_size, sizes_.tp);
+    m.shared_gate = job_.model.moe->shared_expert_gate;
+    m.keeps_logits = job_.model.moe->score == spec::RouterScore::sigmoid && r.z_loss_coef != 0.0;
     m.num_units = r.aux_loss_unit == spec::BalanceUnit::sequence ? sizes_.batch : 1;
     m.balanced = r.aux_loss_coef != 0.0;
     m.counts_units = m.balanced && r.aux_loss_unit != spec::BalanceUnit::global_batch;

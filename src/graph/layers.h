@@ -48,11 +48,14 @@ struct Sizes {
 // One MoE layer: what is fixed, and the rows of this rank over `row_microbatches` micro-batches.
 struct MoeSizes {
   std::int64_t num_experts = 0, top_k = 0;
-  std::int64_t intermediate = 0;  // of one expert
-  std::int64_t num_units = 1;     // balancing units of a micro-batch
-  bool balanced = false;          // with a balancing loss
-  bool counts_units = false;      // whose counts are summed over tp
-  bool drops = false;             // with a capacity
+  std::int64_t intermediate = 0;         // of one expert
+  std::int64_t shared_intermediate = 0;  // of the shared experts; 0: none
+  bool shared_gate = false;              // a sigmoid gate on them
+  bool keeps_logits = false;             // for the z-loss of sigmoid scores
+  std::int64_t num_units = 1;            // balancing units of a micro-batch
+  bool balanced = false;                 // with a balancing loss
+  bool counts_units = false;             // whose counts are summed over tp
+  bool drops = false;                    // with a capacity
   bool drops_by_weight = false;
   std::int64_t max_rows = 0;  // rows that the buffers hold
   std::int64_t row_microbatches = 1;

@@ -62,6 +62,7 @@ void route(OpWriter& f, const Sizes& s, const MoeSizes& m) {
   f.keep(t);
   f.keep(t * m.top_k, kIndex);
   f.keep(t * m.top_k);
+  if (m.keeps_logits) f.keep(t * m.num_experts);
   if (m.balanced) f.keep(m.num_units * m.num_experts);
   if (m.counts_units && s.tp > 1) {
     f.collective("unit counts", Axis::tp, Call::all_reduce_direct,
@@ -82,15 +83,64 @@ void route(OpWriter& f, const Sizes& s, const MoeSizes& m) {
   }
 }
 
+// The shared experts: an MLP cut over tp on the same normed rows, beside the dispatch.
+void shared_forward(OpWriter& f, const Sizes& s, const MoeSizes& m) {
+  const std::int64_t T = s.tokens();
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  const std::int64_t I = m.shared_intermediate;
+  f.tp_gather("shared gather", t * H);
+  f.gemm("shared gate_up", T, 2 * I, H);
+  f.keep(T * 2 * I);
+  f.memory("shared activation", 3 * T * I);
+  if (!s.selective) f.keep(T * I);
+  f.gemm("shared down", T, H, I);
+  f.tp_scatter("shared scatter", t * H);
+  if (m.shared_gate) {
+    f.gemm("shared gate", t, 1, H);
+    f.keep(t * H);
+    f.keep(t);
+  }
+}
+void shared_backward_input(OpWriter& i, const Sizes& s, const MoeSizes& m) {
+  const std::int64_t T = s.tokens();
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  const std::int64_t I = m.shared_intermediate;
+  if (m.shared_gate) {
+    i.memory("shared gate backward", 3 * t * H);
+    i.keep(t);
+  }
+  i.tp_gather("shared gather gradient", t * H);
+  if (m.shared_gate) i.gemm("shared gate dgrad", t, H, 1);
+  i.gemm("shared down dgrad", T, I, H);
+  i.keep(T * H);
+  i.memory("shared activation backward", 5 * T * I);
+  i.keep(T * 2 * I);
+  i.gemm("shared gate_up dgrad", T, H, 2 * I);
+  i.tp_scatter("shared scatter gradient", t * H);
+  i.memory("shared sum", 3 * t * H);
+}
+void shared_backward_weight(OpWriter& w, const Sizes& s, const MoeSizes& m) {
+  const std::int64_t T = s.tokens();
+  const std::int64_t I = m.shared_intermediate;
+  if (s.selective) w.memory("shared activation again", 3 * T * I);
+  w.gemm("shared down wgrad", s.hidden, I, T);
+  w.gemm("shared gate_up wgrad", 2 * I, s.hidden, T);
+  if (m.shared_gate) w.gemm("shared gate wgrad", 1, s.hidden, s.local_tokens());
+}
+
 void forward(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& prefix) {
   const std::int64_t t = s.local_tokens();
   const std::int64_t H = s.hidden;
   const std::int64_t I = m.intermediate;
   OpWriter f(out, s, prefix);
+  const bool shared = m.shared_intermediate > 0;
   f.memory("norm", 2 * t * H);
   f.keep(t);
-  if (!s.selective) f.keep(t * H);
+  if (!s.selective) f.keep((shared ? s.tokens() : t) * H);
   route(f, s, m);
+  if (shared) shared_forward(f, s, m);
   f.per_microbatches(m.row_microbatches);
   f.memory("gather rows", 2 * m.sent * H);
   if (exchanges(s)) to_experts(f, s, m);
@@ -111,6 +161,13 @@ void backward_input(OpList& out, const Sizes& s, const MoeSizes& m, const std::s
   const std::int64_t H = s.hidden;
   const std::int64_t I = m.intermediate;
   OpWriter i(out, s, prefix);
+  const bool shared = m.shared_intermediate > 0;
+  if (shared && s.selective) {
+    i.memory("norm again", 2 * t * H);
+    i.keep(s.tokens() * H);
+    i.tp_gather("gather again", t * H);
+  }
+  if (shared) shared_backward_input(i, s, m);
   i.per_microbatches(m.row_microbatches);
   i.memory("combine backward", t * H * m.row_microbatches + 2 * m.sent * H);
   if (exchanges(s)) to_experts(i, s, m);
@@ -135,7 +192,9 @@ void backward_weight(OpList& out, const Sizes& s, const MoeSizes& m, const std::
   const std::int64_t H = s.hidden;
   const std::int64_t I = m.intermediate;
   OpWriter w(out, s, prefix);
-  if (s.selective) w.memory("norm again", 2 * t * H);
+  const bool shared = m.shared_intermediate > 0;
+  if (s.selective && !shared) w.memory("norm again", 2 * t * H);
+  if (shared) shared_backward_weight(w, s, m);
   w.per_microbatches(m.row_microbatches);
   if (s.selective) w.memory("swiglu again", 3 * m.received * I);
   const std::int64_t groups = products(s, m);

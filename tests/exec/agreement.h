@@ -1,6 +1,9 @@
 // Layouts of every kind that the engine runs, and what it counts on each: for tests that compare a
 // description of the engine with the engine.
 #pragma once
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <map>
 #include <string>
 #include <utility>
@@ -20,6 +23,7 @@ struct Case {
   spec::ParallelSpec parallel;
   void (*change)(spec::Recipe&) = unchanged;
   std::int64_t hidden = 16;  // odd: parameters that need padding in their buckets
+  std::string family = "";   // a model of tests/golden/hf instead of the small ones
 };
 
 // What one rank counted in one step, by communicator label and call.
@@ -126,14 +130,51 @@ inline void zero_f32(spec::Recipe& r) {
 
 inline spec::Job job_of(const Case& c) {
   spec::Job job = small_job({.moe = c.moe, .tied = c.tied});
+  if (c.family.empty()) {
+    job.model.hidden_size = c.hidden;
+  } else {
+    job.model = spec::read_hf_config(fmt::format("{}/tests/golden/hf/{}", TESSERA_SOURCE_DIR, c.family));
+  }
   job.parallel = c.parallel;
-  job.model.hidden_size = c.hidden;
   c.change(job.train);
   return job;
 }
 
+// Every family that the engine trains, with its experts on as many ranks as divide them.
+inline void add_families(std::vector<Case>& cases) {
+  struct Family {
+    std::string name;
+    std::int32_t ep;  // 0: no experts
+  };
+  for (const Family& f : std::vector<Family>{{"llama", 0},
+                                             {"mistral", 0},
+                                             {"qwen2", 0},
+                                             {"qwen3", 0},
+                                             {"gpt2", 0},
+                                             {"mixtral", 1},
+                                             {"qwen2_moe", 1},
+                                             {"qwen3_moe", 2},
+                                             {"olmoe", 2},
+                                             {"deepseek_v2", 2},
+                                             {"deepseek_v3", 2},
+                                             {"gpt_oss", 1}}) {
+    const std::int32_t ep = std::max(1, f.ep);
+    const std::int32_t etp = f.ep > 0 ? 2 : 1;
+    const auto add = [&](const char* what, spec::ParallelSpec p, void (*change)(spec::Recipe&)) {
+      cases.push_back({.name = fmt::format("{}_{}", f.name, what),
+                       .parallel = std::move(p),
+                       .change = change,
+                       .family = f.name});
+    };
+    add("one_rank", {}, unchanged);
+    add("tp_dp", {.tp = 2, .dp = 2, .ep = ep, .etp = etp}, zero);
+    add("selective", {.tp = 2, .pp = 2, .etp = etp}, selective);
+    add("split_full", scheduled({.dp = 2, .pp = 2, .ep = ep}, "zb-h1"), full);
+  }
+}
+
 inline std::vector<Case> agreement_cases() {
-  return {
+  std::vector<Case> cases{
 
       Case{"one_rank", false, false, {}},
       Case{"one_rank_moe", true, false, {}},
@@ -169,6 +210,8 @@ inline std::vector<Case> agreement_cases() {
       Case{"odd_sizes_zero", false, false, {.tp = 4, .dp = 2}, zero_f32, 7},
       Case{"moe_everything", true, true, scheduled({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2}, "zb-h1"),
            everything}};
+  add_families(cases);
+  return cases;
 }
 
 }  // namespace tessera::testing
