@@ -9,6 +9,7 @@
 #include "base/math.h"
 #include "comm/thread_world.h"
 #include "exec/rope.h"
+#include "moe/correction.h"
 #include "optim/lr_schedule.h"
 
 namespace tessera::exec {
@@ -42,6 +43,33 @@ std::int64_t replicas_in_expert_group(const layout::Layout& layout, Rank rank) {
                     layout.dense.coordinate(r, Axis::cp));
   }
   return static_cast<std::int64_t>(replicas.size());
+}
+
+// What a normalisation makes of the coefficient of the balancing loss, on top of what the layers do.
+double aux_loss_scale(const spec::Job& job) {
+  const spec::MoeRecipe& r = job.train.moe;
+  if (!job.model.moe || r.aux_loss_unit != spec::BalanceUnit::global_batch) return 1.0;
+  switch (r.aux_loss_normalisation) {
+    case spec::AuxNormalisation::tessera:
+      return 1.0;
+    case spec::AuxNormalisation::huggingface:  // k times the value, a mean over the layers
+      return static_cast<double>(job.model.moe->num_experts_per_tok) /
+             static_cast<double>(std::max<std::size_t>(1, spec::moe_layers(job.model).size()));
+    case spec::AuxNormalisation::megatron:  // its gradients are means over dp, its counts already sums
+      return 1.0 / job.parallel.dp;
+  }
+  return 1.0;
+}
+
+// Every row becomes the mean of the rows.
+void average_rows(const Tensor& x) {
+  const std::int64_t rows = x.rows();
+  for (std::int64_t c = 0; c < x.dim(1); ++c) {
+    double sum = 0.0;
+    for (std::int64_t r = 0; r < rows; ++r) sum += x.as<double>()[r * x.dim(1) + c];
+    for (std::int64_t r = 0; r < rows; ++r)
+      x.as<double>()[r * x.dim(1) + c] = sum / static_cast<double>(rows);
+  }
 }
 
 optim::LrDecay to_optim(spec::LrDecay d) {
@@ -120,7 +148,8 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
                        .id = id,
                        .dims = d,
                        .etp = job.parallel.etp,
-                       .units_in_group = replicas_in_expert_group(plan.layout, options_.rank)},
+                       .units_in_group = replicas_in_expert_group(plan.layout, options_.rank),
+                       .aux_loss_scale = aux_loss_scale(job)},
         *store_, comms_, cos_, sin_);
   }
   const StoreBytes& stored = store_->bytes();
@@ -317,6 +346,7 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
   step_flops_ = options_.kernels->flops();
   share_results();
   update(step);
+  move_corrections();
   return result_;
 }
 
@@ -407,6 +437,8 @@ void RankEngine::note_frequencies() {
       *f++ = static_cast<double>(n) / static_cast<double>(std::max<std::int64_t>(1, all));
     }
   }
+  const spec::MoeRecipe& recipe = options_.plan->job.train.moe;
+  if (recipe.aux_loss_normalisation == spec::AuxNormalisation::huggingface) average_rows(frequencies_);
   use_routing_frequencies();
 }
 
@@ -416,6 +448,19 @@ void RankEngine::use_routing_frequencies() {
     for (const Stage::Mixture& m : s.stage->mixtures()) {
       const auto at = static_cast<std::int64_t>(moe_index(m.layer));
       m.moe->set_global_frequency(frequencies_.narrow_rows(at, 1).span<double>());
+    }
+  }
+}
+
+// Every rank has the counts of the whole world, so all copies of a bias move alike.
+void RankEngine::move_corrections() {
+  const spec::MoeRecipe& r = options_.plan->job.train.moe;
+  if (r.balancing != spec::Balancing::bias) return;
+  const auto mean = r.bias_update_centred ? moe::CorrectionMean::centred : moe::CorrectionMean::uncentred;
+  for (StageState& s : states_) {
+    for (const Stage::Mixture& m : s.stage->mixtures()) {
+      moe::move_correction(m.moe->correction_E(), result_.routing[moe_index(m.layer)].chosen,
+                           r.bias_update_rate, mean);
     }
   }
 }

@@ -141,6 +141,7 @@ class RankEngine {
   [[nodiscard]] std::size_t moe_index(std::int32_t layer) const;  // of a MoE layer among the MoE layers
   void note_frequencies();
   void update(std::int64_t step);
+  void move_corrections();
   void timed_phase(const char* name, std::int64_t start_ns, std::int64_t start_cpu_ns);
 
   Options options_;

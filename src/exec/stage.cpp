@@ -36,6 +36,30 @@ moe::BalanceUnit to_moe(spec::BalanceUnit u) {
   return moe::BalanceUnit::micro_batch;
 }
 
+moe::Choice to_moe(spec::RouterChoice c) {
+  switch (c) {
+    case spec::RouterChoice::model:
+      return moe::Choice::scores;
+    case spec::RouterChoice::hash:
+      return moe::Choice::hash;
+    case spec::RouterChoice::expert_choice:
+      return moe::Choice::expert_choice;
+  }
+  return moe::Choice::scores;
+}
+
+// The loss over all layers together needs them all on this rank; one with the previous step's counts does not.
+std::unique_ptr<moe::LayerCounts> make_layer_counts(const spec::ModelSpec& m, const spec::Recipe& r,
+                                                    const nn::Dims& dims) {
+  const spec::MoeRecipe& e = r.moe;
+  const bool joined = e.aux_loss_normalisation == spec::AuxNormalisation::huggingface &&
+                      e.aux_loss_unit != spec::BalanceUnit::global_batch && e.aux_loss_coef > 0.0;
+  if (!m.moe || !joined) return nullptr;
+  const std::int64_t units = e.aux_loss_unit == spec::BalanceUnit::sequence ? dims.batch : 1;
+  return std::make_unique<moe::LayerCounts>(static_cast<std::int32_t>(spec::moe_layers(m).size()),
+                                            units * m.moe->num_experts);
+}
+
 moe::DropPolicy to_moe(spec::DropPolicy p) {
   switch (p) {
     case spec::DropPolicy::position:
@@ -117,7 +141,7 @@ class Stage::Taker {
 
 Stage::Stage(const Options& options, ParamStore& store, const Communicators& comms, Tensor cos_SP,
              Tensor sin_SP)
-    : options_(options) {
+    : options_(options), layer_counts_(make_layer_counts(options.model, options.recipe, options.dims)) {
   Taker params(store, options_.id);
   if (options_.cut.has_embedding) add_embedding(params);
   for (std::int32_t l = 0; l < options_.cut.num_layers; ++l) {
@@ -261,15 +285,19 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, Taker& params, co
                    .norm_eps = m.rms_norm_eps,
                    .recompute = to_nn(options_.recipe.recompute),
                    .unit = to_moe(r.aux_loss_unit),
-                   .aux_loss_coef = r.aux_loss_coef,
+                   .aux_loss_coef = r.aux_loss_coef * options_.aux_loss_scale,
                    .z_loss_coef = r.z_loss_coef,
                    .capacity_factor = r.capacity_factor,
                    .drop_policy = to_moe(r.drop_policy),
                    .units_in_group = options_.units_in_group,
                    .activation = to_nn(m),
                    .shared_intermediate = div_exact(m.moe->shared_intermediate_size, options_.dims.tp),
+                   .choice = to_moe(r.router),
+                   .padding = r.pad_to_capacity ? moe::Padding::to_capacity : moe::Padding::none,
+                   .router_jitter = r.router_jitter,
                    .seed = options_.recipe.seed,
-                   .layer = layer},
+                   .layer = layer,
+                   .joined = layer_counts_.get()},
       take_moe(layer, params), *comms.ep, *comms.etp);
   mixtures_.push_back({layer, made.get()});
   return made;

@@ -62,6 +62,7 @@ class Stage {
     nn::Dims dims;
     std::int32_t etp = 1;
     std::int64_t units_in_group = 1;  // see moe::Options
+    double aux_loss_scale = 1.0;      // of the coefficient, by its normalisation
   };
   // cos, sin: rotary tables; they and comms outlive the stage.
   Stage(const Options& options, ParamStore& store, const Communicators& comms, Tensor cos_SP, Tensor sin_SP);
@@ -117,8 +118,9 @@ class Stage {
   Options options_;
   SlotCounts counts_;
   std::vector<Unit> units_;
-  nn::Head* head_ = nullptr;       // owned by its unit
-  std::vector<Mixture> mixtures_;  // owned by their units
+  nn::Head* head_ = nullptr;                        // owned by its unit
+  std::vector<Mixture> mixtures_;                   // owned by their units
+  std::unique_ptr<moe::LayerCounts> layer_counts_;  // a balancing loss over all layers together
   RoutingListener* listener_ = nullptr;
   std::vector<std::vector<Tensor>> boundaries_;  // [live][unit]: input of unit u; the last is the output
   std::vector<Tensor> gradients_;

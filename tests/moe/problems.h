@@ -89,8 +89,9 @@ struct MoeParams {
   return at;
 }
 
-// The parameters of one rank.
-[[nodiscard]] inline moe::Params moe_params(const MoeCase& c, const Place& place, RankParams& params) {
+// The parameters of one rank; those of the layer begin at `first` of the problem's.
+[[nodiscard]] inline moe::Params moe_params(const MoeCase& c, const Place& place, RankParams& params,
+                                            std::size_t first = 0) {
   const RankLayout& l = place.layout;
   const MoeParams at = positions_of(c);
   const std::int64_t width = kExpertWidth / l.etp;
@@ -102,24 +103,26 @@ struct MoeParams {
     if (gates == 2) part.rows.emplace_back(whole + first, count);
     return part;
   };
-  moe::Params list{.norm_H = params.add(0), .router_EH = params.add(1)};
+  moe::Params list{.norm_H = params.add(first + 0), .router_EH = params.add(first + 1)};
   for (std::int32_t i = 0; i < local; ++i) {
     const auto expert = static_cast<std::size_t>(place.ep->rank() * local + i);
     moe::ExpertParams p;
-    p.gate_up = params.add(2 + 2 * expert, fused(kExpertWidth, begin, width));
-    p.down = params.add(3 + 2 * expert, {.col_begin = begin, .cols = width});
+    p.gate_up = params.add(first + 2 + 2 * expert, fused(kExpertWidth, begin, width));
+    p.down = params.add(first + 3 + 2 * expert, {.col_begin = begin, .cols = width});
     if (c.expert_bias) {
-      p.gate_up_bias_Z = params.add(at.expert_bias + 2 * expert, fused(kExpertWidth, begin, width));
-      p.down_bias_H = params.add(at.expert_bias + 2 * expert + 1, {.counted = place.etp->rank() == 0});
+      p.gate_up_bias_Z = params.add(first + at.expert_bias + 2 * expert, fused(kExpertWidth, begin, width));
+      p.down_bias_H =
+          params.add(first + at.expert_bias + 2 * expert + 1, {.counted = place.etp->rank() == 0});
     }
     list.experts.push_back(p);
   }
-  if (c.router_bias) list.router_bias_E = params.add(at.router_bias);
+  if (c.router_bias) list.router_bias_E = params.add(first + at.router_bias);
   if (c.shared != MoeCase::Shared::none) {
     const std::int64_t share = kSharedWidth / l.tp;
-    list.shared.gate_up = params.add(at.shared, fused(kSharedWidth, place.tp->rank() * share, share));
-    list.shared.down = params.add(at.shared + 1, {.col_begin = place.tp->rank() * share, .cols = share});
-    if (c.shared == MoeCase::Shared::gated) list.shared.gate_1H = params.add(at.shared_gate);
+    list.shared.gate_up = params.add(first + at.shared, fused(kSharedWidth, place.tp->rank() * share, share));
+    list.shared.down =
+        params.add(first + at.shared + 1, {.col_begin = place.tp->rank() * share, .cols = share});
+    if (c.shared == MoeCase::Shared::gated) list.shared.gate_1H = params.add(first + at.shared_gate);
   }
   return list;
 }

@@ -120,8 +120,17 @@ TEST(Balance, LossIsTheCoefficientAtPerfectBalance) {
     moe::Stats stats{.chosen = {0, 0, 0}, .dropped = {0, 0, 0}};
     moe::add_to_stats(
         stats,
-        {.probs_tE = probs, .lse_t = lse, .index_tK = index, .pos_tK = pos, .aux_UE = aux, .first_token = 0},
+        {.probs_tE = probs,
+         .lse_t = lse,
+         .logits_tE = tensor_of(DType::f64, {6, 3}, {1, 0, 0, 0, -3, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0}),
+         .index_tK = index,
+         .pos_tK = pos,
+         .aux_UE = aux,
+         .first_token = 0},
         o, 1.0 / 6);
+    EXPECT_EQ(stats.max_abs_logit, 3.0);
+    EXPECT_EQ(stats.logit_squares, 14.0);
+    EXPECT_EQ(stats.unserved, 0);
     EXPECT_NEAR(stats.aux_loss, 0.5, 1e-14);
     EXPECT_NEAR(stats.entropy, 6 * std::log(3.0), 1e-12);
     EXPECT_EQ(stats.chosen, (std::vector<std::int64_t>{4, 4, 4}));
