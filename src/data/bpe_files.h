@@ -1,5 +1,5 @@
-// Reads the files of byte-level BPE tokenizers; docs/formats/tokenizer.md says what is understood of them. What
-// is damaged, or would change ids in a way that is not understood, is refused by name.
+// Reads the files of byte-level BPE tokenizers; docs/formats/tokenizer.md says what is understood of them.
+// What is damaged, or would change ids in a way that is not understood, is refused by name.
 #pragma once
 #include <filesystem>
 #include <string>

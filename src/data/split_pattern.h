@@ -1,5 +1,5 @@
-// Regular expressions of tokenizer.json, with the meaning that they have there (Oniguruma with Unicode, as the
-// published encoders use it), run by PCRE2. What the two read differently is rewritten (\s, \p{Han}) or
+// Regular expressions of tokenizer.json, with the meaning that they have there (Oniguruma with Unicode, as
+// the published encoders use it), run by PCRE2. What the two read differently is rewritten (\s, \p{Han}) or
 // refused by name; docs/formats/tokenizer.md lists both.
 #pragma once
 #include <cstddef>

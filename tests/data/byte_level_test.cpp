@@ -1,6 +1,6 @@
 // Byte-level tokenizers as a caller sees them: the small one of small_tokenizer.h, changed in one place each
-// time; folders; what is refused and with which words; and damaged files, which must give an Error and nothing
-// else.
+// time; folders; what is refused and with which words; and damaged files, which must give an Error and
+// nothing else.
 #include <thread>
 
 #include "data/bpe_files.h"
