@@ -273,12 +273,56 @@ TEST_P(GoldenValues, HiddenStatesLogitsAndRoutingEqualTransformersInF64) {
   }
 }
 
+// The objective of transformers with balancing is loss + coefficient * aux_loss over the tokens of all MoE layers
+// together; the fixtures hold the gradient of the second term for routers.
+class GoldenBalancing : public Golden {};
+
+TEST_P(GoldenBalancing, LossOverAllLayersAndItsGradientEqualTransformersInF64) {
+  const Expected expected(GetParam().family.name);
+  spec::Job job = job_of(GetParam().c, expected, spec::Precision::f64);
+  constexpr double kCoefficient = 0.5;
+  job.train.moe.balancing = spec::Balancing::loss;
+  job.train.moe.aux_loss_coef = kCoefficient;
+  job.train.moe.aux_loss_normalisation = spec::AuxNormalisation::huggingface;
+  const FixtureBatch batch(expected, job.train.sequence_length);
+  const auto weights = ckpt::open_hf_folder(expected.folder);
+  const RunResult got =
+      run_job(job, {.steps = 1, .cpu_kernels = true, .data = &batch, .start = [&](exec::RankEngine& e) {
+                      exec::load_state(e, *weights, exec::StateParts::weights);
+                    }});
+  EXPECT_TRUE(relative_error({kCoefficient * expected.f64("aux_loss").at(0)}, {got.steps[0].aux_loss}) <
+              kBound);
+  std::size_t compared = 0;
+  for (const ckpt::HfTensor& t : ckpt::hf_tensors(job.model)) {
+    if (!expected.has("aux_grad." + t.name)) continue;
+    const GlobalTensors loss = expected.in_engine_form(t, "grad.");
+    for (const auto& [name, aux] : expected.in_engine_form(t, "aux_grad.")) {
+      std::vector<double> want = loss.at(name);
+      for (std::size_t i = 0; i < want.size(); ++i) want[i] += kCoefficient * aux[i];
+      const double error = relative_error(want, got.gradients.at(name));
+      EXPECT_TRUE(error < kBound) << name << " off by " << error;
+      ++compared;
+    }
+  }
+  EXPECT_GE(compared, spec::moe_layers(job.model).size());
+}
+
+std::vector<Param> balancing_params() {
+  std::vector<Param> out;
+  for (const Param& p : all_params(true)) {
+    const bool one_stage = p.c.parallel.pp == 1;
+    if (p.family.moe && !p.family.name.starts_with("deepseek") && one_stage) out.push_back(p);
+  }
+  return out;
+}
+
 std::string name_of(const ::testing::TestParamInfo<Param>& info) {
   return fmt::format("{}_{}", info.param.family.name, info.param.c.name);
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, Golden, ::testing::ValuesIn(all_params(false)), name_of);
 INSTANTIATE_TEST_SUITE_P(Layouts, GoldenValues, ::testing::ValuesIn(all_params(true)), name_of);
+INSTANTIATE_TEST_SUITE_P(Layouts, GoldenBalancing, ::testing::ValuesIn(balancing_params()), name_of);
 INSTANTIATE_TEST_SUITE_P(Families, GoldenF32, ::testing::ValuesIn(families()),
                          [](const auto& info) { return info.param.name; });
 
