@@ -19,7 +19,10 @@ struct TrainFlags {
   std::string job;
   std::vector<std::string> overrides;  // "train.steps=50"
   std::string start_from;              // Hugging Face folder or checkpoint
-  bool dry_run = false;                // plan and memory, no training
+  std::string dump_routing;            // file to write; docs/formats/routing.md
+  std::int64_t dump_routing_tokens = 0;
+  bool show_routing = false;  // the heat map while training
+  bool dry_run = false;       // plan and memory, no training
   bool print_config = false;
   bool json = false;
 };

@@ -20,6 +20,7 @@
 #include "cli/calibrate_command.h"
 #include "cli/commands.h"
 #include "cli/plan_command.h"
+#include "cli/routing_command.h"
 
 namespace {
 
@@ -76,6 +77,7 @@ struct AllFlags {
   tessera::cli::SimulateFlags simulate;
   tessera::cli::ValidateFlags validate;
   tessera::cli::CalibrateFlags calibrate;
+  tessera::cli::RoutingFlags routing;
 };
 
 void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
@@ -90,6 +92,12 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
       ->allow_extra_args(false);  // one value each: the job may come behind it
   c->add_option("--start-from", f.start_from,
                 "Take the first weights from a Hugging Face folder or a checkpoint");
+  c->add_option("--dump-routing", f.dump_routing,
+                "Write what the tokens chose: counts and pairs of experts, a file for plan --routing");
+  c->add_option("--dump-routing-tokens", f.dump_routing_tokens,
+                "Keep every choice of so many last tokens in it")
+      ->check(CLI::Range(std::int64_t{0}, kMost));
+  c->add_flag("--show-routing", f.show_routing, "Print the heat map of the experts while training");
   c->add_flag("--dry-run", f.dry_run, "Check the job, print plan and memory per rank, stop");
   c->add_flag("--print-config", f.print_config, "Print the whole job as it will run, stop");
   c->callback([&] { code = tessera::cli::train(f, terminal); });
@@ -223,7 +231,9 @@ void add_plan(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code)
   c->add_option("--precision", f.precision, "bf16, fp16, fp8, fp8_block, mxfp8, nvfp4, f32 or f64")
       ->capture_default_str();
   c->add_option("--practice", f.practice, "How the software works")->capture_default_str();
-  c->add_option("--routing", f.routing, "Load of the experts: balanced, power:1.2 or a file of counts")
+  c->add_option(
+       "--routing", f.routing,
+       "Load of the experts: balanced, power:1.2, or a file of counts or of routing (train --dump-routing)")
       ->capture_default_str();
   c->add_option("--capacity-factor", f.capacity_factor, "Of the experts (0: nothing is dropped)")
       ->check(CLI::Range(0.0, 1e6))
@@ -288,7 +298,9 @@ void add_simulate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
   add_simulated_layout(*c, f);
   c->add_option("--practice", f.practice,
                 "How the software works (default: megatron-core; tessera for f32 and f64)");
-  c->add_option("--routing", f.routing, "Load of the experts: balanced, power:1.2 or a file of counts");
+  c->add_option(
+      "--routing", f.routing,
+      "Load of the experts: balanced, power:1.2, or a file of counts or of routing (train --dump-routing)");
   c->add_option("--calibration", f.calibration, "Calibration file instead of the device's shipped one");
   c->add_option("--stragglers", f.stragglers, "Slow pipeline ranks, 0=1.2; may be repeated")
       ->type_name("RANK=FACTOR")
@@ -331,6 +343,34 @@ void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& 
   c->add_option("--check-only", f.only, "Only the models whose line has this in its name: MoE, dp 2");
   c->add_flag("--markdown", f.markdown, "The tables as Markdown");
   c->callback([&] { code = tessera::cli::calibrate(f, terminal); });
+}
+
+void add_routing(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.routing;
+  CLI::App* c =
+      add(app, "routing", "Show which experts tokens chose, of a routing file of any program; convert it",
+          "tessera routing runs/a/routing.safetensors\n"
+          "  tessera routing topk.npy --experts 64 --first-layer 1 --convert routing.safetensors\n"
+          "The files that can be read: docs/formats/routing.md.",
+          f);
+  c->add_option("file", f.file, "Routing file, or TensorRT-LLM's folder of expert statistics")->required();
+  c->add_option("--convert", f.convert, "Write it as a Tessera routing file");
+  c->add_option("--content", f.content, "Of a table without names: counts or choices")
+      ->check(CLI::IsMember({"auto", "counts", "choices"}))
+      ->capture_default_str();
+  c->add_option("--order", f.order, "Of a table of choices: layers first or tokens first")
+      ->check(CLI::IsMember({"auto", "layers", "tokens"}))
+      ->capture_default_str();
+  c->add_option("--experts", f.experts, "Of a layer, where the file does not say it (0: the largest id + 1)")
+      ->check(CLI::Range(0, 16384))
+      ->capture_default_str();
+  c->add_option("--first-layer", f.first_layer, "Model index of a table's first layer")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  c->add_option("--pairs", f.pairs, "Most co-active pairs shown of a layer")
+      ->check(CLI::Range(0, 100))
+      ->capture_default_str();
+  c->callback([&] { code = tessera::cli::routing(f, terminal); });
 }
 
 std::vector<std::string> names_of(const CLI::App& app) {
@@ -390,6 +430,7 @@ int run(int argc, char** argv) {
   add_simulate(app, all, terminal, code);
   add_validate(app, all, code);
   add_calibrate(app, all, terminal, code);
+  add_routing(app, all, terminal, code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

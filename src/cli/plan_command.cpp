@@ -109,9 +109,10 @@ class Question {
                     "--precision", "use one of " + join(words, ", "));
     }
     const auto experts = m.moe ? std::int64_t{m.moe->num_experts} : 0;
-    if (!setup.routing.histogram.empty() && std::ssize(setup.routing.histogram) != experts) {
+    if (!setup.routing.histogram.empty() &&
+        std::ssize(setup.routing.histogram) / setup.routing.num_layers != experts) {
       problems_.add(fmt::format("the file counts {} experts, the model has {}",
-                                setup.routing.histogram.size(), experts),
+                                std::ssize(setup.routing.histogram) / setup.routing.num_layers, experts),
                     "--routing " + flags_.routing, "give one count for each expert of a layer");
     }
     search::check_space(setup, space, problems_);

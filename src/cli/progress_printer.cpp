@@ -27,8 +27,30 @@ void end_line_and_die(int signal) {
 
 }  // namespace
 
+std::vector<report::RoutingRow> routing_rows(const std::vector<exec::RoutingFigures>& layers) {
+  std::vector<report::RoutingRow> rows;
+  for (const exec::RoutingFigures& r : layers) {
+    report::RoutingRow row{.layer = r.layer,
+                           .load = {r.chosen.begin(), r.chosen.end()},
+                           .max_over_mean = r.max_over_mean,
+                           .cv = r.cv,
+                           .effective = r.effective_experts,
+                           .dead = r.dead,
+                           .drop_rate = r.drop_rate,
+                           .entropy = r.entropy,
+                           .logit_rms = r.logit_rms,
+                           .logit_max = r.logit_max};
+    if (r.bias) {
+      row.bias_least = r.bias->least;
+      row.bias_most = r.bias->most;
+    }
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
 ProgressPrinter::ProgressPrinter(const spec::Job& job, const TrainFlags& flags, const Terminal& terminal)
-    : job_(job), terminal_(terminal), json_(flags.json) {
+    : job_(job), terminal_(terminal), json_(flags.json), map_(flags.show_routing) {
   if (terminal.interactive && !json_) ::signal(SIGINT, end_line_and_die);
 }
 
@@ -63,6 +85,11 @@ void ProgressPrinter::step(const exec::StepMetrics& m) {
     return;
   }
   const std::int64_t stride = std::max<std::int64_t>(1, steps / kLinesInAFile);
+  if (map_ && !m.routing.empty() && (done % stride == 0 || done == steps)) {
+    const std::string map = report::routing_map(routing_rows(m.routing), terminal_.style);
+    show(fmt::format("experts, step {}", done), true);
+    std::printf("%s", map.c_str());
+  }
   if (!terminal_.interactive && done % stride != 0 && done != steps && ran != 1) return;
   report::ProgressState p;
   p.step = done;

@@ -7,9 +7,12 @@
 
 #include "cli/commands.h"
 #include "exec/metrics.h"
+#include "report/routing_view.h"
 #include "spec/job.h"
 
 namespace tessera::cli {
+
+[[nodiscard]] std::vector<report::RoutingRow> routing_rows(const std::vector<exec::RoutingFigures>& layers);
 
 class ProgressPrinter {
  public:
@@ -29,6 +32,7 @@ class ProgressPrinter {
   const spec::Job& job_;
   const Terminal& terminal_;
   bool json_;
+  bool map_;           // of the experts, beside each twentieth of the run
   bool open_ = false;  // the cursor stands behind a progress line
   std::int64_t first_step_ = 0;
   double seconds_ = 0.0;

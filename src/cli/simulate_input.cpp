@@ -234,9 +234,11 @@ class Reader {
     check_job();
     const spec::ModelSpec& m = job_.model;
     if (!out_.setup.routing.histogram.empty() &&
-        (!m.moe || std::ssize(out_.setup.routing.histogram) != m.moe->num_experts)) {
+        (!m.moe ||
+         std::ssize(out_.setup.routing.histogram) / out_.setup.routing.num_layers != m.moe->num_experts)) {
       problems_.add(fmt::format("the file counts {} experts, the model has {}",
-                                out_.setup.routing.histogram.size(), m.moe ? m.moe->num_experts : 0),
+                                std::ssize(out_.setup.routing.histogram) / out_.setup.routing.num_layers,
+                                m.moe ? m.moe->num_experts : 0),
                     "--routing " + flags_.routing, "give one count for each expert of a layer");
     }
   }

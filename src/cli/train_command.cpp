@@ -40,6 +40,7 @@ std::vector<report::FileRow> files_of(const exec::RunSummary& s, const PreparedD
   };
   add("metrics, a line a step", s.metrics.string());
   add("trace, opens in ui.perfetto.dev", s.trace.string());
+  add("routing, for tessera plan --routing", s.routing_dump.string());
   add("plan", output.empty() ? "" : (output / "plan.json").string());
   add("checkpoint", s.checkpoint.string());
   add("tokenizer", data.tokenizer_path);
@@ -104,15 +105,7 @@ report::RunView view_of(const exec::RunSummary& s, const plan::Plan& plan, const
         {.axis = std::string(a.axis), .bytes_per_step = a.bytes, .total = a.total, .exposed = a.exposed});
   }
   fill_bubble(view, s, plan);
-  for (const exec::RoutingFigures& r : s.routing) {
-    view.routing.push_back({.layer = r.layer,
-                            .load = {r.chosen.begin(), r.chosen.end()},
-                            .max_over_mean = r.max_over_mean,
-                            .cv = r.cv,
-                            .entropy = r.entropy,
-                            .dead = r.dead,
-                            .drop_rate = r.drop_rate});
-  }
+  view.routing = routing_rows(s.routing);
   for (const exec::RankUse& r : s.ranks) {
     view.memory.push_back({.rank = r.rank.value, .planned = r.planned, .measured = r.measured});
   }
@@ -218,6 +211,27 @@ void make_folder(const char* key, const fs::path& folder) {
               fmt::format("{}: {}", key, folder.string()), "give another folder, or mend its permissions");
 }
 
+// Before the run, not after hours of it.
+void check_dump(const TrainFlags& flags, const spec::Job& job) {
+  if (flags.dump_routing.empty() && flags.dump_routing_tokens > 0) {
+    throw Error(
+        ErrorKind::config,
+        fmt::format("the choices of {} tokens are to be kept, but no file", flags.dump_routing_tokens),
+        "--dump-routing-tokens", "give --dump-routing FILE too");
+  }
+  if (flags.dump_routing.empty()) return;
+  if (!job.model.moe) {
+    throw Error(ErrorKind::config, "the model has no mixture of experts: there is no routing to write",
+                "--dump-routing " + flags.dump_routing, "leave the flag out, or train a model with experts");
+  }
+  const fs::path folder = fs::path(flags.dump_routing).parent_path();
+  make_folder("--dump-routing", folder);
+  if (fs::is_directory(flags.dump_routing)) {
+    throw Error(ErrorKind::config, "the routing file is a folder", "--dump-routing " + flags.dump_routing,
+                "give the name of a file in it");
+  }
+}
+
 // What a run begins with. Nothing is written before all of it is known to be good, but for the tokens.
 struct Prepared {
   std::shared_ptr<const ckpt::CheckpointReader> resume;
@@ -229,6 +243,7 @@ struct Prepared {
 Prepared prepare(const spec::Job& job, const TrainFlags& flags) {
   Prepared p;
   check_data(job);
+  check_dump(flags, job);
   std::vector<std::string> skipped;
   p.resume = open_resume(job, skipped);
   for (const std::string& s : skipped) p.notes.push_back("skipped a damaged checkpoint: " + s);
@@ -324,6 +339,8 @@ int train(const TrainFlags& flags, const Terminal& terminal) {
                            .cores = cores,
                            .peak_per_core = f64 ? peaks.fma_f64 : peaks.fma_f32,
                            .output = output,
+                           .dump_routing = flags.dump_routing,
+                           .dump_routing_tokens = flags.dump_routing_tokens,
                            .resume = p.resume,
                            .start_weights = p.start},
                           {.on_start = [&](std::int64_t step) { progress.start(step); },

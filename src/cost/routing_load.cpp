@@ -15,6 +15,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/text.h"
+#include "trace/routing_file.h"
 
 namespace tessera::cost {
 
@@ -77,6 +78,35 @@ RoutingLoad read_histogram(const std::string& path) {
   return load;
 }
 
+// A list of numbers, as against a routing file of any kind.
+bool is_list(const std::string& path) {
+  if (!std::filesystem::is_regular_file(path)) return false;
+  const MappedFile file(path);
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  if (text.substr(0, 8).find('\0') != std::string_view::npos) return false;
+  const std::size_t first = text.find_first_not_of(" \t\r\n,;");
+  return first == std::string_view::npos ||
+         std::string_view("0123456789+-.").find(text[first]) != std::string_view::npos;
+}
+
+RoutingLoad read_statistics(const std::string& path) {
+  const trace::RoutingStats stats = trace::read_routing(path);
+  RoutingLoad load{.kind = LoadKind::histogram, .histogram = {}, .num_layers = 0};
+  for (std::int32_t l = 0; l < stats.num_layers(); ++l) {
+    const std::span<const std::int64_t> chosen = stats.chosen_of(l);
+    double sum = 0.0;
+    for (const std::int64_t n : chosen) sum += static_cast<double>(n);
+    if (!(sum > 0.0)) continue;
+    for (const std::int64_t n : chosen) load.histogram.push_back(static_cast<double>(n) / sum);
+    ++load.num_layers;
+  }
+  if (load.num_layers == 0) {
+    throw Error(ErrorKind::config, "no layer of the routing file has a choice", path,
+                "give the statistics of a run that routed tokens");
+  }
+  return load;
+}
+
 // Scales `loads` to the mean 1 with none above `largest` >= 1.
 void normalise(std::vector<double>& loads, double largest) {
   const auto n = static_cast<double>(loads.size());
@@ -130,7 +160,8 @@ RoutingLoad parse_routing_load(std::string_view text) {
   if (word == "balanced") return {};
   if (word.starts_with("power:")) return power_law(word);
   std::error_code none;
-  if (std::filesystem::is_regular_file(word, none)) return read_histogram(word);
+  if (std::filesystem::exists(word, none))
+    return is_list(word) ? read_histogram(word) : read_statistics(word);
   throw Error(
       ErrorKind::config,
       fmt::format("\"{}\" is neither balanced, power:ALPHA nor a file of counts", word.substr(0, 200)),
@@ -144,12 +175,14 @@ std::string to_text(const RoutingLoad& load) {
     case LoadKind::power_law:
       return fmt::format("power:{}", load.alpha);
     case LoadKind::histogram:
-      return fmt::format("histogram of {} experts", load.histogram.size());
+      return fmt::format("histogram of {} experts", std::ssize(load.histogram) / load.num_layers) +
+             (load.num_layers > 1 ? fmt::format(" in {} layers", load.num_layers) : "");
   }
   return "";
 }
 
-std::vector<double> expert_loads(const RoutingLoad& load, std::int32_t num_experts, std::int32_t top_k) {
+std::vector<double> expert_loads(const RoutingLoad& load, std::int32_t num_experts, std::int32_t top_k,
+                                 std::int32_t layer) {
   TESSERA_CHECK(num_experts >= 1 && top_k >= 1 && top_k <= num_experts, "top_k is between 1 and num_experts");
   std::vector<double> loads(static_cast<std::size_t>(num_experts), 1.0);
   switch (load.kind) {
@@ -166,13 +199,14 @@ std::vector<double> expert_loads(const RoutingLoad& load, std::int32_t num_exper
       break;
     }
     case LoadKind::histogram:
-      if (std::ssize(load.histogram) != num_experts) {
-        throw Error(
-            ErrorKind::config,
-            fmt::format("the histogram has {} experts, the model {}", load.histogram.size(), num_experts),
-            "routing", fmt::format("give {} counts, one an expert", num_experts));
+      if (std::ssize(load.histogram) != std::int64_t{num_experts} * load.num_layers) {
+        throw Error(ErrorKind::config,
+                    fmt::format("the histogram has {} experts, the model {}",
+                                std::ssize(load.histogram) / load.num_layers, num_experts),
+                    "routing", fmt::format("give {} counts, one an expert", num_experts));
       }
-      loads = load.histogram;
+      loads.assign(load.histogram.begin() + std::ptrdiff_t{layer} * num_experts,
+                   load.histogram.begin() + (std::ptrdiff_t{layer} + 1) * num_experts);
       break;
   }
   // Measured shares are kept as they are.
@@ -181,18 +215,13 @@ std::vector<double> expert_loads(const RoutingLoad& load, std::int32_t num_exper
   return loads;
 }
 
-LoadFigures load_figures(const RoutingLoad& load, std::int32_t num_experts, std::int32_t top_k,
-                         std::int32_t ep, double capacity_factor) {
-  TESSERA_CHECK(ep >= 1, "ep is at least 1");
-  TESSERA_CHECK_EQ(num_experts % ep, 0, "ep divides the experts");
-  const bool drops = capacity_factor > 0.0;
-  if (load.kind == LoadKind::balanced) {
-    const double kept = drops ? std::min(1.0, capacity_factor) : 1.0;
-    return {.slowest_rank = kept, .busiest_expert = kept, .dropped = 1.0 - kept};
-  }
-  std::vector<double> rows = expert_loads(load, num_experts, top_k);
+namespace {
+
+LoadFigures figures_of_layer(const RoutingLoad& load, std::int32_t num_experts, std::int32_t top_k,
+                             std::int32_t ep, double capacity_factor, std::int32_t layer) {
+  std::vector<double> rows = expert_loads(load, num_experts, top_k, layer);
   LoadFigures f;
-  if (drops) {
+  if (capacity_factor > 0.0) {
     for (double& r : rows) {
       f.dropped += std::max(0.0, r - capacity_factor) / num_experts;
       r = std::min(r, capacity_factor);
@@ -202,6 +231,26 @@ LoadFigures load_figures(const RoutingLoad& load, std::int32_t num_experts, std:
   f.slowest_rank = load.kind == LoadKind::power_law ? expected_largest_group(std::move(rows), ep)
                                                     : largest_group(rows, ep);
   return f;
+}
+
+}  // namespace
+
+LoadFigures load_figures(const RoutingLoad& load, std::int32_t num_experts, std::int32_t top_k,
+                         std::int32_t ep, double capacity_factor) {
+  TESSERA_CHECK(ep >= 1, "ep is at least 1");
+  TESSERA_CHECK_EQ(num_experts % ep, 0, "ep divides the experts");
+  if (load.kind == LoadKind::balanced) {
+    const double kept = capacity_factor > 0.0 ? std::min(1.0, capacity_factor) : 1.0;
+    return {.slowest_rank = kept, .busiest_expert = kept, .dropped = 1.0 - kept};
+  }
+  LoadFigures mean{.slowest_rank = 0.0, .busiest_expert = 0.0, .dropped = 0.0};
+  for (std::int32_t l = 0; l < load.num_layers; ++l) {
+    const LoadFigures f = figures_of_layer(load, num_experts, top_k, ep, capacity_factor, l);
+    mean.slowest_rank += f.slowest_rank / load.num_layers;
+    mean.busiest_expert += f.busiest_expert / load.num_layers;
+    mean.dropped += f.dropped / load.num_layers;
+  }
+  return mean;
 }
 
 }  // namespace tessera::cost

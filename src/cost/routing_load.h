@@ -22,15 +22,17 @@ enum class LoadKind : std::uint8_t {
 struct RoutingLoad {
   LoadKind kind = LoadKind::balanced;
   double alpha = 1.2;             // of power_law
-  std::vector<double> histogram;  // one share an expert, sums to 1
+  std::vector<double> histogram;  // [num_layers, experts] shares; those of a layer sum to 1
+  std::int32_t num_layers = 1;    // of the histogram; a layer's figures are the mean of theirs
   friend bool operator==(const RoutingLoad&, const RoutingLoad&) = default;
 };
 
 // balanced | power:ALPHA (0 < ALPHA <= 10) | file of counts (one an expert, blank, comma or newline apart; up
-// to 65536 of them, none negative, not all 0). Error{config}.
+// to 65536 of them, none negative, not all 0) | any other file that trace::read_routing reads: all its layers.
+// Error{config}, and those of read_routing.
 [[nodiscard]] RoutingLoad parse_routing_load(std::string_view text);
 [[nodiscard]] std::string to_text(
-    const RoutingLoad& load);  // "balanced", "power:1.2", "histogram of 64 experts"
+    const RoutingLoad& load);  // "balanced", "power:1.2", "histogram of 64 experts", "... in 16 layers"
 
 // Rows of each expert relative to the mean [num_experts], sums to num_experts, ascending for power_law.
 //
@@ -38,9 +40,9 @@ struct RoutingLoad {
 // u = (i + 0.5) / num_experts. R = xmax / xmin = 0.8 x 4096 tokens (aiconfigurator draws u at random, with
 // its number of tokens). No expert gets more than one choice of every token, num_experts / top_k times the
 // mean; what is above goes to the others in proportion.
-// Error{config} when a histogram has another number of experts.
+// Of a histogram: layer `layer`. Error{config} when it has another number of experts.
 [[nodiscard]] std::vector<double> expert_loads(const RoutingLoad& load, std::int32_t num_experts,
-                                               std::int32_t top_k);
+                                               std::int32_t top_k, std::int32_t layer = 0);
 
 // Of a layer with num_experts experts, top_k choices a token, cut over ep ranks (contiguous experts; REQUIRES
 // that ep divides num_experts). Rows are those that are computed, after drops; the mean is that of all

@@ -10,7 +10,6 @@
 #include "report/chart.h"
 #include "report/numbers.h"
 #include "report/page.h"
-#include "report/strip.h"
 #include "report/table.h"
 
 namespace tessera::report {
@@ -187,35 +186,9 @@ void put_bubble(Page& page, const RunView& view) {
 
 void put_routing(Page& page, const RunView& view) {
   if (view.routing.empty()) return;
-  std::int32_t experts = 0;
-  for (const RoutingRow& row : view.routing) {
-    experts = std::max(experts, static_cast<std::int32_t>(row.load.size()));
-  }
-  const std::int32_t strip_width = std::clamp(page.inner().width / 3, 8, 32);
-  Table table({{.header = "layer"},
-               {.header = "load", .align = Align::left},
-               {.header = "max/mean"},
-               {.header = "cv", .drop = 2},
-               {.header = "entropy", .drop = 3},
-               {.header = "dead", .drop = 1},
-               {.header = "dropped"}});
-  for (const RoutingRow& row : view.routing) {
-    table.add_row({fmt::format("{}", row.layer), heat_strip(row.load, page.inner(), strip_width),
-                   fixed(row.max_over_mean, 2), fixed(row.cv, 2), fixed(row.entropy, 2),
-                   fmt::format("{}", row.dead), percent(row.drop_rate)});
-  }
-  page.section(fmt::format("Experts, {} a layer", experts));
-  page.block(table.render(page.inner()));
-  const std::int32_t shared = experts_per_glyph(experts, strip_width);
-  std::string note =
-      shared == 1 ? "load: a bar an expert" : fmt::format("load: a bar for {} experts", shared);
-  note +=
-      ", half a bar is the mean, a full one twice the mean or more, \u00d7 is dead. Perfect balance has "
-      "max/mean 1 and cv 0. ";
-  note += fmt::format("entropy: how undecided the router is, at most {} nats. ",
-                      fixed(std::log(std::max(experts, 1)), 2));
-  note += "dropped: tokens that found their expert full.";
-  page.paragraph(note, Tone::faint);
+  page.section(fmt::format("Experts, {} a layer", most_experts(view.routing)));
+  page.block(routing_map(view.routing, page.inner()));
+  page.paragraph(routing_note(view.routing, page.inner()), Tone::faint);
 }
 
 void put_sample(Page& page, const RunView& view) {

@@ -15,6 +15,7 @@
 
 #include "base/quantity.h"
 #include "plan/memory.h"
+#include "report/routing_view.h"
 #include "report/terminal.h"
 
 namespace tessera::report {
@@ -44,16 +45,6 @@ struct SpeedView {
   std::optional<double> hfu;           // FLOPs executed, recomputation included
   std::optional<FlopsPerSecond> peak;  // of all cores in use
   std::string peak_source;             // how it was found: "measured FMA peak, 2 cores x 61.2 GFLOP/s"
-};
-
-struct RoutingRow {  // of one MoE layer
-  std::int32_t layer = 0;
-  std::vector<double> load;  // per expert, any scale
-  double max_over_mean = 0.0;
-  double cv = 0.0;       // standard deviation over mean
-  double entropy = 0.0;  // of the router's choice, nats; at most ln(experts)
-  std::int32_t dead = 0;
-  double drop_rate = 0.0;
 };
 
 struct MemoryRow {

@@ -163,5 +163,30 @@ TEST(RoutingLoad, IsTheSameEveryTime) {
   EXPECT_EQ(load_figures(power(1.2), 256, 8, 32, 1.5), load_figures(power(1.2), 256, 8, 32, 1.5));
 }
 
+// Two layers, the one even, the other with all choices on one of four experts.
+constexpr const char* kTwoLayers = R"({"logical_count": [[5, 5, 5, 5], [0, 20, 0, 0]]})";
+
+TEST(RoutingLoad, OfARoutingFileIsTheMeanOverItsLayers) {
+  const RoutingLoad load = parse_routing_load(file_of(kTwoLayers));
+  EXPECT_EQ(load.num_layers, 2);
+  EXPECT_EQ(to_text(load), "histogram of 4 experts in 2 layers");
+  const LoadFigures two = load_figures(load, 4, 1, 2, 0.0);
+  EXPECT_DOUBLE_EQ(two.slowest_rank, (1.0 + 2.0) / 2);
+  EXPECT_DOUBLE_EQ(two.busiest_expert, (1.0 + 4.0) / 2);
+  EXPECT_DOUBLE_EQ(two.dropped, 0.0);
+  EXPECT_DOUBLE_EQ(load_figures(load, 4, 1, 2, 2.0).dropped, (0.0 + 0.5) / 2);
+}
+
+TEST(RoutingLoad, OfADamagedRoutingFileSaysSo) {
+  EXPECT_NE(problem_of(file_of("layer,expert\n1,2\n")).what.find("the columns are"), std::string::npos);
+  try {
+    (void)parse_routing_load(file_of("{\"logical_count\": [[1, 2]"));
+    ADD_FAILURE() << "half a file is refused";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::io);
+    EXPECT_NE(std::string(e.what()).find("not JSON"), std::string::npos);
+  }
+}
+
 }  // namespace
 }  // namespace tessera::cost

@@ -55,7 +55,7 @@ RunView odd_view() {
   v.axes = {{"a very long axis name for a table of this width", Bytes(-1), Seconds(kNan), Seconds(kInf)}};
   v.bubble = BubbleView{.fraction = kNan, .ideal = kInf};
   v.routing = {{.layer = 1 << 30, .load = std::vector<double>(200, kNan), .max_over_mean = kInf, .cv = kNan},
-               {.layer = 0, .load = {}, .entropy = kNan, .dead = -1, .drop_rate = kNan}};
+               {.layer = 0, .load = {}, .dead = -1, .drop_rate = kNan, .entropy = kNan}};
   v.memory = {{.rank = 1 << 30}};
   v.prompt = "\xff\xfe\x1b]0;x\x07";
   v.sample = fmt::format("\xe4\xb8\xad\xe6\x96\x87 {:x>500}\r\t\n\n\xf0\x9f\x98\x80", "");

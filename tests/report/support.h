@@ -20,20 +20,22 @@ inline std::vector<double> falling_losses(std::int32_t steps) {
 }
 
 inline RoutingRow routing_row(std::int32_t layer, std::vector<double> load, std::int32_t dead, double drops) {
-  double sum = 0, squares = 0, largest = 0;
+  double sum = 0, squares = 0, largest = 0, entropy = 0;
   for (const double v : load) {
     sum += v;
     squares += v * v;
     largest = std::max(largest, v);
   }
   const double n = static_cast<double>(load.size()), mean = sum / n;
+  for (const double v : load) entropy -= v > 0 ? v / sum * std::log(v / sum) : 0;
   return {.layer = layer,
           .load = std::move(load),
           .max_over_mean = largest / mean,
           .cv = std::sqrt(squares / n - mean * mean) / mean,
-          .entropy = 1.74,
+          .effective = std::exp(entropy),
           .dead = dead,
-          .drop_rate = drops};
+          .drop_rate = drops,
+          .entropy = 1.74};
 }
 
 inline plan::RankMemory rank_memory(std::int64_t scale) {
