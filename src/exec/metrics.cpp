@@ -229,7 +229,8 @@ StepMetrics StepGatherer::gather(RankEngine& engine, std::int64_t step, Seconds 
   const auto model_flops = [&](spec::AttentionFlops convention) {
     return tokens * spec::train_flops_per_token(job.model, job.train.sequence_length, convention);
   };
-  m.mfu = model_flops(spec::AttentionFlops::causal) / available;
+  m.model_flops = model_flops(spec::AttentionFlops::causal);
+  m.mfu = m.model_flops / available;
   m.mfu_full = model_flops(spec::AttentionFlops::full) / available;
   m.hfu = static_cast<double>(flops) / available;
   m.bubble = bubble();
@@ -253,6 +254,7 @@ std::string to_json(const StepMetrics& m) {
   j["step_time_s"] = m.time.value;
   j["tokens"] = m.tokens;
   j["tokens_per_s"] = m.tokens_per_second;
+  j["model_flops"] = m.model_flops;
   j["mfu"] = m.mfu;
   j["mfu_full_attention"] = m.mfu_full;
   j["hfu"] = m.hfu;
