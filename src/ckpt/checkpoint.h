@@ -21,6 +21,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/ids.h"
@@ -137,9 +138,10 @@ struct HfOptions {
 // at once: Error{config}. Tensors named "optimizer.*" and "moe.*" (state of a run) are not looked at.
 void check_weights(const WeightSource& source, const spec::ModelSpec& model);
 // Writes config.json and model.safetensors (F32, names and forms of the Hub) from any source; aside, then
-// renamed. No optimiser state. Error{io} when the folder is there already.
+// renamed. No optimiser state. config: the config.json that the weights came with, for its token ids.
+// Error{io} when the folder is there already.
 void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec& model,
-                     const WeightSource& source);
+                     const WeightSource& source, std::string_view config = {});
 // Writes a Tessera checkpoint (step 0, F32, no optimiser state) from a Hugging Face folder. When MTP layers
 // are left out, the config.json of the checkpoint has none.
 void import_hf_folder(const std::filesystem::path& hf_folder, const std::filesystem::path& checkpoint_folder,

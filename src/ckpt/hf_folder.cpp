@@ -17,6 +17,7 @@
 #include "ckpt/rectangle.h"
 #include "ckpt/safetensors.h"
 #include "ckpt/step_folder.h"
+#include "spec/config_text.h"
 #include "spec/model.h"
 #include "tensor/arena.h"
 
@@ -405,7 +406,7 @@ void check_weights(const WeightSource& source, const spec::ModelSpec& model) {
 }
 
 void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec& model,
-                     const WeightSource& source) {
+                     const WeightSource& source, std::string_view config) {
   check_weights(source, model);
   const std::vector<HfTensor> tensors = hf_tensors(model);
   std::vector<StoredTensor> entries;
@@ -418,9 +419,9 @@ void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec&
       largest_part = std::max(largest_part, p.param.num_elements() * size_of(StoredType::f32));
   }
   OutputFolder aside(folder, OutputFolder::IfPresent::refuse);
-  OutputFile config(aside.aside() / kConfigFile);
-  config.write(spec::to_hf_config(model));
-  config.finish();
+  OutputFile config_file(aside.aside() / kConfigFile);
+  config_file.write(spec::to_hf_config(model, config));
+  config_file.finish();
   OutputFile weights(aside.aside() / kSingleFile);
   weights.write(safetensors_header(entries, {{"format", "pt"}}));  // without it transformers refuses the file
   const tensor::Buffer whole{Bytes(largest)};
@@ -473,7 +474,7 @@ void import_hf_folder(const std::filesystem::path& hf_folder, const std::filesys
   Meta meta{.hf_config = read_text(config)};
   if (!unused.empty()) {  // the checkpoint is of the model without them
     model.num_nextn_predict_layers = 0;
-    meta.hf_config = spec::to_hf_config(model);
+    meta.hf_config = spec::to_hf_config(model, meta.hf_config);
   }
   write_step_folder(checkpoint_folder, meta, 1, std::span<const RankPieces>(&rank, 1));
 }

@@ -165,7 +165,7 @@ int convert(const ConvertFlags& flags) {
   } else {
     const Weights loaded = open_weights(from);
     if (to.has_parent_path()) fs::create_directories(to.parent_path());
-    ckpt::write_hf_folder(to, loaded.model, *loaded.source);
+    ckpt::write_hf_folder(to, loaded.model, *loaded.source, loaded.hf_config);
   }
   const char* what = hf ? "Tessera checkpoint" : "Hugging Face folder";
   if (flags.json) {

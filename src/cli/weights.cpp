@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "spec/job.h"
 
 namespace tessera::cli {
@@ -58,6 +59,7 @@ Weights open_weights(const fs::path& path) {
   if (is_hf_folder(path)) {
     w.model = spec::require_trainable(spec::read_hf_config(path), path.string());
     std::vector<std::string> unused;
+    w.hf_config = read_text(path / "config.json");
     w.source = ckpt::open_hf_folder(path, w.model, {.mtp = ckpt::MtpLayers::leave_out, .unused = &unused});
     if (!unused.empty()) warn(mtp_note(w.model, unused));
   } else {
@@ -70,6 +72,7 @@ Weights open_weights(const fs::path& path) {
       w.context = spec::parse_job(reader->meta().job_yaml, path, where, {}).train.sequence_length;
     }
     ckpt::check_weights(*reader, w.model);
+    w.hf_config = reader->meta().hf_config;
     w.source = std::move(reader);
   }
   w.model.num_nextn_predict_layers = 0;

@@ -16,6 +16,7 @@ namespace tessera::cli {
 struct Weights {
   spec::ModelSpec model;
   std::shared_ptr<const ckpt::WeightSource> source;
+  std::string hf_config;     // the config.json that came with them
   std::int64_t context = 0;  // tokens it was trained with; unknown: its positions, at most 1024
 };
 

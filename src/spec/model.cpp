@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "spec/config_text.h"
 #include "spec/internal.h"
 
 namespace tessera::spec {
@@ -116,6 +117,17 @@ ModelSpec read_hf_config(const std::filesystem::path& path) {
 
 std::string to_hf_config(const ModelSpec& m) {
   return to_json(model_value(m));
+}
+
+std::string to_hf_config(const ModelSpec& m, std::string_view beside) {
+  Value v = model_value(m);
+  if (!beside.empty()) {
+    const Value other = parse_json(beside, "config.json");
+    for (const std::string_view key : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
+      if (const Value* id = other.find(key); id != nullptr) v.set(key, *id);
+    }
+  }
+  return to_json(v);
 }
 
 }  // namespace tessera::spec

@@ -50,10 +50,14 @@ TEST_P(HfFolder, ComesThroughACheckpointAndBackBitForBit) {
   ASSERT_NE(reader, nullptr);
   EXPECT_EQ(reader->meta().step, 0);
   EXPECT_EQ(reader->meta().hf_config, read_text(golden(GetParam()) / "config.json"));
-  write_hf_folder(folder / "out", model, *reader);
+  write_hf_folder(folder / "out", model, *reader, reader->meta().hf_config);
   expect_same_tensors(SafetensorsFile(golden(GetParam()) / "model.safetensors"),
                       SafetensorsFile(folder / "out" / "model.safetensors"));
   EXPECT_EQ(spec::read_hf_config(folder / "out"), model);
+  const std::string config = read_text(folder / "out" / "config.json");
+  EXPECT_THAT(config, ::testing::HasSubstr("\"eos_token_id\": "));
+  EXPECT_EQ(config.find("\"pad_token_id\"") == std::string::npos,
+            reader->meta().hf_config.find("\"pad_token_id\"") == std::string::npos);
 }
 
 // A copy of the golden model as tensors that a test can change before it writes them.
