@@ -117,7 +117,7 @@ struct Loops {
   void (*add_scaled)(T* y, const T* a, T s, const T* x, std::int64_t n);  // y = a + s x; y may be a
   T (*dot)(const T* x, const T* y, std::int64_t n);
   void (*sigmoid)(T* y, const T* x, std::int64_t n);
-  std::int64_t (*largest)(const T* x, std::int64_t n);  // the first of the largest; 0 where one is NaN
+  std::int64_t (*largest)(const T* x, std::int64_t n);  // the first of the largest; NaN: any
   double (*sum)(const T* x, std::int64_t n);
   double (*sum_squares)(const T* x, std::int64_t n);
   void (*adamw)(const AdamWCall<T>&);
