@@ -1,132 +1,359 @@
 #include "exec/generator.h"
 
-#include <algorithm>
-#include <cmath>
-#include <numeric>
+#include <fmt/format.h>
 
-#include "base/random.h"
-#include "exec/rope.h"
-#include "exec/stage.h"
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/math.h"
+#include "comm/thread_world.h"
+#include "exec/generation_queue.h"
 
 namespace tessera::exec {
 
-struct Generator::Model {
-  spec::ModelSpec spec;
-  std::int64_t context;
-  layout::Layout layout;
-  std::unique_ptr<kernels::Kernels> kernels = kernels::make_cpu();
-  Communicators comms;
-  Arena arena, scratch;
-  std::unique_ptr<ParamStore> store;
-  std::unique_ptr<Stage> stage;
-  Tensor cos, sin, ids, targets;
+using layout::Axis;
+using tensor::DType;
 
-  Model(const spec::ModelSpec& m, std::int64_t c)
-      : spec(m), context(c), layout(layout::make_layout(m, {}, layout::Placement::loop)) {
-    const CommFactory none = [](std::span<const Rank>, std::string_view label) {
-      return comm::make_self(label);
-    };
-    comms = make_communicators(layout, Rank(0), m.tie_word_embeddings, none);
-    Arena counting;
-    build(counting);
-    const Bytes scratch_bytes = stage->scratch_bytes();
-    arena = Arena(counting.used());
-    scratch = Arena(scratch_bytes);
-    build(arena);
-    fill_rope_tables(spec, cos, sin);
-    std::ranges::fill(targets.span<std::int32_t>(), -1);
+std::string_view name(Finish finish) {
+  switch (finish) {
+    case Finish::stop_id:
+      return "stop_id";
+    case Finish::told_to_stop:
+      return "stop";
+    case Finish::length:
+      return "length";
+    case Finish::context:
+      return "context";
   }
+  return "";
+}
 
-  void build(Arena& a) {
-    store = std::make_unique<ParamStore>(
-        layout::parameters(spec, layout, Rank(0)),
-        StoreOptions{.dtype = DType::f32, .training = false, .tied = spec.tie_word_embeddings}, comms,
-        *kernels, a);
-    cos = a.take(DType::f32, {context, spec.rotated_dim() / 2});
-    sin = a.take(DType::f32, {context, spec.rotated_dim() / 2});
-    ids = a.take(DType::i32, {context});
-    targets = a.take(DType::i32, {context});
-    stage = std::make_unique<Stage>(
-        Stage::Options{
-            .model = spec,
-            .recipe = {},
-            .cut = layout.stages.at(0),
-            .id = StageId(0),
-            .dims = {.dtype = DType::f32, .batch = 1, .seq = context, .hidden = spec.hidden_size, .tp = 1}},
-        *store, comms, cos, sin);
-    stage->reserve_live({}, a);
-    stage->reserve_deferred(a);
-  }
+struct Generator::World {
+  spec::ModelSpec model;
+  GeneratorOptions options;  // with context and batch resolved
+  comm::ThreadWorld threads;
+  std::vector<std::unique_ptr<Decoder>> ranks;
+  GenerationSpeed speed;
+
+  World(const spec::ModelSpec& m, const ckpt::WeightSource& source, const GeneratorOptions& o);
+  void check(std::span<const Request> requests) const;
 };
-
-Generator::Generator(const spec::ModelSpec& model, const ckpt::WeightSource& source, std::int64_t context)
-    : model_(std::make_unique<Model>(spec::require_trainable(model, "model"), context)) {
-  for (const StoredParam& p : model_->store->params()) {
-    if (p.shares_value_of >= 0) continue;
-    source.read({.name = p.spec.name,
-                 .num_dims = p.spec.num_dims,
-                 .global = p.spec.global,
-                 .slice = p.spec.slice,
-                 .data = p.value});
-  }
-  model_->store->pack(*model_->kernels);
-}
-
-Generator::~Generator() = default;
-
-std::vector<float> Generator::next_logits(std::span<const std::int32_t> tokens) {
-  Model& m = *model_;
-  TESSERA_CHECK(!tokens.empty(), "generation needs a prompt");
-  const auto seen = std::min<std::int64_t>(std::ssize(tokens), m.context);
-  std::span<std::int32_t> ids = m.ids.span<std::int32_t>();
-  std::ranges::fill(ids, 0);  // attention is causal: what follows the last token changes nothing
-  std::ranges::copy(tokens.last(static_cast<std::size_t>(seen)), ids.begin());
-  nn::Context ctx{.kernels = *m.kernels, .tp = *m.comms.tp, .scratch = m.scratch, .weights = {}};
-  m.stage->forward(ctx, {.live = 0, .deferred = 0, .gradient = 0}, {m.ids, m.targets});
-  const Tensor row = m.stage->head().logits(0).narrow_rows(seen - 1, 1);
-  const std::span<float> logits = row.span<float>();
-  return {logits.begin(), logits.end()};
-}
 
 namespace {
 
-std::int32_t sample(const std::vector<float>& logits, const SampleOptions& o, std::uint64_t counter) {
-  std::vector<std::int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  const auto at = [&](std::int32_t i) { return logits[static_cast<std::size_t>(i)]; };
-  const auto better = [&](std::int32_t a, std::int32_t b) { return at(a) != at(b) ? at(a) > at(b) : a < b; };
-  if (o.temperature <= 0.0) return *std::ranges::min_element(order, better);
-  const auto all = static_cast<std::int32_t>(order.size());
-  const auto kept = o.top_k > 0 ? std::min(o.top_k, all) : all;
-  std::ranges::partial_sort(order, order.begin() + kept, better);
-  order.resize(static_cast<std::size_t>(kept));
-  std::vector<double> weights;
-  double sum = 0.0;
-  for (const std::int32_t i : order) {
-    weights.push_back(
-        std::exp((static_cast<double>(at(i)) - static_cast<double>(at(order[0]))) / o.temperature));
-    sum += weights.back();
+constexpr std::int32_t kGoOn = -1;
+
+GeneratorOptions resolved(const spec::ModelSpec& m, GeneratorOptions o) {
+  if (o.context == 0) o.context = m.max_position_embeddings;
+  Problems problems;
+  const auto at_least_one = [&](std::int64_t value, const char* what, const char* where) {
+    if (value < 1) problems.add(fmt::format("{}={} is below 1", what, value), where, "use 1 or more");
+  };
+  at_least_one(o.batch, "batch", "generation: batch");
+  at_least_one(o.chunk, "chunk", "generation: chunk");
+  if (o.parallel.pp > 1 || o.parallel.vpp > 1) {
+    problems.add(fmt::format("pp={} with generation, which has no pipeline stages", o.parallel.pp),
+                 "parallel.pp", "use tp and ep ranks; any checkpoint can be read by them");
   }
-  double u = uniform(o.seed, stream_of("sample"), counter) * sum;
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    u -= weights[i];
-    if (u < 0.0) return order[i];
+  check_forward({.model = m, .parallel = o.parallel, .dtype = o.dtype, .context = o.context}, problems);
+  problems.throw_if_any();
+  o.batch = static_cast<std::int32_t>(round_up(o.batch, o.parallel.dp));
+  return o;
+}
+
+// What all ranks of one run share: rank 0 writes.
+struct Outcome {
+  std::span<const Request> requests;
+  const OnToken& on_token;
+  std::vector<Completion> completions;
+  GenerationSpeed speed;
+};
+
+// One rank's walk through the queue.
+class RankLoop {
+ public:
+  RankLoop(Decoder& decoder, const GeneratorOptions& options,
+           const std::function<double(std::int64_t)>& bytes, Outcome& outcome)
+      : decoder_(decoder),
+        options_(options),
+        bytes_(bytes),
+        outcome_(outcome),
+        comms_(decoder.model().comms()),
+        queue_(outcome.requests, options.batch, options.parallel.dp),
+        replica_(comms_.dp->rank()),
+        own_(static_cast<std::size_t>(options.batch / options.parallel.dp), 0),
+        next_(static_cast<std::size_t>(options.batch), 0),
+        verdicts_(static_cast<std::size_t>(options.batch), kGoOn) {}
+
+  void run() {
+    for (queue_.admit(); !queue_.done(); queue_.admit()) {
+      const Start start;
+      if (const std::int64_t waiting = queue_.most_waiting_rows(); waiting > 0) {
+        const std::int64_t rows = decoder_.prefill_rows(waiting);
+        decoder_.prefill(queue_.rows_of(replica_, rows), rows);
+        count_prefill(rows, start);
+        queue_.mark_cached(rows);
+      } else {
+        decode(start);
+      }
+    }
   }
-  return order.back();
+
+ private:
+  [[nodiscard]] bool leads() const { return comms_.world->rank() == 0; }
+  struct Start {
+    std::int64_t wall = wall_ns(), cpu = thread_cpu_ns();
+  };
+  [[nodiscard]] static Seconds since(std::int64_t start, std::int64_t now) {
+    return Seconds(static_cast<double>(now - start) * 1e-9);
+  }
+
+  void count_prefill(std::int64_t rows, const Start& start) {
+    if (!leads()) return;
+    for (std::int32_t r = 0; r < options_.parallel.dp; ++r)
+      outcome_.speed.prefill_tokens += std::min(rows, queue_.waiting_rows(r));
+    outcome_.speed.prefill = outcome_.speed.prefill + since(start.wall, wall_ns());
+    outcome_.speed.prefill_cpu = outcome_.speed.prefill_cpu + since(start.cpu, thread_cpu_ns());
+  }
+
+  void decode(const Start& start) {
+    const std::vector<DecodeRow> rows = queue_.last_rows(replica_);
+    const Tensor logits = decoder_.decode(rows, queue_.most_active());
+    for (std::int64_t i = 0; i < std::ssize(rows); ++i) {
+      const std::int32_t local = rows[static_cast<std::size_t>(i)].slot;
+      own_[static_cast<std::size_t>(local)] =
+          pick(logits.narrow_rows(i, 1).flat(), queue_.at(queue_.slot_of(replica_, local)));
+    }
+    exchange();
+    if (leads()) count_decode(start);
+    for (std::int32_t s = 0; s < queue_.num_slots(); ++s) {
+      if (queue_.at(s).active) advance(s);
+    }
+  }
+
+  std::int32_t pick(Tensor logits, const GenerationQueue::Sequence& q) {
+    if (logits.dtype() == DType::f64) {
+      const std::span<double> z = logits.span<double>();
+      wide_.assign(z.begin(), z.end());
+    } else {
+      const std::span<float> z = logits.span<float>();
+      wide_.assign(z.begin(), z.end());
+    }
+    const SampleOptions& o = outcome_.requests[q.request].sampling;
+    return sampler_.sample(wide_, o, draw_of(o.seed, q.stream, q.made));
+  }
+
+  // Everybody learns every sequence's token and whether rank 0 ends it.
+  void exchange() {
+    const auto view = [](std::vector<std::int32_t>& v) {
+      return Tensor(v.data(), DType::i32, {std::ssize(v)});
+    };
+    if (options_.parallel.dp > 1) {
+      comms_.dp->all_gather(view(next_), view(own_));
+    } else {
+      next_ = own_;
+    }
+    if (leads()) {
+      for (std::int32_t s = 0; s < queue_.num_slots(); ++s)
+        verdicts_[static_cast<std::size_t>(s)] = queue_.at(s).active ? judge(s) : kGoOn;
+    }
+    if (comms_.world->size() > 1) comms_.world->broadcast(view(verdicts_), 0);
+  }
+
+  // all_gather puts the slots of one replica one after another.
+  [[nodiscard]] std::int32_t token_of(std::int32_t slot) const {
+    const std::int32_t dp = options_.parallel.dp, per_replica = options_.batch / dp;
+    return next_[static_cast<std::size_t>(slot % dp * per_replica + slot / dp)];
+  }
+
+  std::int32_t judge(std::int32_t slot) {
+    const GenerationQueue::Sequence& q = queue_.at(slot);
+    const Request& r = outcome_.requests[q.request];
+    Completion& c = outcome_.completions[q.request];
+    const std::int32_t token = token_of(slot);
+    const auto end = [&](Finish f) {
+      c.finish = f;
+      return static_cast<std::int32_t>(f);
+    };
+    if (std::ranges::find(r.stop_ids, token) != r.stop_ids.end()) return end(Finish::stop_id);
+    c.tokens.push_back(token);
+    if (outcome_.on_token && !outcome_.on_token(q.request, token)) return end(Finish::told_to_stop);
+    if (q.made + 1 >= r.sampling.max_new_tokens) return end(Finish::length);
+    if (options_.when_full == WhenFull::stop && std::ssize(q.tokens) + 1 >= options_.context)
+      return end(Finish::context);
+    return kGoOn;
+  }
+
+  void advance(std::int32_t slot) {
+    queue_.append(slot, token_of(slot));
+    if (verdicts_[static_cast<std::size_t>(slot)] != kGoOn) {
+      queue_.finish(slot);
+    } else if (std::ssize(queue_.at(slot).tokens) > options_.context) {
+      queue_.slide(slot, std::max<std::int64_t>(1, options_.context / 2));
+    }
+  }
+
+  void count_decode(const Start& start) {
+    GenerationSpeed& speed = outcome_.speed;
+    const Seconds time = since(start.wall, wall_ns());
+    speed.decode = speed.decode + time;
+    speed.decode_tokens += queue_.num_active();
+    ++speed.decode_steps;
+    if (queue_.num_active() != 1) return;
+    for (std::int32_t s = 0; s < queue_.num_slots(); ++s) {
+      if (queue_.at(s).active) speed.single_bytes += bytes_(std::ssize(queue_.at(s).tokens) - 1);
+    }
+    speed.single = speed.single + time;
+    speed.single_cpu = speed.single_cpu + since(start.cpu, thread_cpu_ns());
+  }
+
+  Decoder& decoder_;
+  const GeneratorOptions& options_;
+  const std::function<double(std::int64_t)>& bytes_;
+  Outcome& outcome_;
+  const Communicators& comms_;
+  GenerationQueue queue_;
+  std::int32_t replica_;
+  std::vector<std::int32_t> own_, next_, verdicts_;
+  std::vector<double> wide_;
+  Sampler sampler_;
+};
+
+CommFactory thread_factory(comm::ThreadWorld& threads, Rank rank) {
+  return [&threads, rank](std::span<const Rank> members, std::string_view label) {
+    return threads.communicator(rank, members, label);
+  };
 }
 
 }  // namespace
 
+Generator::World::World(const spec::ModelSpec& m, const ckpt::WeightSource& source, const GeneratorOptions& o)
+    : model(m),
+      options(resolved(m, o)),
+      threads({.size = options.parallel.world_size(), .cores = options.cores}),
+      ranks(static_cast<std::size_t>(options.parallel.world_size())) {
+  const DecoderOptions decoder{.forward = {.model = m,
+                                           .parallel = options.parallel,
+                                           .dtype = options.dtype,
+                                           .context = options.context},
+                               .slots = options.batch / options.parallel.dp,
+                               .chunk = std::min(options.chunk, options.context)};
+  threads.run([&](Rank rank) {
+    ranks[static_cast<std::size_t>(rank.value)] =
+        std::make_unique<Decoder>(decoder, rank, thread_factory(threads, rank), source);
+  });
+}
+
+void Generator::World::check(std::span<const Request> requests) const {
+  Problems problems;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const Request& r = requests[i];
+    const std::string where = fmt::format("prompt {}", i + 1);
+    if (r.prompt.empty()) problems.add("the prompt holds no token", where, "give some text to continue");
+    if (std::ssize(r.prompt) >= options.context && options.when_full == WhenFull::stop) {
+      problems.add(fmt::format("the prompt has {} tokens, and prompt and text together may have {}",
+                               r.prompt.size(), options.context),
+                   where, "shorten it, or let the oldest tokens be forgotten (slide)");
+    }
+    for (const std::int32_t id : r.prompt) {
+      if (id >= 0 && id < model.vocab_size) continue;
+      problems.add(fmt::format("token id {} is outside of the vocabulary of {}", id, model.vocab_size), where,
+                   "use the tokenizer that belongs to the model");
+      break;
+    }
+    const SampleOptions& s = r.sampling;
+    if (!(s.temperature >= 0.0)) {
+      problems.add(fmt::format("temperature {} is not a number of 0 or more", s.temperature), where,
+                   "use 0 for the likeliest token, about 0.8 for variety");
+    }
+    if (!(s.top_p > 0.0 && s.top_p <= 1.0)) {
+      problems.add(fmt::format("top_p {} is not in (0, 1]", s.top_p), where,
+                   "use 1 for all tokens, or about 0.9");
+    }
+    if (s.top_k < 0) problems.add(fmt::format("top_k {} is below 0", s.top_k), where, "use 0 for all tokens");
+  }
+  problems.throw_if_any();
+}
+
+Generator::Generator(const spec::ModelSpec& model, const ckpt::WeightSource& source,
+                     const GeneratorOptions& options)
+    : world_(std::make_unique<World>(spec::require_trainable(model, "model"), source, options)) {}
+
+Generator::Generator(const spec::ModelSpec& model, const ckpt::WeightSource& source, std::int64_t context)
+    : Generator(model, source, {.context = context, .when_full = WhenFull::slide}) {}
+
+Generator::~Generator() = default;
+
+std::vector<Completion> Generator::run(std::span<const Request> requests, const OnToken& on_token) {
+  World& w = *world_;
+  w.check(requests);
+  std::vector<Request> trimmed(requests.begin(), requests.end());
+  for (Request& r : trimmed) {  // sliding: the oldest tokens of a long prompt are forgotten at once
+    if (std::ssize(r.prompt) > w.options.context)
+      r.prompt.erase(r.prompt.begin(), r.prompt.end() - w.options.context);
+  }
+  Outcome outcome{.requests = trimmed, .on_token = on_token, .completions = {}, .speed = w.speed};
+  outcome.completions.resize(requests.size());
+  const std::function<double(std::int64_t)> bytes = [&](std::int64_t p) { return bytes_per_token(p); };
+  w.threads.run([&](Rank rank) {
+    RankLoop(*w.ranks[static_cast<std::size_t>(rank.value)], w.options, bytes, outcome).run();
+  });
+  w.speed = outcome.speed;
+  return std::move(outcome.completions);
+}
+
 std::vector<std::int32_t> Generator::generate(std::span<const std::int32_t> prompt,
                                               const SampleOptions& options, std::int32_t stop) {
-  std::vector<std::int32_t> tokens(prompt.begin(), prompt.end());
-  for (std::int64_t i = 0; i < options.max_new_tokens; ++i) {
-    const std::int32_t next = sample(next_logits(tokens), options, static_cast<std::uint64_t>(i));
-    if (next == stop) break;
-    tokens.push_back(next);
+  Request request{.prompt = {prompt.begin(), prompt.end()}, .sampling = options, .stop_ids = {}};
+  if (stop >= 0) request.stop_ids.push_back(stop);
+  return run({&request, 1}).front().tokens;
+}
+
+std::vector<float> Generator::next_logits(std::span<const std::int32_t> tokens) {
+  World& w = *world_;
+  Request request{.prompt = {tokens.begin(), tokens.end()}, .sampling = {}, .stop_ids = {}};
+  TESSERA_CHECK(!tokens.empty(), "generation needs a prompt");
+  if (std::ssize(tokens) > w.options.context)
+    request.prompt.erase(request.prompt.begin(), request.prompt.end() - w.options.context);
+  std::vector<float> out;
+  w.threads.run([&](Rank rank) {
+    Decoder& decoder = *w.ranks[static_cast<std::size_t>(rank.value)];
+    GenerationQueue queue({&request, 1}, w.options.batch, w.options.parallel.dp);
+    const std::int32_t replica = decoder.model().comms().dp->rank();
+    for (queue.admit(); queue.most_waiting_rows() > 0;) {
+      const std::int64_t rows = decoder.prefill_rows(queue.most_waiting_rows());
+      decoder.prefill(queue.rows_of(replica, rows), rows);
+      queue.mark_cached(rows);
+    }
+    const Tensor logits = decoder.decode(queue.last_rows(replica), queue.most_active());
+    if (rank.value != 0) return;
+    for (std::int64_t i = 0; i < w.model.vocab_size; ++i) {
+      out.push_back(logits.dtype() == DType::f64 ? static_cast<float>(logits.as<double>()[i])
+                                                 : logits.as<float>()[i]);
+    }
+  });
+  return out;
+}
+
+const GenerationSpeed& Generator::speed() const {
+  return world_->speed;
+}
+std::int64_t Generator::context() const {
+  return world_->options.context;
+}
+std::int32_t Generator::num_ranks() const {
+  return world_->options.parallel.world_size();
+}
+
+double Generator::bytes_per_token(std::int64_t position) const {
+  const World& w = *world_;
+  double bytes = 0.0;
+  for (const auto& decoder : w.ranks) {
+    const ForwardModel::ActiveBytes active = decoder->model().active_bytes();
+    const auto cache = static_cast<double>(decoder->cache().bytes_read(position).value);
+    bytes += (active.dense + cache) / w.options.parallel.dp + active.experts / w.options.parallel.edp();
   }
-  tokens.erase(tokens.begin(), tokens.begin() + std::ssize(prompt));
-  return tokens;
+  return bytes;
 }
 
 }  // namespace tessera::exec

@@ -150,11 +150,14 @@ nn::Param ParamStore::view(std::size_t first, std::size_t count, Packing packing
   const optim::Bucket& bucket = buckets_[static_cast<std::size_t>(p.bucket)];
   nn::Param param{{fused(bucket.value), {}}, fused(bucket.grad)};
   if (packing == Packing::packed && p.spec.num_dims == 2) {
+    const auto known = std::ranges::find_if(
+        packed_, [&](const PackedView& v) { return v.first == first && v.count == count; });
+    if (known != packed_.end()) return {known->weight, param.grad};
     const Bytes size = kernels_.packed_bytes(options_.dtype, rows, columns);
     if (size.value > 0) {
       param.weight.packed = arena_.take(DType::u8, {size.value});
       bytes_.packed += param.weight.packed.bytes();
-      packed_.push_back(param.weight);
+      packed_.push_back({first, count, param.weight});
     }
   }
   return param;
@@ -199,7 +202,7 @@ void ParamStore::zero_grads(kernels::Kernels& kernels) {
 }
 
 void ParamStore::pack(kernels::Kernels& kernels) {
-  for (kernels::Weight& w : packed_) kernels.pack(w);
+  for (PackedView& v : packed_) kernels.pack(v.weight);
 }
 
 void ParamStore::sum_tied(kernels::Kernels& kernels, Communicator& tie) {

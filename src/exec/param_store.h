@@ -64,7 +64,7 @@ class ParamStore {
   [[nodiscard]] const StoreBytes& bytes() const { return bytes_; }
 
   // The layer's view of adjacent parameters [first, first + count) of params() as one weight (rows
-  // concatenated), with its packed copy if asked for.
+  // concatenated), with its packed copy if asked for; who asks again gets the same copy.
   [[nodiscard]] nn::Param view(std::size_t first, std::size_t count, Packing packing);
 
   // Calls visit(bucket) for each bucket that is complete when the last weight gradient at `position` of
@@ -100,7 +100,11 @@ class ParamStore {
   std::vector<StoredParam> params_;
   std::vector<optim::Bucket> buckets_;
   std::vector<Ready> ready_;
-  std::vector<kernels::Weight> packed_;
+  struct PackedView {
+    std::size_t first, count;
+    kernels::Weight weight;
+  };
+  std::vector<PackedView> packed_;
   StoreBytes bytes_;
 };
 

@@ -48,7 +48,8 @@ moe::Choice to_moe(spec::RouterChoice c) {
   return moe::Choice::scores;
 }
 
-// The loss over all layers together needs them all on this rank; one with the previous step's counts does not.
+// The loss over all layers together needs them all on this rank; one with the previous step's counts does
+// not.
 std::unique_ptr<moe::LayerCounts> make_layer_counts(const spec::ModelSpec& m, const spec::Recipe& r,
                                                     const nn::Dims& dims) {
   const spec::MoeRecipe& e = r.moe;
@@ -184,7 +185,8 @@ std::unique_ptr<nn::Layer> Stage::make_attention(std::int32_t layer, Taker& para
                            .norm = norm_of(m),
                            .scale = attention_scale(m, layer),
                            .window = sliding ? m.sliding_window : 0,
-                           .clip_qkv = m.clip_qkv};
+                           .clip_qkv = m.clip_qkv,
+                           .layer = layer};
   if (m.position != spec::PositionKind::rope) o.rope = std::nullopt;
   if (m.qk_norm) o.qk_norm = m.qk_norm_whole ? nn::QkNorm::whole : nn::QkNorm::per_head;
   nn::Attention::Params p;
@@ -228,7 +230,9 @@ std::unique_ptr<nn::Layer> Stage::make_latent_attention(std::int32_t layer, Take
                                    .norm_eps = m.rms_norm_eps,
                                    .recompute = to_nn(options_.recipe.recompute),
                                    .scale = attention_scale(m, layer),
-                                   .pairs = pairs},
+                                   .pairs = pairs,
+                                   .layer = layer,
+                                   .cached = options_.cached},
       p, cos, sin);
 }
 

@@ -38,6 +38,9 @@ struct Weight {
 enum class Write : std::uint8_t { overwrite, accumulate };
 
 // Causal attention on rows qkv_T = q (heads * head_dim) | k (kv_heads * head_dim) | v (kv_heads * v_dim).
+// Rows of a cache of keys and values come in blocks of so many.
+inline constexpr std::int64_t kCacheBlock = 64;
+
 struct AttentionShape {
   std::int64_t batch;  // sequences in the call; T = batch * seq, row t = b * seq + s
   std::int64_t seq;
@@ -76,7 +79,8 @@ struct RopeShape {
   RopePairs pairs = RopePairs::halves;
 };
 
-// Groups of adjacent columns of a row, normalised one by one: the heads of q and k, a latent, or a whole part.
+// Groups of adjacent columns of a row, normalised one by one: the heads of q and k, a latent, or a whole
+// part.
 struct ColumnGroups {
   std::int64_t first;
   std::int64_t groups;
@@ -212,6 +216,18 @@ class Kernels {
   // dsinks_h = -sum_t exp(sink_h - lse_th) <dout_th, out_th>, ascending t; empty without sinks.
   void attention_backward(Tensor dqkv, Tensor dsinks_h, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                           Tensor sinks_h, const AttentionShape& shape);
+
+  // --- attention of single rows over cached keys and values (generation; no backward)
+  // ----------------------------------- A cache [slots, kv_heads, C, width] keeps position p of a sequence in
+  // row p % C, C a multiple of kCacheBlock. Row t of a call belongs to slots_T[t] at positions_T[t] (i32).
+  // cache[slot, g, p % C] = columns first + g * width of x_TN; rows in ascending t.
+  void cache_append(Tensor cache_SGCW, Tensor x_TN, std::int64_t first, Tensor slots_T, Tensor positions_T);
+  // As attention(), each row over the keys of its slot from its window's begin to its own position, which are
+  // in the cache already: =. T = batch * seq rows, in any order. q_TN: the queries are its first heads *
+  // head_dim columns. values may be the keys: the first v_head_dim columns of a row are the value.
+  void decode_attention(Tensor out, Tensor q_TN, Tensor keys_SGCK, Tensor values_SGCV, Tensor sinks_h,
+                        Tensor slots_T, Tensor positions_T, const AttentionShape& shape);
+
   void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                           const AttentionShape& shape) {
     attention_backward(dqkv, {}, dout, qkv, out, lse, {}, shape);
@@ -325,6 +341,10 @@ class Kernels {
                             const AttentionShape& shape) = 0;
   virtual void do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out,
                                      Tensor lse, Tensor sinks, const AttentionShape& shape) = 0;
+  virtual void do_cache_append(Tensor cache, Tensor x, std::int64_t first, Tensor slots,
+                               Tensor positions) = 0;
+  virtual void do_decode_attention(Tensor out, Tensor q, Tensor keys, Tensor values, Tensor sinks,
+                                   Tensor slots, Tensor positions, const AttentionShape& shape) = 0;
   virtual void do_activation(Tensor h, Tensor z, const ActivationOptions& options) = 0;
   virtual void do_activation_backward(Tensor dz, Tensor dh, Tensor z, const ActivationOptions& options) = 0;
   virtual void do_sigmoid_gate(Tensor y, Tensor f, Tensor z) = 0;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "nn/columns.h"
+#include "nn/kv_cache.h"
 #include "nn/projection.h"
 
 namespace tessera::nn {
@@ -191,11 +192,20 @@ void Attention::position(Kernels& k, Tensor qkv, Tensor raw, Tensor squares, Ten
   if (o_.rope) k.rope(qkv, cos_, sin_, rope_shape(), false, positions_T);
 }
 
-void Attention::attend(Kernels& k, const Saved& s, Tensor qkv) const {
-  k.attention(s.out, s.lse, qkv, value(p_.sinks_h), shape());
+void Attention::attend(Kernels& k, const Saved& s, Tensor qkv, const Microbatch& mb) const {
+  const kernels::AttentionShape a = shape();
+  if (mb.cache == nullptr) {
+    k.attention(s.out, s.lse, qkv, value(p_.sinks_h), a);
+    return;
+  }
+  const KvCache::Layer& c = mb.cache->layer(o_.layer);
+  k.cache_append(c.keys_SGCK, qkv, a.q_dim(), mb.slots_T, mb.positions_T);
+  k.cache_append(c.values_SGCV, qkv, a.q_dim() + a.k_dim(), mb.slots_T, mb.positions_T);
+  k.decode_attention(s.out, qkv, c.keys_SGCK, c.values_SGCV, value(p_.sinks_h), mb.slots_T, mb.positions_T,
+                     a);
 }
 
-void Attention::forward(Context& ctx, Slots slots, const Microbatch& /*mb*/, Tensor x_tH, Tensor y_tH,
+void Attention::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH,
                         Pass /*pass*/) {
   TESSERA_CHECK_EQ(ctx.tp.size(), o_.dims.tp, "the attention layer was built for another tp group");
   Saved& s = slot_at(saved_, slots.saved);
@@ -211,8 +221,8 @@ void Attention::forward(Context& ctx, Slots slots, const Microbatch& /*mb*/, Ten
   gather_rows(ctx, n_TH, local_rows(ctx, n_TH));
   project(k, raw, n_TH);
   measure_heads(ctx, s.squares, raw);
-  position(k, qkv, raw, s.squares, Tensor());
-  attend(k, s, qkv);
+  position(k, qkv, raw, s.squares, mb.positions_T);
+  attend(k, s, qkv, mb);
   add_projection(ctx, y_tH, x_tH, s.out, p_.o, p_.o_bias, scratch.partial_TH);
 }
 

@@ -97,7 +97,7 @@ class Attention : public Layer {
   void project(Kernels& k, Tensor raw, Tensor n_TH) const;
   void measure_heads(Context& ctx, Tensor squares, Tensor raw) const;
   void position(Kernels& k, Tensor qkv, Tensor raw, Tensor squares, Tensor positions_T) const;
-  void attend(Kernels& k, const Saved& s, Tensor qkv) const;
+  void attend(Kernels& k, const Saved& s, Tensor qkv, const Microbatch& mb) const;
   // q and k of raw, normalised.
   void normalise_heads(Kernels& k, Tensor qkv, Tensor raw, Tensor squares) const;
   // d qkv becomes d raw; d q_norm and d k_norm.

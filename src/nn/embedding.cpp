@@ -50,9 +50,17 @@ void Embedding::forward(Context& ctx, Slots /*slots*/, const Microbatch& mb, Ten
   ctx.kernels.embedding(partial_TH, mb.ids_T, p_.table_VH.weight.value_NK, vocab_begin_);
   scatter_sum(ctx, y_tH, partial_TH);  // each row is whole on one rank and zero on the others: exact
   if (!p_.position_PH) return;
+  const Tensor table_PH = p_.position_PH->weight.value_NK;
+  if (!mb.positions_T.empty()) {
+    const std::int64_t first = ctx.tp.rank() * dims_.local_tokens();
+    for (std::int64_t row = 0; row < dims_.local_tokens(); ++row) {
+      const std::int32_t position = mb.positions_T.as<std::int32_t>()[first + row];
+      ctx.kernels.accumulate(y_tH.narrow_rows(row, 1), table_PH.narrow_rows(position, 1));
+    }
+    return;
+  }
   for_each_run(ctx, [&](std::int64_t row, std::int64_t position, std::int64_t rows) {
-    ctx.kernels.accumulate(y_tH.narrow_rows(row, rows),
-                           p_.position_PH->weight.value_NK.narrow_rows(position, rows));
+    ctx.kernels.accumulate(y_tH.narrow_rows(row, rows), table_PH.narrow_rows(position, rows));
   });
 }
 

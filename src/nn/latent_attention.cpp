@@ -162,6 +162,7 @@ void LatentAttention::measure_scratch(Arena& counting) const {
       const Frame up(counting);
       (void)up_scratch(counting);
     }
+    if (o_.cached) measure_cached(counting);
     (void)take_partial(counting);
   }
   const Frame frame(counting);
@@ -260,7 +261,7 @@ void LatentAttention::attend(Kernels& k, const Saved& s, Tensor qkv) const {
   k.attention(s.out, s.lse, qkv, Tensor(), shape());
 }
 
-void LatentAttention::forward(Context& ctx, Slots slots, const Microbatch& /*mb*/, Tensor x_tH, Tensor y_tH,
+void LatentAttention::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH,
                               Pass /*pass*/) {
   TESSERA_CHECK_EQ(ctx.tp.size(), o_.dims.tp, "the latent attention layer was built for another tp group");
   Saved& s = slot_at(saved_, slots.saved);
@@ -272,8 +273,12 @@ void LatentAttention::forward(Context& ctx, Slots slots, const Microbatch& /*mb*
   norm_.forward(ctx.kernels, local_n(ctx, in), s.norm, x_tH);
   compress(ctx, s, in);
   normalise(ctx, s, in);
-  expand(ctx, qkv, s, in, Tensor());
-  attend(ctx.kernels, s, qkv);
+  if (mb.cache != nullptr) {
+    attend_cached(ctx, s, in, mb);
+  } else {
+    expand(ctx, qkv, s, in, mb.positions_T);
+    attend(ctx.kernels, s, qkv);
+  }
   add_projection(ctx, y_tH, x_tH, s.out, p_.o, p_.o_bias, take_partial(ctx.scratch));
 }
 

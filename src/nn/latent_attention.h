@@ -11,6 +11,11 @@
 //   F: all_gather g L, reduce_scatter g S;   I: all_gather g S, reduce_scatter g L (selective: all_gather g L
 //   more);   W: none.
 //
+// With a cache of keys and values only RMSNorm(c) and the turned key of a token are kept, once for all heads.
+// The up-projection of keys goes into the query and that of values behind attention (section 2.1.2 of the
+// paper):
+//   q k = (q_nope Wk) RMSNorm(c) + q_rope key;   v = Wv (weights RMSNorm(c)).
+//
 // Kept until W: what `Saved` lists. Selective recomputation makes all norms and the up-projections Wq, Wkvb
 // again from the latents (arXiv 2412.19437 section 3.2.3): q, k and v, by far the largest tensors, are not
 // kept.
@@ -40,6 +45,7 @@ class LatentAttention : public Layer {
     double latent_eps = 1e-6;
     kernels::RopePairs pairs = kernels::RopePairs::interleaved;
     std::int32_t layer = 0;  // of the model: its entry of a key-value cache
+    bool cached = false;     // runs with Microbatch::cache: its scratch memory is another
   };
   struct Params {
     Param norm_H, q, kv_a, kv_a_norm, kv_b, o;
@@ -98,6 +104,11 @@ class LatentAttention : public Layer {
   void normalise(Context& ctx, const Saved& s, const Inputs& in) const;  // and gathered
   void expand(Context& ctx, Tensor qkv, const Saved& s, const Inputs& in, Tensor positions_T) const;
   void attend(Kernels& k, const Saved& s, Tensor qkv) const;
+  // Instead of expand and attend, with a cache (latent_decode.cpp).
+  struct CachedScratch;
+  [[nodiscard]] CachedScratch cached_scratch(Arena& arena) const;
+  void attend_cached(Context& ctx, const Saved& s, const Inputs& in, const Microbatch& mb) const;
+  void measure_cached(Arena& counting) const;
   // dqkv becomes the gradients of what the up-projections gave, and of the key.
   void take_apart(Kernels& k, const Deferred& f, Tensor dqkv, Tensor dkey_Tr) const;
   void latents_backward(Context& ctx, const Saved& s, const Deferred& f,

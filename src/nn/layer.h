@@ -40,6 +40,8 @@ using tensor::DType;
 using tensor::Frame;
 using tensor::Tensor;
 
+class KvCache;  // nn/kv_cache.h
+
 // A weight and its gradient accumulator (same shape and dtype). Views; the executor owns the memory.
 struct Param {
   kernels::Weight weight;
@@ -75,6 +77,11 @@ struct Microbatch {
   Tensor targets_T;
   std::int32_t index = 0;        // of this replica's micro-batches of the step
   std::int64_t first_token = 0;  // number of row 0 among all tokens of the run, the same on every layout
+  // With a cache (generation, forward only) rows are single tokens, in any order: row t is at positions_T[t]
+  // of the sequence in slot slots_T[t] of the cache (i32), and sees what that slot holds up to there. Dims:
+  // seq 1.
+  KvCache* cache = nullptr;
+  Tensor slots_T, positions_T;
 };
 
 struct Context {

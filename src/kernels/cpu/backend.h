@@ -59,6 +59,9 @@ class CpuKernels final : public Kernels {
   void do_attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks, const AttentionShape& shape) override;
   void do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                              Tensor sinks, const AttentionShape& shape) override;
+  void do_cache_append(Tensor cache, Tensor x, std::int64_t first, Tensor slots, Tensor positions) override;
+  void do_decode_attention(Tensor out, Tensor q, Tensor keys, Tensor values, Tensor sinks, Tensor slots,
+                           Tensor positions, const AttentionShape& shape) override;
   void do_activation(Tensor h, Tensor z, const ActivationOptions& options) override;
   void do_activation_backward(Tensor dz, Tensor dh, Tensor z, const ActivationOptions& options) override;
   void do_sigmoid_gate(Tensor y, Tensor f, Tensor z) override;

@@ -57,6 +57,26 @@ struct GroupWgradCall {
   T* workspace;
 };
 
+inline constexpr std::int64_t kCacheRows = 64;       // kernels::kCacheBlock
+inline constexpr std::int64_t kMaxValueDim = 16384;  // of a query over a cache
+
+// See kernels.h: keys and values [slots, kv_heads, capacity, width], a query is a row and a head.
+template <class T>
+struct DecodeCall {
+  std::int64_t rows, heads, kv_heads, head_dim, v_head_dim, window;
+  double scale;
+  const T* q;
+  std::int64_t q_stride;
+  T* out;
+  const T* keys;
+  std::int64_t key_width;
+  const T* values;
+  std::int64_t value_width, capacity;
+  const T* sinks;  // or null
+  const std::int32_t *slots, *positions;
+  T* workspace;
+};
+
 template <class T>
 struct AdamWCall {
   T *p, *m, *v;
@@ -75,6 +95,7 @@ struct Loops {
 
   void (*attention)(const AttentionCall<T>&);
   void (*attention_backward)(const AttentionCall<T>&);
+  void (*decode_attention)(const DecodeCall<T>&);
   // One head: `half` pairs, (j, half + j) or (2 j, 2 j + 1); sign -1 negates the sines.
   void (*rope_halves)(T* x, const T* cos, const T* sin, std::int64_t half, T sign);
   void (*rope_interleaved)(T* x, const T* cos, const T* sin, std::int64_t half, T sign);

@@ -3,6 +3,7 @@
 // include the templates: a copy made under other compiler options could replace these at link time.
 #include "kernels/ref/activation.h"
 #include "kernels/ref/attention.h"
+#include "kernels/ref/decode.h"
 #include "kernels/ref/elementwise.h"
 #include "kernels/ref/group_norm.h"
 #include "kernels/ref/layer_norm.h"
@@ -111,6 +112,15 @@ class Reference final : public Kernels {
                              Tensor sinks, const AttentionShape& shape) override {
     with_scalar(dqkv, [&](auto zero) {
       ref::attention_backward<decltype(zero)>(dqkv, dsinks, dout, qkv, out, lse, sinks, shape);
+    });
+  }
+  void do_cache_append(Tensor cache, Tensor x, std::int64_t first, Tensor slots, Tensor positions) override {
+    with_scalar(x, [&](auto zero) { ref::cache_append<decltype(zero)>(cache, x, first, slots, positions); });
+  }
+  void do_decode_attention(Tensor out, Tensor q, Tensor keys, Tensor values, Tensor sinks, Tensor slots,
+                           Tensor positions, const AttentionShape& shape) override {
+    with_scalar(out, [&](auto zero) {
+      ref::decode_attention<decltype(zero)>(out, q, keys, values, sinks, slots, positions, shape);
     });
   }
   void do_activation(Tensor h, Tensor z, const ActivationOptions& options) override {

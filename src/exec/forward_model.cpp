@@ -1,0 +1,114 @@
+#include "exec/forward_model.h"
+
+#include <fmt/format.h>
+
+#include <set>
+
+#include "exec/rope.h"
+
+namespace tessera::exec {
+
+using layout::Axis;
+using layout::ParamKind;
+
+void check_forward(const ForwardOptions& o, Problems& problems) {
+  spec::Job job;
+  job.model = o.model;
+  job.parallel = o.parallel;
+  job.train.steps = 1;
+  job.train.sequence_length = o.context;
+  job.train.micro_batch_size = o.parallel.tp;
+  job.train.global_batch_size = std::int64_t{o.parallel.tp} * o.parallel.dp;
+  job.train.optimizer = {};
+  Problems found;
+  spec::validate(job, "", found);
+  if (found.empty()) spec::check_engine_runs(job, "", found);
+  problems.append(found);
+}
+
+namespace {
+// Replicas whose rows meet in this rank's etp x ep group.
+std::int64_t replicas_in_expert_group(const layout::Layout& layout, Rank rank) {
+  std::set<std::int32_t> replicas;
+  for (const Rank r : layout.expert.group(rank, {Axis::etp, Axis::ep}))
+    replicas.insert(layout.dense.coordinate(r, Axis::dp));
+  return static_cast<std::int64_t>(replicas.size());
+}
+
+bool is_expert(ParamKind kind) {
+  return kind == ParamKind::expert_gate || kind == ParamKind::expert_up || kind == ParamKind::expert_down ||
+         kind == ParamKind::expert_gate_bias || kind == ParamKind::expert_up_bias ||
+         kind == ParamKind::expert_down_bias;
+}
+}  // namespace
+
+ForwardModel::ForwardModel(const ForwardOptions& options, Rank rank, const CommFactory& factory)
+    : options_(options),
+      rank_(rank),
+      layout_(layout::make_layout(options.model, options.parallel, layout::Placement::loop)),
+      kernels_(options.kernels()),
+      comms_(make_communicators(layout_, rank, options.model.tie_word_embeddings, factory)) {}
+
+void ForwardModel::set_up(const std::function<Bytes(Arena&)>& build) {
+  const auto once = [&](Arena& arena) {
+    store_ = std::make_unique<ParamStore>(
+        layout::parameters(options_.model, layout_, rank_),
+        StoreOptions{.dtype = options_.dtype, .training = false, .tied = options_.model.tie_word_embeddings},
+        comms_, *kernels_, arena);
+    cos_ = arena.take(options_.dtype, {options_.context, options_.model.rotated_dim() / 2});
+    sin_ = arena.take(options_.dtype, {options_.context, options_.model.rotated_dim() / 2});
+    return build(arena);
+  };
+  Arena counting;
+  const Bytes scratch = once(counting);
+  arena_ = Arena(counting.used());
+  scratch_ = Arena(scratch);
+  (void)once(arena_);
+  fill_rope_tables(options_.model, cos_, sin_);
+}
+
+void ForwardModel::load(const ckpt::WeightSource& source) {
+  for (const StoredParam& p : store_->params()) {
+    if (p.shares_value_of >= 0) continue;
+    source.read({.name = p.spec.name,
+                 .num_dims = p.spec.num_dims,
+                 .global = p.spec.global,
+                 .slice = p.spec.slice,
+                 .data = p.value});
+  }
+  store_->pack(*kernels_);
+}
+
+std::unique_ptr<Stage> ForwardModel::make_stage(std::int64_t batch, std::int64_t seq, Parts parts,
+                                                bool cached) {
+  layout::StageCut cut = layout_.stages.at(0);
+  if (parts == Parts::without_head) cut.has_head = false;
+  return std::make_unique<Stage>(Stage::Options{.model = options_.model,
+                                                .recipe = {},
+                                                .cut = cut,
+                                                .id = StageId(0),
+                                                .dims = {.dtype = options_.dtype,
+                                                         .batch = batch,
+                                                         .seq = seq,
+                                                         .hidden = options_.model.hidden_size,
+                                                         .tp = options_.parallel.tp},
+                                                .etp = options_.parallel.etp,
+                                                .units_in_group = replicas_in_expert_group(layout_, rank_),
+                                                .cached = cached},
+                                 *store_, comms_, cos_, sin_);
+}
+
+ForwardModel::ActiveBytes ForwardModel::active_bytes() const {
+  ActiveBytes bytes;
+  for (const StoredParam& p : store_->params()) {
+    const auto size = static_cast<double>(p.value.bytes().value);
+    if (is_expert(p.spec.kind)) {
+      bytes.experts += size * options_.model.moe->num_experts_per_tok / options_.model.moe->num_experts;
+    } else if (!layout::is_input(p.spec.kind) || p.spec.tied_copy) {
+      bytes.dense += size;
+    }
+  }
+  return bytes;
+}
+
+}  // namespace tessera::exec

@@ -1,0 +1,220 @@
+// Text from a model: the greedy text is that of whole forward passes, samples depend on prompt and seed
+// alone, and every way to end says so.
+#include "exec/generator.h"
+
+#include <gmock/gmock.h>
+
+#include "exec/inference.h"
+#include "exec/scorer.h"
+
+namespace tessera::testing {
+namespace {
+
+using exec::Completion;
+using exec::Finish;
+using exec::Generator;
+using exec::GeneratorOptions;
+using exec::Request;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr exec::SampleOptions kGreedy = {.max_new_tokens = 9, .temperature = 0.0};
+
+std::vector<Request> requests(const exec::SampleOptions& o) {
+  std::vector<Request> out;
+  for (const std::vector<std::int32_t>& prompt : std::vector<std::vector<std::int32_t>>{
+           {5, 6, 7}, {90}, {8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}, {5, 6, 7}, {44, 4}})
+    out.push_back({.prompt = prompt, .sampling = o, .stop_ids = {}});
+  return out;
+}
+std::vector<std::vector<std::int32_t>> tokens_of(const std::vector<Completion>& completions) {
+  std::vector<std::vector<std::int32_t>> out;
+  for (const Completion& c : completions) out.push_back(c.tokens);
+  return out;
+}
+GeneratorOptions options(const spec::ParallelSpec& p = {}, std::int32_t batch = 1) {
+  return {.parallel = p, .dtype = tensor::DType::f64, .context = 32, .batch = batch, .chunk = 4};
+}
+
+TEST(Generator, GreedyTextIsThatOfWholeForwardPassesWhateverTheBatchAndTheRanks) {
+  for (const char* family : {"llama", "mixtral"}) {
+    const GoldenModel m(family);
+    std::vector<std::vector<std::int32_t>> want;
+    for (const Request& r : requests(kGreedy)) want.push_back(greedy(m, r.prompt, 9));
+    for (const spec::ParallelSpec& p : layouts_for(m.spec, 32)) {
+      for (const std::int32_t batch : {1, 3}) {
+        Generator generator(m.spec, *m.weights, options(p, batch));
+        EXPECT_EQ(tokens_of(generator.run(requests(kGreedy))), want)
+            << family << " " << text_of(p) << " " << batch;
+      }
+    }
+  }
+}
+
+TEST(Generator, SamplesDependOnPromptAndSeedAlone) {
+  const GoldenModel m("qwen3_moe");
+  exec::SampleOptions o = {.max_new_tokens = 12, .temperature = 1.0, .top_k = 0, .seed = 7};
+  Generator one(m.spec, *m.weights, options());
+  const auto want = tokens_of(one.run(requests(o)));
+  EXPECT_EQ(tokens_of(one.run(requests(o))), want) << "again";
+  EXPECT_NE(want[0], want[3]) << "the same prompt twice in one run";
+  Generator ranks(m.spec, *m.weights, options({.tp = 2, .ep = 2}, 4));
+  EXPECT_EQ(tokens_of(ranks.run(requests(o))), want);
+  auto alone = requests(o);
+  alone = {alone[2]};
+  EXPECT_EQ(tokens_of(one.run(alone))[0], want[2]);
+  o.seed = 8;
+  EXPECT_NE(tokens_of(one.run(requests(o))), want);
+}
+
+TEST(Generator, SaysWhyATextEnds) {
+  const GoldenModel m("llama");
+  const std::vector<std::int32_t> text = greedy(m, {5, 6, 7}, 9);
+  Generator generator(m.spec, *m.weights, options({}, 2));
+  std::vector<Request> r(5, {.prompt = {5, 6, 7}, .sampling = kGreedy, .stop_ids = {}});
+  r[1].stop_ids = {text[4]};
+  r[2].sampling.max_new_tokens = 0;
+  r[3].sampling.max_new_tokens = 1000;
+  const auto first = static_cast<std::size_t>(std::ranges::find(text, text[4]) - text.begin());
+  std::vector<std::int32_t> seen;
+  const auto done = generator.run(r, [&](std::size_t request, std::int32_t token) {
+    if (request != 4) return true;
+    seen.push_back(token);
+    return seen.size() < 3;
+  });
+  EXPECT_EQ(done[0].finish, Finish::length);
+  EXPECT_EQ(done[0].tokens, text);
+  EXPECT_EQ(done[1].finish, Finish::stop_id);
+  EXPECT_EQ(done[1].tokens, std::vector<std::int32_t>(text.begin(), text.begin() + first))
+      << "without the stop id";
+  EXPECT_TRUE(done[2].tokens.empty());
+  EXPECT_EQ(done[3].finish, Finish::context);
+  EXPECT_EQ(done[3].tokens.size(), 29U) << "32 with the prompt";
+  EXPECT_EQ(done[4].finish, Finish::told_to_stop);
+  EXPECT_THAT(done[4].tokens, ElementsAre(text[0], text[1], text[2]));
+  EXPECT_EQ(seen, done[4].tokens);
+}
+
+TEST(Generator, SlidesOverAFullContextWhereAsked) {
+  const GoldenModel m("llama");
+  GeneratorOptions o = options();
+  o.context = 12;
+  o.when_full = exec::WhenFull::slide;
+  Generator generator(m.spec, *m.weights, o);
+  std::vector<std::int32_t> prompt = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+  const auto text = generator.generate(prompt, {.max_new_tokens = 8, .temperature = 0.0});
+  ASSERT_EQ(text.size(), 8U);
+  prompt.insert(prompt.end(), text.begin(), text.begin() + 3);
+  EXPECT_EQ(greedy(m, {prompt.end() - 6, prompt.end()}, 1)[0], text[3])
+      << "13 tokens: the older half is gone";
+}
+
+TEST(Generator, RefusesWhatItCannotContinueAllAtOnce) {
+  const GoldenModel m("llama");
+  Generator generator(m.spec, *m.weights, options());
+  std::vector<Request> bad(4, {.prompt = {5}, .sampling = kGreedy, .stop_ids = {}});
+  bad[0].prompt = {};
+  bad[1].prompt.assign(32, 5);
+  bad[2].prompt = {101};
+  bad[3].sampling.top_p = 0.0;
+  try {
+    (void)generator.run(bad);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.problems().size(), 4U);
+    for (const char* text :
+         {"prompt 1", "holds no token", "has 32 tokens, and prompt and text together may have 32",
+          "token id 101 is outside of the vocabulary of 101", "top_p 0 is not in (0, 1]"})
+      EXPECT_THAT(e.what(), HasSubstr(text));
+  }
+  EXPECT_EQ(generator.generate(std::vector<std::int32_t>{5}, kGreedy).size(), 9U) << "it still works";
+}
+
+TEST(Generator, RefusesLayoutsAndContextsThatTheModelDoesNotHave) {
+  const GoldenModel m("gpt2");  // 32 learned positions, 4 heads
+  GeneratorOptions o = options({.tp = 3});
+  o.context = 40;
+  try {
+    const Generator generator(m.spec, *m.weights, o);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("tp=3"));
+    EXPECT_THAT(e.what(), HasSubstr("40"));
+    EXPECT_THAT(e.what(), HasSubstr("32"));
+  }
+}
+
+TEST(Generator, CountsTheBytesOfATokenOnceHoweverManyRanksHoldThem) {
+  const GoldenModel m("mixtral");
+  const Generator one(m.spec, *m.weights, options());
+  const Generator ranks(m.spec, *m.weights, options({.tp = 2, .etp = 2}));
+  // Norms and router are on every tp rank.
+  EXPECT_NEAR(ranks.bytes_per_token(10) / one.bytes_per_token(10), 1.0, 0.1);
+  double all = 0.0, expected = 0.0;
+  for (const auto& name : m.weights->names()) {
+    double size = 8.0;
+    for (const std::int64_t d : m.weights->shape(name)) size *= static_cast<double>(d);
+    if (name.find("embed") != std::string::npos) continue;
+    expected += name.find("experts") != std::string::npos ? size * 2 / 5 : size;
+  }
+  all = one.bytes_per_token(-1);
+  EXPECT_NEAR(all, expected, 1e-6 * expected);
+}
+
+TEST(Generator, CountsTokensAndTime) {
+  const GoldenModel m("llama");
+  Generator generator(m.spec, *m.weights, options({}, 2));
+  (void)generator.run(requests(kGreedy));
+  EXPECT_EQ(generator.speed().prefill_tokens, 2 + 0 + 10 + 2 + 1);
+  EXPECT_EQ(generator.speed().decode_tokens, 5 * 9);
+  EXPECT_GT(generator.speed().prefill.value, 0.0);
+  EXPECT_GT(generator.speed().decode.value, 0.0);
+}
+
+// --- scoring
+
+double nats_of(const std::vector<double>& logits, std::int64_t vocab, std::int64_t position,
+               std::int32_t target) {
+  double sum = 0.0;
+  const double* z = logits.data() + position * vocab;
+  for (std::int64_t v = 0; v < vocab; ++v) sum += std::exp(z[v]);
+  return std::log(sum) - z[target];
+}
+
+TEST(Scorer, SumsTheLossOfEveryTokenButTheFirstOnceForAnyStrideAndRanks) {
+  const GoldenModel m("qwen2_moe");
+  std::vector<std::int32_t> text;
+  for (std::int32_t i = 0; i < 30; ++i) text.push_back(4 + i * 37 % 90);
+  for (const std::int64_t stride : {8, 3, 1}) {
+    double want = 0.0;
+    for (std::int64_t begin = 0, done = 1; done < 30; begin += stride) {
+      std::vector<std::int32_t> window(text.begin() + begin,
+                                       text.begin() + std::min<std::int64_t>(30, begin + 8));
+      const std::vector<double> logits = full_logits(m, {window})[0];
+      for (; done <= begin + 8 && done < 30; ++done)
+        want += nats_of(logits, m.spec.vocab_size, done - 1 - begin, text[done]);
+    }
+    for (const spec::ParallelSpec& p : std::vector<spec::ParallelSpec>{{}, {.tp = 2}, {.tp = 2, .dp = 2}}) {
+      const exec::Score s = exec::score_tokens(
+          m.spec, *m.weights, text,
+          {.parallel = p, .dtype = tensor::DType::f64, .context = 8, .stride = stride, .batch = 3});
+      EXPECT_EQ(s.scored, 29);
+      EXPECT_TRUE(std::abs(s.nats - want) <= 1e-9 * want) << "stride " << stride << " " << text_of(p);
+    }
+  }
+}
+
+TEST(Scorer, RefusesStridesThatLeaveTokensOutAndTextsWithNothingToPredict) {
+  const GoldenModel m("llama");
+  const std::vector<std::int32_t> text = {5};
+  try {
+    (void)exec::score_tokens(m.spec, *m.weights, text, {.context = 8, .stride = 9});
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("stride=9 is not between 1 and the context of 8"));
+    EXPECT_THAT(e.what(), HasSubstr("the text has 1 tokens"));
+  }
+}
+
+}  // namespace
+}  // namespace tessera::testing
