@@ -1,5 +1,5 @@
 // Choices by micro-batch, balancing unit and expert, summed over the MoE layers of a model: what a balancing
-// loss over all layers together needs. All the layers are on one rank. Every layer adds its counts once in the
+// loss over all layers together needs. All the layers are on one rank. Every layer adds its counts once in a
 // forward pass of a micro-batch; after the last one the totals are whole until the micro-batch comes again.
 // Memory grows to the micro-batches of a step in the first one. Used by one thread.
 #pragma once

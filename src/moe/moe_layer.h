@@ -15,7 +15,7 @@
 // sigmoid scores divided by their sum. N_e counts choices before drops, no gradient.
 //   sequence, micro_batch: N_e of the unit itself (counts summed over tp);
 //   global_batch: N_e / (K T) of the whole previous step (set_global_frequency), uniform in the first one.
-//   joined layers (LayerCounts): A = c E sum_e f_e P_e with f_e = N_e / (L T), P_e = sum P_te / (L T) over the
+//   joined layers (LayerCounts): A = c E sum_e f_e P_e, f_e = N_e / (L T), P_e = sum P_te / (L T) over the
 //   T tokens of all L layers together (value c K at balance); needs the forward passes of all L layers of a
 //   micro-batch before the first backward.
 // z-loss (arXiv 2202.08906): c_z / T sum_t lse(z_t)^2 over all tokens of the global batch.

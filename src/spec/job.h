@@ -164,7 +164,7 @@ enum class JobUse : std::uint8_t { plan, train };
 // Reads a job file; `overrides` are flags in the form "train.steps=50" with the YAML paths of the file. The
 // model may be given inline (`model: {...config keys...}`) or by `model: {config: PATH}`. Throws
 // Error{config} with every problem found: unknown keys with the nearest known one, wrong types, bad values,
-// missing keys, and those of validate(). balancing: bias gives the model its correction bias where it has none.
+// missing keys, and those of validate(). balancing: bias gives a model without a correction bias one.
 [[nodiscard]] Job read_job(const std::filesystem::path& path, std::span<const std::string> overrides,
                            JobUse use = JobUse::plan);
 [[nodiscard]] Job parse_job(std::string_view yaml, const std::filesystem::path& folder,
