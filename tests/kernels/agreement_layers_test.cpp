@@ -1,4 +1,4 @@
-// LayerNorm, norms of column groups, clamps, biases, activations and gates of every implementation against the
+// LayerNorm, norms of column groups, clamps, biases, activations, gates of every implementation against the
 // f64 reference that reads the same rounded inputs.
 #include <gtest/gtest.h>
 
@@ -80,7 +80,7 @@ TEST_P(LayerAgreement, LayerNormAndItsGradients) {
   }
 }
 
-// A mean far from zero beside a small spread: the sum of squares minus the square of the sum would lose it all.
+// A mean far from zero beside a small spread: the sum of squares less the squared sum would lose it all.
 TEST_P(LayerAgreement, LayerNormOfRowsFarFromZeroKeepsItsDigits) {
   const std::int64_t t = 4, h = 96;
   const Owned offsets = random(DType::f64, {t, h}, 1);
@@ -188,8 +188,8 @@ TEST_P(LayerAgreement, ClampAndBias) {
 const std::array<ActivationOptions, 4> kActivations = {
     {{Activation::swiglu}, {Activation::gelu}, {Activation::gelu_tanh}, {Activation::clamped_swiglu, 2.5}}};
 
-// Roundings of one element: exp (2) of an argument that carries a few more, 1 + e, division, the polynomial of
-// the error function, products. An exponential's argument of size a is off by a few u a: hence (1 + z^2), since
+// Roundings of an element: exp (2) of an argument that carries a few more, 1 + e, division, polynomial of
+// the error function, products. An exponential's argument a is off by a few u a: hence (1 + z^2), since
 // the result falls as exp(-z^2 / 2) or slower.
 TEST_P(LayerAgreement, EveryActivationAndItsGradient) {
   for (const ActivationOptions& options : kActivations) {

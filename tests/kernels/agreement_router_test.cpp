@@ -1,4 +1,4 @@
-// The router's further forms: sigmoid scores, a scale, selection bias, groups of experts, a given choice. Values
+// Further forms of the router: sigmoid scores, scale, selection bias, groups of experts, given choice. Values
 // worked out by hand, then every implementation against the f64 reference that reads the same rounded inputs.
 #include <gtest/gtest.h>
 
@@ -189,7 +189,7 @@ TEST_P(RouterForms, EveryFormAgreesForwardAndBackward) {
       kernels(s).router_backward(dlogits[s], dweights[s], p[s], l[s], index[s], w[s], aux[s], unit[s],
                                  z_scale, o, logits[s]);
     }
-    // Every term is at most the scale times |dw| of about one, weights and scores below one, over the sum of the
+    // A term is at most the scale times |dw| of about one, weights and scores below one, over the sum of the
     // scores (at least that of k halves of sigmoids around zero).
     const double largest = 4 * o.scale + 2 + 2 * z_scale * 10;
     expect_match("router form dlogits", dlogits, {.count = c.e, .scale = {largest}});

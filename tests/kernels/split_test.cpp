@@ -148,7 +148,7 @@ TEST_P(Splits, LayerNormColumnGroupsClampAndGatesOverRows) {
   const Owned x = draw({kT, kK}, 1), w = draw({kK}, 2), b = draw({kK}, 3), dy = draw({kT, kK}, 4);
   const Owned wg = draw({19}, 5), z = draw({kT}, 6, 3);
   using Parts = std::vector<Owned>;
-  // All outputs for rows [at, at + n): y, mean, rstd, dx of LayerNorm; sums, y, dots, dx of groups; a gate's y,
+  // Outputs for rows [at, at + n): y, mean, rstd, dx of LayerNorm; sums, y, dots, dx of groups; a gate's y,
   // df, dz; a clamp.
   const auto run = [&](const Parts& out, std::int64_t at, std::int64_t n) {
     const auto r = [&](const Owned& of) { return rows_of(of, at, n); };
