@@ -30,7 +30,8 @@ std::size_t axis_index(std::string_view label) {
 constexpr std::array<std::string_view, kNumComms> kLabels = {"tp", "pp",  "dp",  "tp_dp", "edp",
                                                              "ep", "etp", "tie", "world"};
 
-// Of each MoE layer; all but kUnserved are the bits of an f64. A rank without the layer has its neutral values.
+// Of each MoE layer; all but kUnserved are the bits of an f64. A rank without the layer has its neutral
+// values.
 enum RouterColumn : std::int64_t {
   kUnserved,
   kLogitSquares,

@@ -31,9 +31,9 @@ struct StepMetrics {
   std::int64_t tokens = 0;
   double tokens_per_second = 0.0;
   double model_flops = 0.0;  // of all ranks, causal attention counted once
-  double mfu = 0.0;       // causal attention counted once (half the square)
-  double mfu_full = 0.0;  // the un-halved figure that PaLM, nanoGPT and others print
-  double hfu = 0.0;       // FLOPs really executed, recomputation included
+  double mfu = 0.0;          // causal attention counted once (half the square)
+  double mfu_full = 0.0;     // the un-halved figure that PaLM, nanoGPT and others print
+  double hfu = 0.0;          // FLOPs really executed, recomputation included
   double bubble = 0.0;
   BubbleClock bubble_clock = BubbleClock::wall;
   std::vector<AxisUse> axes;

@@ -36,7 +36,8 @@ RoutingDump::RoutingDump(const plan::Plan& plan, RankEngine& engine, const Optio
                 "--dump-routing", "leave the flag out, or train a model with experts");
   }
   experts_ = job.model.moe->num_experts;
-  width_ = job.model.moe->num_experts_per_tok;
+  experts_choose_ = job.train.moe.router == spec::RouterChoice::expert_choice;
+  width_ = experts_choose_ ? experts_ : job.model.moe->num_experts_per_tok;
   microbatches_ = plan.num_microbatches();
   const std::int64_t tokens = std::int64_t{job.train.micro_batch_size} * job.train.sequence_length;
   local_tokens_ = div_exact(tokens, job.parallel.tp);
@@ -46,7 +47,8 @@ RoutingDump::RoutingDump(const plan::Plan& plan, RankEngine& engine, const Optio
   const std::int64_t kept_steps =
       std::min(steps, div_ceil(std::max<std::int64_t>(0, options.tokens), step_tokens_));
   const std::int64_t kept = std::ssize(layers_) * kept_steps * step_tokens_ * width_;
-  if (std::ssize(layers_) * pairs > trace::kMaxRoutingPairs || kept > kMostKept) {
+  if (std::ssize(layers_) * pairs > trace::kMaxRoutingPairs || kept > kMostKept ||
+      width_ > trace::kMaxRoutingTopK) {
     throw Error(
         ErrorKind::config,
         fmt::format("{} layers of {} experts and the choices of {} tokens are more than a routing file "
@@ -125,7 +127,15 @@ void RoutingDump::on_routed(const Mixture& mixture, const nn::Microbatch& mb, st
   const std::span<const std::int32_t> chosen = mixture.moe->chosen_tK(saved_slot).flat().span<std::int32_t>();
   TESSERA_CHECK_EQ(chosen.size(), local_tokens_ * width_, "every token of this rank has its choices");
   std::int16_t* to = &l->choices[at(mb.index * local_tokens_ * width_)];
-  for (const std::int32_t e : chosen) *to++ = static_cast<std::int16_t>(e);
+  if (!experts_choose_) {
+    for (const std::int32_t e : chosen) *to++ = static_cast<std::int16_t>(e);
+  } else {  // every expert stands there, those that took the token have kept it
+    const Tensor kept = mixture.moe->kept_tK(saved_slot);
+    const std::span<const std::int32_t> place = kept.flat().span<std::int32_t>();
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+      *to++ = place[i] < 0 ? std::int16_t{-1} : static_cast<std::int16_t>(chosen[i]);
+    }
+  }
   ++l->seen;
 }
 

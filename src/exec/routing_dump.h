@@ -1,18 +1,18 @@
-// RoutingDump: collects trace::RoutingStats of a training run on one rank: pairs of experts from every token's
-// choices, counts from the step's result, and the choices of the last tokens where they are asked for. It hears
-// of each MoE layer's forward pass through the stages (RoutingListener) and holds its own memory, so a run
-// without one costs nothing.
+// RoutingDump: collects trace::RoutingStats of a training run on one rank: pairs of experts from every
+// token's choices, counts from the step's result, and the choices of the last tokens where they are asked
+// for. It hears of each MoE layer's forward pass through the stages (RoutingListener) and holds its own
+// memory, so a run without one costs nothing.
 //
 //   RoutingDump dump(plan, engine, {.first_step = 0, .last_step = 100, .tokens = 65536});
 //   for (step ...) { dump.begin_step(step); engine.train_step(step); dump.end_step(engine.last_result()); }
 //   trace::RoutingStats stats = dump.finish();   // the whole on rank 0, empty elsewhere
 //
-// The statistics do not depend on the layout: tokens stand in the order of the run (step, sequence, position).
-// A token's choices in two MoE layers of different stages lie on two pipeline ranks: after the step the owner
-// of the earlier layer sends them to the owner of the next one. Bytes: local MoE layers x tokens of this rank in
-// a step x choices x 2, and 8 E^2 a local layer (twice); on rank 0 also the kept choices.
-// end_step and finish are collective. One thread, the engine's; between begin_step and end_step nothing else
-// may run the engine forward.
+// The statistics do not depend on the layout: tokens stand in the order of the run (step, sequence,
+// position). A token's choices in two MoE layers of different stages lie on two pipeline ranks: after the
+// step the owner of the earlier layer sends them to the owner of the next one. Bytes: local MoE layers x
+// tokens of this rank in a step x choices x 2, and 8 E^2 a local layer (twice); on rank 0 also the kept
+// choices. end_step and finish are collective. One thread, the engine's; between begin_step and end_step
+// nothing else may run the engine forward.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -31,7 +31,8 @@ class RoutingDump : public RoutingListener {
     std::int64_t tokens = 0;         // keep the choices of so many last tokens at least, whole steps; 0: none
     std::int32_t most_windows = 16;  // parts of the time that are counted apart
   };
-  // Both outlive it. Error{config} for a model without experts, and where pairs or choices would take too much.
+  // Both outlive it. Error{config} for a model without experts, and where pairs or choices would take too
+  // much.
   RoutingDump(const plan::Plan& plan, RankEngine& engine, const Options& options);
   ~RoutingDump() override;
   RoutingDump(const RoutingDump&) = delete;
@@ -66,6 +67,7 @@ class RoutingDump : public RoutingListener {
   Options options_;
   std::vector<std::int32_t> layers_;  // MoE layers of the model
   std::int32_t experts_, width_;      // E, and choices a token K
+  bool experts_choose_;               // K = E, those that did not take the token are none
   std::int64_t microbatches_, local_tokens_, step_tokens_;
   std::int64_t keep_from_;     // first step whose choices are kept
   std::int64_t window_steps_;  // steps of a window

@@ -47,7 +47,8 @@ std::vector<std::string> RoutingWatch::look(const std::vector<RoutingFigures>& l
       news.push_back(
           fmt::format("routing has collapsed in layer {}: for {} steps {} of {} experts took more than "
                       "{:.0f}% of the choices "
-                      "(now {:.0f}%); raise moe.aux_loss_coef or lower train.lr",
+                      "(now {:.0f}%); raise moe.aux_loss_coef (with moe.balancing: bias, "
+                      "moe.bias_update_rate) or lower train.lr",
                       f.layer, kStepsToWarn, few, load.size(), 100.0 * kCollapseShare, 100.0 * share));
     }
     // With few choices in all, an expert without one is chance.

@@ -1,7 +1,7 @@
-// RoutingStats: which experts the tokens of a run chose, as data: counts by layer and expert, pairs of experts
-// that the same token chose, inside a layer and from one MoE layer to the next, and every token's choices where
-// they were kept. The engine writes it, the report shows it, planner and placement read it; inference engines'
-// dumps are read into the same value (routing_file.h). Pure, thread safe.
+// RoutingStats: which experts the tokens of a run chose, as data: counts by layer and expert, pairs of
+// experts that the same token chose, inside a layer and from one MoE layer to the next, and every token's
+// choices where they were kept. The engine writes it, the report shows it, planner and placement read it;
+// inference engines' dumps are read into the same value (routing_file.h). Pure, thread safe.
 //
 //   RoutingStats stats = read_routing("routing.safetensors");
 //   const LoadSpread spread = spread_of(stats.chosen_of(0));
@@ -93,8 +93,8 @@ struct ExpertPair {
   double lift = 0.0;  // against independent choices: count tokens / (chosen_a chosen_b)
   friend bool operator==(const ExpertPair&, const ExpertPair&) = default;
 };
-// The pairs of layer l that tokens chose together most often, a < b, at most `most`; by count, then a, then b.
-// REQUIRES within. lift is 0 when num_tokens is not known.
+// The pairs of layer l that tokens chose together most often, a < b, at most `most`; by count, then a, then
+// b. REQUIRES within. lift is 0 when num_tokens is not known.
 [[nodiscard]] std::vector<ExpertPair> top_pairs(const RoutingStats& stats, std::int32_t l, std::int32_t most);
 // Likewise from layer l (a) to the next (b). REQUIRES across.
 [[nodiscard]] std::vector<ExpertPair> top_followers(const RoutingStats& stats, std::int32_t l,

@@ -1,7 +1,7 @@
 // The container of routing files: safetensors (8 bytes little-endian header length, JSON, the arrays' bytes
-// without gap) with two additions that other readers may ignore: a digest over the whole file, and arrays whose
-// name ends in ".zst" are one zstd frame (its type and shape are a line of the metadata). Inside of this room;
-// the room may not use the checkpoint's reader. Pure, thread safe.
+// without gap) with two additions that other readers may ignore: a digest over the whole file, and arrays
+// whose name ends in ".zst" are one zstd frame (its type and shape are a line of the metadata). Inside of
+// this room; the room may not use the checkpoint's reader. Pure, thread safe.
 #pragma once
 #include <cstddef>
 #include <cstdint>

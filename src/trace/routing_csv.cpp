@@ -1,7 +1,8 @@
 // CSV: a header names the columns, in any order; or numbers alone, a line of counts a layer.
 //   layer,expert,count[,window]            counts
 //   token,layer,expert0,expert1,...        choices, a line for each token and layer
-//   layer,count,expert0,expert1,...        sets of experts and how many tokens chose them (no order of tokens)
+//   layer,count,expert0,expert1,...        sets of experts and how many tokens chose them (no order of
+// tokens)
 #include <fmt/format.h>
 
 #include <algorithm>

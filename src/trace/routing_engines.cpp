@@ -44,8 +44,8 @@ Table table_of(const StoredArray& a, std::string_view where) {
   return t;
 }
 
-// Arrays "pass_layer" of one or several files: counts [E] are summed over the files, choices [T, K] follow one
-// another.
+// Arrays "pass_layer" of one or several files: counts [E] are summed over the files, choices [T, K] follow
+// one another.
 class PassLayers {
  public:
   void add(const Container& c, std::string_view where) {

@@ -28,8 +28,8 @@ struct Table {
   std::vector<std::int64_t> values;
 };
 
-// chosen: [L, E] or [W, L, E], or [E] of one layer. names: of the windows, or empty. Layers and windows without
-// a choice are left out: recorders keep rows for dense layers and for passes that never came.
+// chosen: [L, E] or [W, L, E], or [E] of one layer. names: of the windows, or empty. Layers and windows
+// without a choice are left out: recorders keep rows for dense layers and for passes that never came.
 struct CountTable {
   std::string source;
   Table chosen;

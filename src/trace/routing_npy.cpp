@@ -1,4 +1,5 @@
-// NPY (numpy.org/doc/stable/reference/generated/numpy.lib.format.html): whole numbers, little-endian, C order.
+// NPY (numpy.org/doc/stable/reference/generated/numpy.lib.format.html): whole numbers, little-endian, C
+// order.
 #include <fmt/format.h>
 
 #include <algorithm>

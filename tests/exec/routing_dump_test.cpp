@@ -1,11 +1,12 @@
-// Routing statistics of a run: the same on every layout, equal to a count by hand over one rank's choices, and
-// of what the run itself says it routed.
+// Routing statistics of a run: the same on every layout, equal to a count by hand over one rank's choices,
+// and of what the run itself says it routed.
 #include "exec/routing_dump.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "comm/thread_world.h"
@@ -123,6 +124,24 @@ TEST(RoutingDump, KeepsNoChoicesUnlessAsked) {
   const Dumped d = dump_of(job_of({.dp = 2}), 2, {.first_step = 0, .last_step = 2});
   EXPECT_TRUE(d.stats.choices.empty());
   EXPECT_EQ(d.stats.across.size(), 3U * 64);
+}
+
+TEST(RoutingDump, WhereExpertsChooseHoldsTheExpertsThatTookAToken) {
+  const auto job = [](spec::ParallelSpec parallel) {
+    spec::Job j = job_of(parallel);
+    j.train.moe.router = spec::RouterChoice::expert_choice;
+    j.train.moe.balancing = spec::Balancing::none;
+    j.train.moe.aux_loss_coef = 0.0;
+    return j;
+  };
+  const exec::RoutingDump::Options options{.first_step = 0, .last_step = 2, .tokens = 64};
+  const Dumped one = dump_of(job({}), 2, options);
+  EXPECT_EQ(one.stats.top_k, 8) << "any number of experts may take a token";
+  Problems problems;
+  trace::check_routing(one.stats, "one", problems);
+  EXPECT_TRUE(problems.empty()) << problems.list()[0].what;
+  EXPECT_NE(std::ranges::find(one.stats.choices, -1), one.stats.choices.end());
+  EXPECT_EQ(dump_of(job({.tp = 2, .pp = 2, .ep = 2, .schedule = "1f1b"}), 2, options).stats, one.stats);
 }
 
 TEST(RoutingDump, OfADenseModelIsRefused) {

@@ -103,7 +103,8 @@ TEST(RoutingFile, ABitFlippedAnywhereIsFound) {
   }
 }
 
-// Replaces text in the header by text of the same length and takes the digest out, as a tool that edits would.
+// Replaces text in the header by text of the same length and takes the digest out, as a tool that edits
+// would.
 std::string edited(std::string file, const std::string& from, const std::string& to) {
   const std::size_t digest = file.find("\"xxh3_128\":\"");
   file.replace(digest, 12 + 32 + 2, 12 + 32 + 2, ' ');

@@ -1,5 +1,5 @@
-// Other programs' routing files: SGLang's recorder, TensorRT-LLM's folder, NPY, CSV and JSON tables, real data
-// of three models where it lies beside the checkout; wrong and hostile ones are refused by name.
+// Other programs' routing files: SGLang's recorder, TensorRT-LLM's folder, NPY, CSV and JSON tables, real
+// data of three models where it lies beside the checkout; wrong and hostile ones are refused by name.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -30,7 +30,8 @@ RoutingStats read(const std::string& text, const RoutingReadOptions& options = {
 
 TEST(SglangJson, LogicalCountsSumOverStepsAndLeaveOutDenseLayers) {
   const RoutingStats s = read(
-      R"({"rank": 0, "logical_count": [[[0,0,0],[1,2,3],[4,5,6]], [[0,0,0],[1,0,0],[0,0,7]], [[0,0,0],[0,0,0],[0,0,0]]],
+      R"({"rank": 0, "logical_count": [
+          [[0,0,0],[1,2,3],[4,5,6]], [[0,0,0],[1,0,0],[0,0,7]], [[0,0,0],[0,0,0],[0,0,0]]],
           "average_utilization_rate_over_window": null})");
   EXPECT_EQ(s.source, "sglang stat");
   EXPECT_EQ(s.num_experts, 3);
@@ -283,8 +284,8 @@ TEST_F(EngineFolder, WithoutItsFilesSaysWhatIsMissing) {
 
 // ---------------------------------------------------------------- damage
 
-// Every reader under random damage of small good files: an Error or another reading, never a crash. Runs under
-// the sanitizers too.
+// Every reader under random damage of small good files: an Error or another reading, never a crash. Runs
+// under the sanitizers too.
 TEST(RoutingFuzz, DamagedFilesOfAnyKindEndInAnError) {
   const std::vector<std::int32_t> counts = {1, 2, 3, 4};
   const std::vector<std::string> good = {

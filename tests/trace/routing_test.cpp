@@ -1,5 +1,5 @@
-// Routing statistics as a value: what is counted from choices against a count by hand, spread by closed forms,
-// pairs, and what the checker refuses.
+// Routing statistics as a value: what is counted from choices against a count by hand, spread by closed
+// forms, pairs, and what the checker refuses.
 #include "trace/routing.h"
 
 #include <gmock/gmock.h>
