@@ -28,7 +28,8 @@ struct RoutingLoad {
 };
 
 // balanced | power:ALPHA (0 < ALPHA <= 10) | file of counts (one an expert, blank, comma or newline apart; up
-// to 65536 of them, none negative, not all 0) | any other file that trace::read_routing reads: all its layers.
+// to 65536 of them, none negative, not all 0) | any other file that trace::read_routing reads: all its
+// layers.
 // Error{config}, and those of read_routing.
 [[nodiscard]] RoutingLoad parse_routing_load(std::string_view text);
 [[nodiscard]] std::string to_text(

@@ -1,11 +1,12 @@
-// Rotary position tables (arXiv 2104.09864): angle of pair j at position s is s * f_j, f_j = theta^(-2j / d), d the
-// rotated part of a head, scaled as the model says (formulas of Hugging Face's modeling_rope_utils):
+// Rotary position tables (arXiv 2104.09864): angle of pair j at position s is s * f_j, f_j = theta^(-2j / d),
+// d the rotated part of a head, scaled as the model says (formulas of Hugging Face's modeling_rope_utils):
 //   linear    f / factor
 //   dynamic   only when the sequence S is longer than P = max_position_embeddings: theta grows by
 //             (factor S / P - (factor - 1))^(d / (d - 2))
 //   llama3    n = original_max_position_embeddings * f / 2 pi turns; n < low_freq_factor: f / factor;
 //             n > high_freq_factor: f; between, t = (n - low) / (high - low) blends (1 - t) f / factor + t f
-//   yarn      (arXiv 2309.00071) r(n) = d / 2 * ln(old / (2 pi n)) / ln(theta) is the pair that turns n times in the
+//   yarn      (arXiv 2309.00071) r(n) = d / 2 * ln(old / (2 pi n)) / ln(theta) is the pair that turns n times
+//   in the
 //             old context; from r(beta_fast) to r(beta_slow) pairs go over from f to f / factor
 // Computed in f64, then rounded.
 #pragma once

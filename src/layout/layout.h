@@ -135,8 +135,8 @@ struct ParamSpec {
   // The second use of a tied embedding (the head's copy): same name as the embedding, its gradient is added
   // to the embedding's over the first and the last stage; not counted in norms, not written to files.
   bool tied_copy = false;
-  // Held and updated here as well as on the ranks of another gradient group, which count it in norms and write it: an
-  // expert's down_bias on etp ranks beyond the first.
+  // Held and updated here as well as on the ranks of another gradient group, which count it in norms and
+  // write it: an expert's down_bias on etp ranks beyond the first.
   bool duplicate = false;
   // True on exactly one rank for each element of the world's model: that rank counts it in norms and writes
   // it.
@@ -145,7 +145,8 @@ struct ParamSpec {
   friend bool operator==(const ParamSpec&, const ParamSpec&) = default;
 };
 
-// Rows of the vocabulary that one of `parts` tp ranks holds: as even as possible, the first ranks take the remainder.
+// Rows of the vocabulary that one of `parts` tp ranks holds: as even as possible, the first ranks take the
+// remainder.
 struct VocabShare {
   std::int64_t begin = 0, size = 0;
 };
@@ -192,9 +193,9 @@ enum class Placement : std::uint8_t { loop, vee };
 // Fused weights (ParamSpec::follows on all but the first): q k v; their biases; gate up; their biases; so too
 // of experts and shared experts.
 // Sharding: q, k, v, q_b, kv_b, gate, up with their biases, sinks, norms over the whole of q and k, embedding
-// and head (vocab_share) by rows over tp; o, down by columns over tp; experts by ep (contiguous blocks of experts) and
-// rows/columns over etp; the rest whole. An expert's down_bias is whole on every etp rank and belongs to the
-// first: all of them see the same rows, so its gradient is the same on each.
+// and head (vocab_share) by rows over tp; o, down by columns over tp; experts by ep (contiguous blocks of
+// experts) and rows/columns over etp; the rest whole. An expert's down_bias is whole on every etp rank and
+// belongs to the first: all of them see the same rows, so its gradient is the same on each.
 [[nodiscard]] std::vector<ParamSpec> parameters(const spec::ModelSpec& model, const Layout& layout,
                                                 Rank rank);
 

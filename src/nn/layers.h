@@ -16,9 +16,9 @@
 
 namespace tessera::nn {
 
-// MLP: down(f(up(n))), gated (silu(gate(n)) * up(n)) or not (gelu), by ActivationOptions. Weights on this rank (I: of
-// this rank): up [2 I or I, H] (rows gate | up), down [H, I], biases [2 I or I] and [H] where the model has them. The
-// bias of down is added to this rank's own rows.
+// MLP: down(f(up(n))), gated (silu(gate(n)) * up(n)) or not (gelu), by ActivationOptions. Weights on this
+// rank (I: of this rank): up [2 I or I, H] (rows gate | up), down [H, I], biases [2 I or I] and [H] where the
+// model has them. The bias of down is added to this rank's own rows.
 class Mlp : public Layer {
  public:
   struct Options {
@@ -57,8 +57,9 @@ class Mlp : public Layer {
   std::vector<Deferred> deferred_;
 };
 
-// Vocab-parallel embedding: table rows [vocab_begin, vocab_begin + rows), and learned positions [P, H] where the model
-// has them, added to this rank's own rows. forward ignores x; backward_input ends the chain and leaves g unchanged.
+// Vocab-parallel embedding: table rows [vocab_begin, vocab_begin + rows), and learned positions [P, H] where
+// the model has them, added to this rank's own rows. forward ignores x; backward_input ends the chain and
+// leaves g unchanged.
 class Embedding : public Layer {
  public:
   struct Params {

@@ -1,4 +1,5 @@
-// T tokens of the micro-batch, t of this rank, H hidden, I intermediate of this rank, Z columns of the first product.
+// T tokens of the micro-batch, t of this rank, H hidden, I intermediate of this rank, Z columns of the first
+// product.
 #include "nn/layers.h"
 #include "nn/projection.h"
 

@@ -1,5 +1,5 @@
-// The experts of a model as a heat map: a line a MoE layer, a bar an expert, and the numbers that say how even
-// the load is. Shown at the end of a run, while it trains, and of a routing file. Pure, thread safe.
+// The experts of a model as a heat map: a line a MoE layer, a bar an expert, and the numbers that say how
+// even the load is. Shown at the end of a run, while it trains, and of a routing file. Pure, thread safe.
 //
 //   layer  load      max/mean    cv   eff  dead  dropped
 //       0  <bars>        1.09  0.05   7.98    0     0.0%

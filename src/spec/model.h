@@ -195,8 +195,8 @@ enum class AttentionFlops : std::uint8_t { causal, full };
 // Reads config.json text. `where` names the file in messages. Adds every problem; keys that change the maths
 // and are not understood are refused by name with the nearest known key, keys without influence are listed in
 // the source. Dropout and router noise are accepted and not kept: nothing here drops or adds noise. So are
-// details that cost nothing (temperatures of attention) of the families that the engine does not train. A llama4 file may be the whole of a model with
-// images: its text_config is read. kimi_k2 is deepseek_v3.
+// details that cost nothing (temperatures of attention) of the families that the engine does not train. A
+// llama4 file may be the whole of a model with images: its text_config is read. kimi_k2 is deepseek_v3.
 [[nodiscard]] ModelSpec parse_hf_config(std::string_view json, std::string_view where, Problems& problems);
 // Whole read of a file or of a folder's config.json; throws Error{config} with all problems.
 [[nodiscard]] ModelSpec read_hf_config(const std::filesystem::path& path);

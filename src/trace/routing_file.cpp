@@ -194,9 +194,10 @@ bool starts_with(std::span<const std::byte> bytes, std::string_view magic) {
 }
 
 void refuse_pickles(std::span<const std::byte> bytes, std::string_view where) {
-  using namespace std::string_view_literals;
-  if (!starts_with(bytes, "PK\x03\x04") && !starts_with(bytes, "\x80\x02"sv) &&
-      !starts_with(bytes, "\x80\x04"sv) && !starts_with(bytes, "\x80\x05"sv)) {
+  constexpr std::size_t kProtocol = 2;  // the opcode and the version behind it
+  if (!starts_with(bytes, "PK\x03\x04") && !starts_with(bytes, std::string_view("\x80\x02", kProtocol)) &&
+      !starts_with(bytes, std::string_view("\x80\x04", kProtocol)) &&
+      !starts_with(bytes, std::string_view("\x80\x05", kProtocol))) {
     return;
   }
   throw Error(ErrorKind::unsupported,

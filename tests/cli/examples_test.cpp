@@ -1,4 +1,5 @@
-// The studies of examples/moe run to their end, shortened, on a small text: what they print and draw is there.
+// The studies of examples/moe run to their end, shortened, on a small text: what they print and draw is
+// there.
 #include <gmock/gmock.h>
 
 #include <cstdlib>

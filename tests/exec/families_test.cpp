@@ -1,6 +1,6 @@
-// Every family on many layouts equals one rank: loss, gradients, routing and weights after three optimiser steps in
-// f64, under every schedule, recomputation, ZeRO and routing that a job can ask for. The models are those of
-// tests/golden/hf with random weights.
+// Every family on many layouts equals one rank: loss, gradients, routing and weights after three optimiser
+// steps in f64, under every schedule, recomputation, ZeRO and routing that a job can ask for. The models are
+// those of tests/golden/hf with random weights.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -55,7 +55,8 @@ void choose_recipe(spec::Job& job, Choice& choice) {
   r.moe.drop_policy = choice.of<spec::DropPolicy>({spec::DropPolicy::position, spec::DropPolicy::probs});
 }
 
-// Without rotary positions a bias of the keys shifts all scores of a query alike: its gradient is rounding only, which
+// Without rotary positions a bias of the keys shifts all scores of a query alike: its gradient is rounding
+// only, which
 // AdamW makes steps of.
 void forget_key_biases(RunResult& r) {
   const auto is_key_bias = [](const auto& entry) { return entry.first.ends_with("k_proj.bias"); };

@@ -1,6 +1,6 @@
-// The engine computes what Hugging Face transformers computes: tiny checkpoints of the twelve families with the
-// hidden states, logits, loss, routing and gradients that transformers gives (tests/golden/hf). In f64 on one rank
-// and on layouts over tp, pp, dp, ep and etp, in f32 on one rank.
+// The engine computes what Hugging Face transformers computes: tiny checkpoints of the twelve families with
+// the hidden states, logits, loss, routing and gradients that transformers gives (tests/golden/hf). In f64 on
+// one rank and on layouts over tp, pp, dp, ep and etp, in f32 on one rank.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -273,8 +273,8 @@ TEST_P(GoldenValues, HiddenStatesLogitsAndRoutingEqualTransformersInF64) {
   }
 }
 
-// The objective of transformers with balancing is loss + coefficient * aux_loss over the tokens of all MoE layers
-// together; the fixtures hold the gradient of the second term for routers.
+// The objective of transformers with balancing is loss + coefficient * aux_loss over the tokens of all MoE
+// layers together; the fixtures hold the gradient of the second term for routers.
 class GoldenBalancing : public Golden {};
 
 TEST_P(GoldenBalancing, LossOverAllLayersAndItsGradientEqualTransformersInF64) {
