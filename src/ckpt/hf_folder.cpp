@@ -405,8 +405,21 @@ void check_weights(const WeightSource& source, const spec::ModelSpec& model) {
   problems.throw_if_any();
 }
 
+namespace {
+// Other programs would leave the bias out and choose other experts, silently.
+void refuse_own_bias(const spec::ModelSpec& model, const std::filesystem::path& folder) {
+  if (!model.moe || !model.moe->score_correction_bias || model.family == spec::Family::deepseek_v3) return;
+  throw Error(
+      ErrorKind::config,
+      fmt::format("the model chooses experts with a correction bias, which {} does not have at Hugging Face",
+                  spec::name(model.family)),
+      folder.string(), "keep Tessera's checkpoint, or train with moe.balancing: loss");
+}
+}  // namespace
+
 void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec& model,
                      const WeightSource& source, std::string_view config) {
+  refuse_own_bias(model, folder);
   check_weights(source, model);
   const std::vector<HfTensor> tensors = hf_tensors(model);
   std::vector<StoredTensor> entries;

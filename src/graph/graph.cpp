@@ -97,6 +97,16 @@ Axis axis_of(layout::GradGroup group) {
   return Axis::dp;
 }
 
+// Rows that an expert takes of one micro-batch.
+std::int64_t expert_capacity(const spec::Job& job) {
+  const spec::MoeRecipe& r = job.train.moe;
+  const std::int64_t tokens = job.train.micro_batch_size * job.train.sequence_length;
+  const double factor = r.capacity_factor > 0.0 ? r.capacity_factor : 1.0;
+  const std::int64_t rows =
+      capacity_rows(factor, tokens, job.model.moe->num_experts_per_tok, job.model.moe->num_experts);
+  return r.router == spec::RouterChoice::expert_choice ? std::min(rows, tokens) : rows;
+}
+
 class Builder {
  public:
   Builder(const spec::Job& job, const layout::Layout& layout, Rank rank, const RoutingCounts& routing)
@@ -226,17 +236,25 @@ class Builder {
     m.shared_intermediate = div_exact(job_.model.moe->shared_intermediate_size, sizes_.tp);
     m.shared_gate = job_.model.moe->shared_expert_gate;
     m.keeps_logits = job_.model.moe->score == spec::RouterScore::sigmoid && r.z_loss_coef != 0.0;
+    m.experts_choose = r.router == spec::RouterChoice::expert_choice;
+    m.choices = m.experts_choose ? m.num_experts : m.top_k;
     m.num_units = r.aux_loss_unit == spec::BalanceUnit::sequence ? sizes_.batch : 1;
-    m.balanced = r.aux_loss_coef != 0.0;
-    m.counts_units = m.balanced && r.aux_loss_unit != spec::BalanceUnit::global_batch;
-    m.drops = r.capacity_factor > 0.0;
-    m.drops_by_weight = r.drop_policy == spec::DropPolicy::probs;
+    const bool in_unit = r.aux_loss_unit != spec::BalanceUnit::global_batch;
+    const bool joined = in_unit && r.aux_loss_normalisation == spec::AuxNormalisation::huggingface;
+    m.balanced = r.aux_loss_coef != 0.0 && !joined;
+    m.counts_units = r.aux_loss_coef != 0.0 && in_unit;
+    m.drops = r.capacity_factor > 0.0 || m.experts_choose;
+    m.drops_by_weight = r.drop_policy == spec::DropPolicy::probs || m.experts_choose;
     m.row_microbatches = routing_.kept.empty() ? 1 : routing_.num_microbatches;
     const std::int64_t local = div_exact(m.num_experts, sizes_.ep);
-    m.max_rows = std::int64_t{sizes_.ep} * sizes_.etp * sizes_.local_tokens() * std::min(m.top_k, local);
+    m.max_rows = std::int64_t{sizes_.ep} * sizes_.etp * sizes_.local_tokens() * std::min(m.choices, local);
+    m.max_sent = sizes_.local_tokens() * m.choices;
     if (m.drops) {
-      const std::int64_t capacity = capacity_rows(r.capacity_factor, sizes_.tokens(), m.top_k, m.num_experts);
-      m.max_rows = std::min(m.max_rows, local * capacity * replicas_in_group());
+      const std::int64_t capacity = expert_capacity(job_);
+      const std::int64_t meeting = local * capacity * replicas_in_group();
+      m.max_rows = std::min(m.max_rows, meeting);
+      m.max_sent = std::min(m.max_sent, m.num_experts * capacity);
+      if (r.pad_to_capacity) m.padded = meeting;
     }
     count_rows(m, layer);
     return m;
@@ -456,9 +474,13 @@ std::vector<std::int64_t> balanced_routing(const spec::Job& job, const layout::L
   const std::int64_t tokens = job.train.micro_batch_size * job.train.sequence_length;
   const std::int64_t choices = div_exact(tokens, job.parallel.tp) * top_k;
   const std::int64_t first = layout.dense.coordinate(rank, layout::Axis::tp) * choices;
-  const double factor = job.train.moe.capacity_factor;
-  const std::int64_t capacity =
-      factor > 0.0 ? capacity_rows(factor, tokens, top_k, num_experts) : tokens * top_k;
+  if (job.train.moe.router == spec::RouterChoice::expert_choice) {
+    // An expert's rows spread evenly over the tokens.
+    const auto before = [&](std::int64_t x) { return div_floor(expert_capacity(job) * x, tokens * top_k); };
+    return std::vector<std::int64_t>(static_cast<std::size_t>(num_experts),
+                                     before(first + choices) - before(first));
+  }
+  const std::int64_t capacity = job.train.moe.capacity_factor > 0.0 ? expert_capacity(job) : tokens * top_k;
   // Choices below x that go to expert e, as far as there is room.
   const auto below = [&](std::int64_t x, std::int64_t e) {
     return std::min(capacity, x > e ? div_floor(x - e - 1, num_experts) + 1 : 0);

@@ -48,16 +48,22 @@ struct Sizes {
 // One MoE layer: what is fixed, and the rows of this rank over `row_microbatches` micro-batches.
 struct MoeSizes {
   std::int64_t num_experts = 0, top_k = 0;
+  std::int64_t choices = 0;              // of one token: K, or E where experts choose
   std::int64_t intermediate = 0;         // of one expert
   std::int64_t shared_intermediate = 0;  // of the shared experts; 0: none
   bool shared_gate = false;              // a sigmoid gate on them
   bool keeps_logits = false;             // for the z-loss of sigmoid scores
   std::int64_t num_units = 1;            // balancing units of a micro-batch
-  bool balanced = false;                 // with a balancing loss
+  bool balanced = false;                 // with a balancing loss of this layer alone
   bool counts_units = false;             // whose counts are summed over tp
   bool drops = false;                    // with a capacity
   bool drops_by_weight = false;
-  std::int64_t max_rows = 0;  // rows that the buffers hold
+  bool experts_choose = false;
+  std::int64_t max_rows = 0;  // rows that can arrive
+  std::int64_t max_sent = 0;  // rows that this rank can send of a micro-batch
+  std::int64_t padded = 0;    // rows that are computed of a micro-batch whatever arrives; 0: no padding
+  [[nodiscard]] std::int64_t buffer_rows() const { return padded > 0 ? padded : max_rows; }
+  [[nodiscard]] std::int64_t computed() const { return padded > 0 ? padded * row_microbatches : received; }
   std::int64_t row_microbatches = 1;
   std::int64_t sent = 0;            // n, over all ep ranks
   std::int64_t sent_to_others = 0;  // of them to other ep ranks

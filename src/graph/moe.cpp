@@ -37,7 +37,7 @@ void from_experts(OpWriter& w, const Sizes& s, const MoeSizes& m) {
 void keep_dispatch(OpWriter& w, const Sizes& s, const MoeSizes& m) {
   constexpr std::int64_t kIndex = 4;
   constexpr std::int64_t kCount = 8;
-  const std::int64_t choices = s.local_tokens() * m.top_k;
+  const std::int64_t choices = s.local_tokens() * m.choices;
   const std::int64_t local = div_exact(m.num_experts, s.ep);
   w.keep(choices, kIndex);               // position of each choice
   w.keep(choices, kIndex);               // token of each row
@@ -57,11 +57,11 @@ void route(OpWriter& f, const Sizes& s, const MoeSizes& m) {
   constexpr std::int64_t kIndex = 4;
   const std::int64_t t = s.local_tokens();
   f.gemm("router", t, m.num_experts, s.hidden);
-  f.memory("choose", 2 * t * m.num_experts + 2 * t * m.top_k);
+  f.memory("choose", 2 * t * m.num_experts + 2 * t * m.choices);
   f.keep(t * m.num_experts);
   f.keep(t);
-  f.keep(t * m.top_k, kIndex);
-  f.keep(t * m.top_k);
+  f.keep(t * m.choices, kIndex);
+  f.keep(t * m.choices);
   if (m.keeps_logits) f.keep(t * m.num_experts);
   if (m.balanced) f.keep(m.num_units * m.num_experts);
   if (m.counts_units && s.tp > 1) {
@@ -69,9 +69,11 @@ void route(OpWriter& f, const Sizes& s, const MoeSizes& m) {
                  (s.tp - 1) * m.num_units * m.num_experts * kIndex);
   }
   if (m.drops && s.tp > 1) {
-    f.collective("choices", Axis::tp, Call::all_gather, (s.tp - 1) * t * m.top_k * kIndex);
+    if (!m.experts_choose) {
+      f.collective("choices", Axis::tp, Call::all_gather, (s.tp - 1) * t * m.choices * kIndex);
+    }
     if (m.drops_by_weight) {
-      f.collective("choice weights", Axis::tp, Call::all_gather, (s.tp - 1) * t * m.top_k * s.element);
+      f.collective("choice weights", Axis::tp, Call::all_gather, (s.tp - 1) * t * m.choices * s.element);
     }
   }
   f.memory("plan rows", 0);
@@ -145,15 +147,15 @@ void forward(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& 
   f.memory("gather rows", 2 * m.sent * H);
   if (exchanges(s)) to_experts(f, s, m);
   const std::int64_t groups = products(s, m);
-  f.grouped_gemm("experts gate_up", groups, OpWriter::RowsAre::m, m.received, 2 * I, H);
-  f.memory("swiglu", 3 * m.received * I);
-  f.grouped_gemm("experts down", groups, OpWriter::RowsAre::m, m.received, H, I);
+  f.grouped_gemm("experts gate_up", groups, OpWriter::RowsAre::m, m.computed(), 2 * I, H);
+  f.memory("swiglu", 3 * m.computed() * I);
+  f.grouped_gemm("experts down", groups, OpWriter::RowsAre::m, m.computed(), H, I);
   if (exchanges(s)) from_experts(f, s, m);
   f.memory("combine", 2 * t * H * m.row_microbatches + m.sent * H);
-  f.keep(m.max_rows * H);
-  f.keep(m.max_rows * 2 * I);
-  if (!s.selective) f.keep(m.max_rows * I);
-  f.keep(t * m.top_k * H);
+  f.keep(m.buffer_rows() * H);
+  f.keep(m.buffer_rows() * 2 * I);
+  if (!s.selective) f.keep(m.buffer_rows() * I);
+  f.keep(m.max_sent * H);
 }
 
 void backward_input(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& prefix) {
@@ -172,11 +174,11 @@ void backward_input(OpList& out, const Sizes& s, const MoeSizes& m, const std::s
   i.memory("combine backward", t * H * m.row_microbatches + 2 * m.sent * H);
   if (exchanges(s)) to_experts(i, s, m);
   const std::int64_t groups = products(s, m);
-  i.grouped_gemm("experts down dgrad", groups, OpWriter::RowsAre::m, m.received, I, H);
-  i.keep(m.max_rows * H);
-  i.memory("swiglu backward", 5 * m.received * I);
-  i.keep(m.max_rows * 2 * I);
-  i.grouped_gemm("experts gate_up dgrad", groups, OpWriter::RowsAre::m, m.received, H, 2 * I);
+  i.grouped_gemm("experts down dgrad", groups, OpWriter::RowsAre::m, m.computed(), I, H);
+  i.keep(m.buffer_rows() * H);
+  i.memory("swiglu backward", 5 * m.computed() * I);
+  i.keep(m.buffer_rows() * 2 * I);
+  i.grouped_gemm("experts gate_up dgrad", groups, OpWriter::RowsAre::m, m.computed(), H, 2 * I);
   if (exchanges(s)) from_experts(i, s, m);
   i.memory("sum rows", m.sent * H + t * H * m.row_microbatches);
   i.per_microbatches(1);
@@ -196,10 +198,10 @@ void backward_weight(OpList& out, const Sizes& s, const MoeSizes& m, const std::
   if (s.selective && !shared) w.memory("norm again", 2 * t * H);
   if (shared) shared_backward_weight(w, s, m);
   w.per_microbatches(m.row_microbatches);
-  if (s.selective) w.memory("swiglu again", 3 * m.received * I);
+  if (s.selective) w.memory("swiglu again", 3 * m.computed() * I);
   const std::int64_t groups = products(s, m);
-  w.grouped_gemm("experts down wgrad", groups, OpWriter::RowsAre::k, m.received, H, I);
-  w.grouped_gemm("experts gate_up wgrad", groups, OpWriter::RowsAre::k, m.received, 2 * I, H);
+  w.grouped_gemm("experts down wgrad", groups, OpWriter::RowsAre::k, m.computed(), H, I);
+  w.grouped_gemm("experts gate_up wgrad", groups, OpWriter::RowsAre::k, m.computed(), 2 * I, H);
   w.per_microbatches(1);
   w.gemm("router wgrad", m.num_experts, H, t);
   w.memory("norm wgrad", 2 * t * H);

@@ -115,6 +115,27 @@ inline void drops_by_position(spec::Recipe& r) {
 inline void global_unit(spec::Recipe& r) {
   r.moe.aux_loss_unit = spec::BalanceUnit::global_batch;
 }
+inline void hash(spec::Recipe& r) {
+  r.moe.router = spec::RouterChoice::hash;
+  r.moe.balancing = spec::Balancing::none;
+  r.moe.aux_loss_coef = 0.0;
+}
+inline void expert_choice(spec::Recipe& r) {
+  hash(r);
+  r.moe.router = spec::RouterChoice::expert_choice;
+  r.moe.capacity_factor = 0.5;
+}
+inline void joined_and_padded(spec::Recipe& r) {
+  r.moe.aux_loss_normalisation = spec::AuxNormalisation::huggingface;
+  r.moe.capacity_factor = 1.25;
+  r.moe.pad_to_capacity = true;
+  r.moe.router_jitter = 0.1;
+}
+inline void joined_sequences(spec::Recipe& r) {
+  r.recompute = spec::Recompute::full;
+  r.moe.aux_loss_normalisation = spec::AuxNormalisation::huggingface;
+  r.moe.aux_loss_unit = spec::BalanceUnit::sequence;
+}
 inline void no_aux(spec::Recipe& r) {
   r.moe.aux_loss_coef = 0.0;
 }
@@ -206,6 +227,10 @@ inline std::vector<Case> agreement_cases() {
       Case{"moe_drops_by_position", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, drops_by_position},
       Case{"moe_global_unit", true, false, {.tp = 4, .ep = 2}, global_unit},
       Case{"moe_no_aux", true, false, {.tp = 4, .ep = 2}, no_aux},
+      Case{"moe_hash", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, hash},
+      Case{"moe_expert_choice", true, false, {.tp = 2, .dp = 2, .ep = 4}, expert_choice},
+      Case{"moe_joined_and_padded", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, joined_and_padded},
+      Case{"moe_joined_sequences", true, false, {.tp = 2, .ep = 2}, joined_sequences},
       Case{"odd_sizes", true, true, {.tp = 4, .pp = 2, .ep = 2}, unchanged, 13},
       Case{"odd_sizes_zero", false, false, {.tp = 4, .dp = 2}, zero_f32, 7},
       Case{"moe_everything", true, true, scheduled({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2}, "zb-h1"),
