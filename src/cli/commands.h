@@ -28,25 +28,45 @@ struct TrainFlags {
 };
 int train(const TrainFlags& flags, const Terminal& terminal);
 
+struct RankFlags {  // how a model is spread over thread ranks of this machine
+  std::int32_t tp = 1, ep = 1, etp = 1;
+  std::int32_t dp = 0;  // 0: the fewest that ep and etp need
+};
+
 struct GenerateFlags {
   std::string checkpoint;  // Tessera checkpoint (folder of one or of several) or Hugging Face folder
-  std::string tokenizer;
-  std::string prompt;
+  std::string tokenizer;   // empty: the checkpoint's folder
+  std::vector<std::string> prompts;
+  std::string prompts_file;  // a prompt a line, or JSON lines
   std::int64_t max_new_tokens = 100;
-  std::int64_t context = 0;  // 0: what the checkpoint was trained with, at most 1024
+  std::int64_t context = 0;  // 0: the model's positions, as far as prompts and new tokens need them
   double temperature = 0.8;
-  std::int32_t top_k = 40;
+  std::int64_t top_k = 40;
+  double top_p = 1.0;
   std::uint64_t seed = 1;
+  std::vector<std::string> stop;       // texts
+  std::vector<std::int32_t> stop_ids;  // besides the tokenizer's end of text
+  bool ignore_end = false;             // go on behind the end of text
+  bool begin = false;                  // put the tokenizer's begin of text in front
+  bool slide = false;                  // forget the oldest tokens when the context is full
+  std::int64_t batch = 0;              // sequences at once; 0: all prompts, at most 8
+  std::int64_t chunk = 256;
+  RankFlags ranks;
+  bool bandwidth = false;
   bool json = false;
 };
-int generate(const GenerateFlags& flags);
+int generate(const GenerateFlags& flags, const Terminal& terminal);
 
 struct EvaluateFlags {
   std::string checkpoint, text, tokenizer;
-  std::int64_t context = 0;  // as above
+  std::int64_t context = 0;  // 0: what the checkpoint was trained with, at most 1024
+  std::int64_t stride = 0;   // 0: context
+  std::int64_t batch = 1;
+  bool begin = false;  // begin-of-text in front of each document
+  RankFlags ranks;
   bool json = false;
 };
-int evaluate(const EvaluateFlags& flags);
+int evaluate(const EvaluateFlags& flags, const Terminal& terminal);
 
 struct ConvertFlags {
   std::string from, to;

@@ -103,46 +103,68 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
   c->callback([&] { code = tessera::cli::train(f, terminal); });
 }
 
-void add_generate(CLI::App& app, AllFlags& all, int& code) {
+void add_ranks(CLI::App& c, tessera::cli::RankFlags& f) {
+  c.add_option("--tp", f.tp, "Tensor-parallel ranks (threads)")->capture_default_str();
+  c.add_option("--ep", f.ep, "Expert-parallel ranks, folded over tp and dp")->capture_default_str();
+  c.add_option("--etp", f.etp, "Ranks that cut an expert's width")->capture_default_str();
+  c.add_option("--dp", f.dp, "Copies of the dense layers (default: what ep and etp need)");
+}
+
+void add_sampling(CLI::App& c, tessera::cli::GenerateFlags& f) {
+  c.add_option("--max-new-tokens", f.max_new_tokens, "Tokens to add")->capture_default_str();
+  c.add_option("--temperature", f.temperature, "0 takes the likeliest token")->capture_default_str();
+  c.add_option("--top-k", f.top_k, "Candidates per token (0: all)")->capture_default_str();
+  c.add_option("--top-p", f.top_p, "Fewest candidates that have this much probability together")
+      ->capture_default_str();
+  c.add_option("--seed", f.seed, "Of the random choice")->capture_default_str();
+  c.add_option("--stop", f.stop, "Text that ends a sequence and is cut off; may be repeated")
+      ->allow_extra_args(false);
+  c.add_option("--stop-id", f.stop_ids, "Token that ends a sequence; may be repeated")
+      ->allow_extra_args(false);
+  c.add_flag("--ignore-end", f.ignore_end, "Go on behind the tokenizer's end of text");
+}
+
+void add_generate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   auto& f = all.generate;
-  CLI::App* c = add(app, "generate", "Continue a text with a trained model",
+  CLI::App* c = add(app, "generate", "Continue texts with a trained model",
                     "tessera generate runs/demo/checkpoints --tokenizer runs/demo/tokenizer.model "
                     "--prompt \"It was a truth\"",
                     f);
   c->add_option("checkpoint", f.checkpoint, "Checkpoint folder (its newest step) or Hugging Face folder")
       ->required();
-  c->add_option("--tokenizer", f.tokenizer, "sentencepiece .model, tokenizer.json or a folder with one")
-      ->required();
-  c->add_option("--prompt", f.prompt, "Text to continue")->required();
-  c->add_option("--max-new-tokens", f.max_new_tokens, "Tokens to add")
-      ->check(CLI::Range(std::int64_t{0}, kMost))
+  c->add_option("--tokenizer", f.tokenizer,
+                "sentencepiece .model, tokenizer.json, or a folder with one (default: the checkpoint's)");
+  c->add_option("--prompt", f.prompts, "Text to continue; may be repeated")->allow_extra_args(false);
+  c->add_option("--prompts", f.prompts_file, "File with a prompt a line, or JSON lines {\"prompt\": ...}");
+  add_sampling(*c, f);
+  c->add_option("--context", f.context, "Most tokens of prompt and text (0: the model's positions)")
       ->capture_default_str();
-  c->add_option("--context", f.context, "Tokens the model looks back on (0: as trained)")
-      ->check(CLI::Range(std::int64_t{0}, kMost))
+  c->add_flag("--slide", f.slide, "Forget the oldest tokens when the context is full instead of stopping");
+  c->add_flag("--begin", f.begin, "Put the tokenizer's begin-of-text token in front of each prompt");
+  c->add_option("--batch", f.batch, "Sequences at once (0: all prompts, at most 8)")->capture_default_str();
+  c->add_option("--chunk", f.chunk, "Most prompt tokens that go through the model at once")
       ->capture_default_str();
-  c->add_option("--temperature", f.temperature, "0 takes the likeliest token")
-      ->check(CLI::Range(0.0, 1e6))
-      ->capture_default_str();
-  c->add_option("--top-k", f.top_k, "Candidates per token (0: all)")
-      ->check(CLI::Range(std::int64_t{0}, kMost))
-      ->capture_default_str();
-  c->add_option("--seed", f.seed, "Of the random choice")->capture_default_str();
-  c->callback([&] { code = tessera::cli::generate(f); });
+  add_ranks(*c, f.ranks);
+  c->add_flag("--bandwidth", f.bandwidth, "Measure the memory's bandwidth too and print the share in use");
+  c->callback([&] { code = tessera::cli::generate(f, terminal); });
 }
 
-void add_eval(CLI::App& app, AllFlags& all, int& code) {
+void add_eval(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   auto& f = all.evaluate;
   CLI::App* c = add(app, "eval", "Score a text with a trained model: loss, perplexity, bits per byte",
                     "tessera eval runs/demo/checkpoints text.txt --tokenizer runs/demo/tokenizer.model", f);
   c->add_option("checkpoint", f.checkpoint, "Checkpoint folder (its newest step) or Hugging Face folder")
       ->required();
   c->add_option("text", f.text, "UTF-8 text; a form feed ends a document")->required();
-  c->add_option("--tokenizer", f.tokenizer, "sentencepiece .model, tokenizer.json or a folder with one")
-      ->required();
-  c->add_option("--context", f.context, "Tokens of a piece (0: as trained)")
-      ->check(CLI::Range(std::int64_t{0}, kMost))
+  c->add_option("--tokenizer", f.tokenizer,
+                "sentencepiece .model, tokenizer.json, or a folder with one (default: the checkpoint's)");
+  c->add_option("--context", f.context, "Tokens of a window (0: as trained)")->capture_default_str();
+  c->add_option("--stride", f.stride, "Tokens from one window to the next (0: the context)")
       ->capture_default_str();
-  c->callback([&] { code = tessera::cli::evaluate(f); });
+  c->add_option("--batch", f.batch, "Windows of one replica at once")->capture_default_str();
+  c->add_flag("--begin", f.begin, "Put the tokenizer's begin-of-text token in front of each document");
+  add_ranks(*c, f.ranks);
+  c->callback([&] { code = tessera::cli::evaluate(f, terminal); });
 }
 
 void add_data(CLI::App& app, AllFlags& all, int& code) {
@@ -422,8 +444,8 @@ int run(int argc, char** argv) {
   const Terminal terminal = read_terminal();
   int code = 0;
   add_train(app, all, terminal, code);
-  add_generate(app, all, code);
-  add_eval(app, all, code);
+  add_generate(app, all, terminal, code);
+  add_eval(app, all, terminal, code);
   add_data(app, all, code);
   add_schedule(app, all, terminal, code);
   add_plan(app, all, terminal, code);

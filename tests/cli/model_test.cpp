@@ -79,10 +79,11 @@ TEST_F(Model, GenerateIsRepeatableAndRefusesWhatItCannotUse) {
   const std::string base = "generate run/checkpoints --tokenizer run/tokenizer.model --max-new-tokens 4";
   const Outcome outcome = run(base + " --prompt 'the river' --json --seed 5");
   ASSERT_EQ(outcome.code, 0) << outcome.errors;
-  const json j = json::parse(outcome.output);
+  const auto first_line = [](const Outcome& o) { return o.output.substr(0, o.output.find('\n')); };
+  const json j = json::parse(first_line(outcome));
   EXPECT_EQ(j["prompt"], "the river");
   EXPECT_LE(j["tokens"].size(), 4U);
-  EXPECT_EQ(run(base + " --prompt 'the river' --json --seed 5").output, outcome.output);
+  EXPECT_EQ(first_line(run(base + " --prompt 'the river' --json --seed 5")), first_line(outcome));
   EXPECT_EQ(run(base + " --prompt ''").code, 2);
   const Outcome far = run(base + " --prompt a --context 65");
   EXPECT_EQ(far.code, 2);
@@ -111,7 +112,8 @@ TEST_F(Model, EvalAgreesWithTheLossOfTheLastSteps) {
   const double tokens = json::parse(
       run("tokenize text.txt --tokenizer run/tokenizer.model --output t --json").output)["tokens"];
   EXPECT_TRUE(std::abs(j["bits_per_byte"].get<double>() - nats * tokens / bytes / std::log(2.0)) <= 1e-3);
-  EXPECT_EQ(j["tokens"].get<std::int64_t>() % 32, 0);
+  EXPECT_EQ(j["tokens"].get<double>(), tokens - 1);
+  EXPECT_GT(j["tokens_per_s"].get<double>(), 0.0);
   EXPECT_THAT(run("eval run/checkpoints text.txt --tokenizer run/tokenizer.model").output,
               AllOf(HasSubstr("perplexity"), HasSubstr("bits per byte")));
 }
@@ -121,10 +123,10 @@ TEST_F(Model, EvalRefusesATextThatItCannotScore) {
   const Outcome bad = run("eval run/checkpoints bad.txt --tokenizer run/tokenizer.model");
   EXPECT_EQ(bad.code, 2);
   EXPECT_THAT(bad.errors, AllOf(HasSubstr("not UTF-8: byte 0xFF"), HasSubstr("bad.txt, document 2")));
-  write("short.txt", "a");
+  write("short.txt", "");
   const Outcome few = run("eval run/checkpoints short.txt --tokenizer run/tokenizer.model");
   EXPECT_EQ(few.code, 2);
-  EXPECT_THAT(few.errors, HasSubstr("too few for one sequence of 32"));
+  EXPECT_THAT(few.errors, HasSubstr("the text has 0 tokens"));
 }
 
 TEST_F(Model, TokenizeWritesATokenFileThatAJobReads) {

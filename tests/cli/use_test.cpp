@@ -47,7 +47,7 @@ TEST_F(Program, WrongUseExitsWithTwoAndSaysWhatWhereAndMend) {
       {"schedule --pp x", "--pp"},
       {"schedule --pp 0", "--pp: Value 0 not in range"},
       {"schedule --microbatches -3", "--microbatches"},
-      {"generate only-a-folder", "--tokenizer is required"},
+      {"generate only-a-folder", "there is no prompt"},
       {"generate x --tokenizer t --prompt a --max-new-tokens -1", "--max-new-tokens"},
       {"generate x --tokenizer t --prompt a --temperature nan", "--temperature"},
   };
