@@ -55,6 +55,13 @@ GeneratorOptions resolved(const spec::ModelSpec& m, GeneratorOptions o) {
     problems.add(fmt::format("pp={} with generation, which has no pipeline stages", o.parallel.pp),
                  "parallel.pp", "use tp and ep ranks; any checkpoint can be read by them");
   }
+  if (m.rope_scaling.kind == spec::RopeKind::dynamic && o.context > m.max_position_embeddings) {
+    problems.add(
+        fmt::format("a context of {} tokens: beyond {} positions dynamic rotary scaling turns every earlier "
+                    "key again, and the cache keeps them as they were",
+                    o.context, m.max_position_embeddings),
+        "train.sequence_length", fmt::format("use up to {}", m.max_position_embeddings));
+  }
   check_forward({.model = m, .parallel = o.parallel, .dtype = o.dtype, .context = o.context}, problems);
   problems.throw_if_any();
   o.batch = static_cast<std::int32_t>(round_up(o.batch, o.parallel.dp));

@@ -144,6 +144,20 @@ TEST(Generator, RefusesLayoutsAndContextsThatTheModelDoesNotHave) {
   }
 }
 
+TEST(Generator, RefusesDynamicRotaryScalingBeyondThePositions) {
+  GoldenModel m("llama");
+  m.spec.rope_scaling = {.kind = spec::RopeKind::dynamic, .factor = 2.0};
+  GeneratorOptions o = options();
+  o.context = m.spec.max_position_embeddings + 1;
+  try {
+    const Generator generator(m.spec, *m.weights, o);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("beyond 256 positions dynamic rotary scaling"));
+    EXPECT_THAT(e.what(), HasSubstr("use up to 256"));
+  }
+}
+
 TEST(Generator, CountsTheBytesOfATokenOnceHoweverManyRanksHoldThem) {
   const GoldenModel m("mixtral");
   const Generator one(m.spec, *m.weights, options());
