@@ -70,6 +70,7 @@ int evaluate(const EvaluateFlags& flags, const Terminal& terminal);
 
 struct ConvertFlags {
   std::string from, to;
+  std::string upcycle;  // "experts=8,top_k=2[,noise=..][,seed=..]": write a mixture of experts
   bool json = false;
 };
 int convert(const ConvertFlags& flags);

@@ -173,6 +173,9 @@ void add_data(CLI::App& app, AllFlags& all, int& code) {
                           "tessera convert runs/demo/checkpoints hf-model", v);
   convert->add_option("from", v.from, "Checkpoint folder or Hugging Face folder")->required();
   convert->add_option("to", v.to, "Folder to write; must not exist")->required();
+  convert->add_option("--upcycle", v.upcycle,
+                      "Make a mixture of experts of a dense model, as a Hugging Face folder: "
+                      "experts=8,top_k=2[,noise=0.01][,seed=1]");
   convert->callback([&] { code = tessera::cli::convert(v); });
   auto& t = all.tokenize;
   CLI::App* tokenize =

@@ -7,6 +7,7 @@
 
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/upcycle.h"
 #include "cli/weights.h"
 #include "data/tokenise.h"
 #include "data/tokenizer.h"
@@ -22,6 +23,7 @@ int convert(const ConvertFlags& flags) {
     throw Error(ErrorKind::config, "the folder to write exists already", to.string(),
                 "give a new folder, or remove this one first");
   }
+  if (!flags.upcycle.empty()) return upcycle(flags);
   const bool hf = is_hf_folder(from);
   std::vector<std::string> unused;
   std::string note;

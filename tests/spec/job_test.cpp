@@ -407,6 +407,10 @@ TEST(Job, AbsentKeysOfBalancingFollowFromTheModelAndOneAnother) {
   EXPECT_EQ(bias.train.moe.aux_loss_coef, 0.0);
   EXPECT_EQ(bias.train.moe.bias_update_rate, 0.001);
   EXPECT_TRUE(bias.model.moe->score_correction_bias) << "a mixtral model has none of its own";
+  Problems problems;
+  EXPECT_EQ(parse_hf_config(to_hf_config(bias.model), "config.json", problems), bias.model)
+      << "checkpoints say so";
+  EXPECT_TRUE(problems.empty());
   const Job both = recipe("balancing: bias, bias_update_rate: 0.01, aux_loss_coef: 0.0001");
   EXPECT_EQ(both.train.moe.aux_loss_coef, 0.0001) << "DeepSeek-V3 uses both";
   EXPECT_EQ(both.train.moe.bias_update_rate, 0.01);
