@@ -97,7 +97,11 @@ void CommWorker::run_one(Slot& slot, std::int64_t number) {
 void CommWorker::wait(Ticket ticket) {
   std::unique_lock lock(mutex_);
   TESSERA_CHECK(ticket.number >= 0 && ticket.number < posted_, "the ticket was posted to this worker");
-  changed_.wait(lock, [&] { return done_ > ticket.number; });
+  if (done_ <= ticket.number) {
+    const std::int64_t start = wall_ns();
+    changed_.wait(lock, [&] { return done_ > ticket.number; });
+    if (listener_ != nullptr) listener_->on_wait(start, wall_ns());
+  }
   if (error_ != nullptr && failed_ <= ticket.number) std::rethrow_exception(error_);
 }
 

@@ -26,6 +26,13 @@
 
 namespace tessera::comm {
 
+// Told when the owner has waited for an operation, on its thread (tracing). Must not throw.
+class WaitListener {
+ public:
+  virtual ~WaitListener() = default;
+  virtual void on_wait(std::int64_t start_ns, std::int64_t end_ns) = 0;  // wall clock
+};
+
 class CommWorker {
  public:
   struct Options {
@@ -74,7 +81,8 @@ class CommWorker {
   [[nodiscard]] bool done(Ticket ticket) const;
   // Of a done operation that is one of the last `capacity` posted; Error{internal} otherwise.
   [[nodiscard]] Timing timing(Ticket ticket) const;
-  [[nodiscard]] Totals totals() const;  // of all done operations
+  [[nodiscard]] Totals totals() const;                                      // of all done operations
+  void set_wait_listener(WaitListener* listener) { listener_ = listener; }  // null: none
 
  private:
   struct Slot {
@@ -89,6 +97,7 @@ class CommWorker {
   void run_one(Slot& slot, std::int64_t number);
 
   Options options_;
+  WaitListener* listener_ = nullptr;
   std::vector<Slot> slots_;
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable changed_;

@@ -17,7 +17,7 @@ namespace {
 
 // Columns of a rank's row: then bytes and nanoseconds per communicator, then start, end, cpu per action, then
 // the routers.
-enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kFixedColumns };
+enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kHiddenDispatch, kFixedColumns };
 constexpr std::int64_t kNumComms = kNumCommunicators;  // in the order of Communicators::all()
 
 // Which line of the table a communicator counts under. Gradients of all kinds are data parallelism.
@@ -72,6 +72,7 @@ void StepGatherer::put_row(RankEngine& engine, Seconds wall) {
   r[kWall] = std::llround(wall.value * 1e9);
   r[kFlops] = engine.step_flops().value;
   r[kExposedReduce] = engine.exposed_reduce_ns();
+  r[kHiddenDispatch] = engine.hidden_dispatch_ns();
   std::int64_t at = kFixedColumns;
   for (const Communicator* c : engine.comms().all()) {
     r[at++] = c->bytes_sent().value;
@@ -160,6 +161,9 @@ void StepGatherer::fill_axes(StepMetrics& m) const {
       at += 2;
     }
     use[2].exposed += Seconds(static_cast<double>(r[kExposedReduce]) * kNano);
+    const std::size_t rows_axis = axis_index(plan_.job.parallel.ep > 1 ? "ep" : "etp");
+    const Seconds hidden(static_cast<double>(r[kHiddenDispatch]) * kNano);
+    use[rows_axis].exposed = Seconds(use[rows_axis].exposed.value - hidden.value);
   }
   for (const AxisUse& u : use) {
     if (u.bytes.value > 0) m.axes.push_back(u);

@@ -9,6 +9,7 @@
 #include "base/math.h"
 #include "comm/thread_world.h"
 #include "exec/rope.h"
+#include "graph/dispatch_form.h"
 #include "moe/correction.h"
 #include "optim/lr_schedule.h"
 
@@ -72,6 +73,17 @@ void average_rows(const Tensor& x) {
   }
 }
 
+moe::DispatchForm to_moe(spec::DispatchForm f) {
+  switch (f) {
+    case spec::DispatchForm::automatic:  // resolved before
+    case spec::DispatchForm::all_to_all:
+      return moe::DispatchForm::all_to_all;
+    case spec::DispatchForm::all_gather:
+      return moe::DispatchForm::all_gather;
+  }
+  return moe::DispatchForm::all_to_all;
+}
+
 optim::LrDecay to_optim(spec::LrDecay d) {
   switch (d) {
     case spec::LrDecay::constant:
@@ -105,14 +117,32 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
     std::ranges::fill(frequencies_.span<double>(), 1.0 / static_cast<double>(frequencies_.dim(1)));
     use_routing_frequencies();
   }
-  ctx_ = std::make_unique<nn::Context>(
-      nn::Context{.kernels = *options_.kernels, .tp = *comms_.tp, .scratch = scratch_, .weights = {}});
+  ctx_ =
+      std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
+                                                .tp = *comms_.tp,
+                                                .scratch = scratch_,
+                                                .weights = {},
+                                                .worker = overlaps_dispatch() ? options_.worker : nullptr});
   times_.resize(actions().size());
 }
 
 RankEngine::~RankEngine() {
   // The helper thread may still be inside a reduction, where an exception ends the step.
   if (options_.worker != nullptr) options_.worker->drain();
+}
+
+bool RankEngine::overlaps_dispatch() const {
+  const spec::Job& job = options_.plan->job;
+  return options_.worker != nullptr && job.train.moe.overlap_dispatch && job.model.moe &&
+         job.model.moe->shared_intermediate_size > 0 && comms_.ep->size() * comms_.etp->size() > 1;
+}
+
+std::int64_t RankEngine::hidden_dispatch_ns() const {
+  std::int64_t sum = 0;
+  for (const StageState& s : states_) {
+    for (const Stage::Mixture& m : s.stage->mixtures()) sum += m.moe->stats().hidden_transfer_ns;
+  }
+  return sum;
 }
 
 nn::Dims RankEngine::dims() const {
@@ -149,7 +179,8 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
                        .dims = d,
                        .etp = job.parallel.etp,
                        .units_in_group = replicas_in_expert_group(plan.layout, options_.rank),
-                       .aux_loss_scale = aux_loss_scale(job)},
+                       .aux_loss_scale = aux_loss_scale(job),
+                       .dispatch = to_moe(graph::dispatch_form(job))},
         *store_, comms_, cos_, sin_);
   }
   const StoreBytes& stored = store_->bytes();

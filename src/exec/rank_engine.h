@@ -90,6 +90,9 @@ class RankEngine {
   [[nodiscard]] Flops step_flops() const { return step_flops_; }
   // Main thread inside gradient reductions and ZeRO-1 gathers, or waiting for those of the helper thread.
   [[nodiscard]] std::int64_t exposed_reduce_ns() const { return exposed_reduce_ns_; }
+  // Rows travel on the helper thread while the shared expert computes; for so long in the last step.
+  [[nodiscard]] bool overlaps_dispatch() const;
+  [[nodiscard]] std::int64_t hidden_dispatch_ns() const;
   // Share of the last step's choices per expert [MoE layers, E] (f64), where the balancing loss uses it; else
   // empty.
   [[nodiscard]] Tensor routing_frequencies() const { return frequencies_; }

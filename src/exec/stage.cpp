@@ -298,6 +298,7 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, Taker& params, co
                    .shared_intermediate = div_exact(m.moe->shared_intermediate_size, options_.dims.tp),
                    .choice = to_moe(r.router),
                    .padding = r.pad_to_capacity ? moe::Padding::to_capacity : moe::Padding::none,
+                   .dispatch = options_.dispatch,
                    .router_jitter = r.router_jitter,
                    .seed = options_.recipe.seed,
                    .layer = layer,

@@ -64,6 +64,7 @@ class Stage {
     std::int64_t units_in_group = 1;  // see moe::Options
     double aux_loss_scale = 1.0;      // of the coefficient, by its normalisation
     bool cached = false;              // rows are single tokens with a cache (nn::Microbatch::cache)
+    moe::DispatchForm dispatch = moe::DispatchForm::all_to_all;
   };
   // cos, sin: rotary tables; they and comms outlive the stage.
   Stage(const Options& options, ParamStore& store, const Communicators& comms, Tensor cos_SP, Tensor sin_SP);

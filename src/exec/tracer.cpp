@@ -56,6 +56,7 @@ Tracer::Tracer(Rank rank, trace::Runner runner, std::int64_t capacity)
   for (std::int32_t c = 0; c < comm::kNumCalls; ++c) {
     call_names_.push_back(recorder_.name(comm::name(static_cast<comm::Call>(c))));
   }
+  wait_name_ = recorder_.name("wait for helper");
 }
 
 void Tracer::start(std::int64_t step) {
@@ -90,6 +91,7 @@ void Tracer::on_call(const comm::Communicator& comm, comm::Call call, Bytes sent
                      std::int64_t end_ns) {
   if (!on_ || comm.size() == 1) return;
   const trace::Axis axis = axis_of(comm.label());
+  const std::lock_guard lock(mutex_);
   recorder_.record({.name = call_names_[static_cast<std::size_t>(call)],
                     .category = Category::communication,
                     .axis = axis,
@@ -97,6 +99,15 @@ void Tracer::on_call(const comm::Communicator& comm, comm::Call call, Bytes sent
                     .start_ns = start_ns,
                     .end_ns = end_ns,
                     .bytes = sent});
+}
+
+void Tracer::on_wait(std::int64_t start_ns, std::int64_t end_ns) {
+  if (!on_) return;
+  recorder_.record({.name = wait_name_,
+                    .category = Category::wait,
+                    .stream = compute_,
+                    .start_ns = start_ns,
+                    .end_ns = end_ns});
 }
 
 }  // namespace tessera::exec

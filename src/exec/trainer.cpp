@@ -192,7 +192,8 @@ void watch(RankEngine& engine, Tracer& own, Tracer& helper, bool on) {
   const Communicators& c = engine.comms();
   for (Communicator* comm : c.all()) {
     const bool reduction = comm == c.dp.get() || comm == c.tp_dp.get() || comm == c.edp.get();
-    comm->set_listener(on ? (reduction ? &helper : &own) : nullptr);
+    const bool rows = engine.overlaps_dispatch() && (comm == c.ep.get() || comm == c.etp.get());
+    comm->set_listener(on ? (reduction || rows ? &helper : &own) : nullptr);
   }
 }
 
@@ -284,6 +285,7 @@ void train_rank(Run& run, Rank rank) {
   for (std::int64_t step = first; step < job.train.steps; ++step) {
     const bool traced = !run.inputs.output.empty() && step >= trace_from;
     watch(engine, own, helper, traced);
+    worker.set_wait_listener(traced ? &own : nullptr);
     own.start(step);
     helper.start(step);
     if (dump) dump->begin_step(step);

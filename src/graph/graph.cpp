@@ -12,6 +12,7 @@
 #include "base/text.h"
 #include "graph/buckets.h"
 #include "graph/closed_forms.h"
+#include "graph/dispatch_form.h"
 #include "graph/layers.h"
 #include "graph/op_writer.h"
 
@@ -246,6 +247,7 @@ class Builder {
     m.drops = r.capacity_factor > 0.0 || m.experts_choose;
     m.drops_by_weight = r.drop_policy == spec::DropPolicy::probs || m.experts_choose;
     m.row_microbatches = routing_.kept.empty() ? 1 : routing_.num_microbatches;
+    m.gathers = sizes_.ep > 1 && dispatch_form(job_) == spec::DispatchForm::all_gather;
     const std::int64_t local = div_exact(m.num_experts, sizes_.ep);
     m.max_rows = std::int64_t{sizes_.ep} * sizes_.etp * sizes_.local_tokens() * std::min(m.choices, local);
     m.max_sent = sizes_.local_tokens() * m.choices;

@@ -59,6 +59,7 @@ struct MoeSizes {
   bool drops = false;                    // with a capacity
   bool drops_by_weight = false;
   bool experts_choose = false;
+  bool gathers = false;       // all rows to all ep ranks, else all_to_all_v
   std::int64_t max_rows = 0;  // rows that can arrive
   std::int64_t max_sent = 0;  // rows that this rank can send of a micro-batch
   std::int64_t padded = 0;    // rows that are computed of a micro-batch whatever arrives; 0: no padding

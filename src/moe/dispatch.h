@@ -84,6 +84,7 @@ struct Travel {
   Tensor x_tH;  // local: the view that end_rows reads
   comm::CommWorker* worker = nullptr;
   comm::CommWorker::Ticket ticket;
+  std::int64_t hidden_ns = 0;  // for which rows travelled while this thread did something else
 };
 
 class Dispatch {

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "base/clock.h"
+
 namespace tessera::moe {
 
 namespace {
@@ -118,7 +120,11 @@ void RowOrder::sum(Tensor part_RH, Tensor full_RH, const DispatchSlot& slot) con
 }
 
 void finish(Travel& tr) {
-  if (tr.worker != nullptr) tr.worker->wait(tr.ticket);
+  if (tr.worker == nullptr) return;
+  const std::int64_t start = wall_ns();
+  tr.worker->wait(tr.ticket);
+  const comm::CommWorker::Timing timing = tr.worker->timing(tr.ticket);
+  tr.hidden_ns += std::max<std::int64_t>(0, std::min(start, timing.end_ns) - timing.start_ns);
   tr.worker = nullptr;
 }
 

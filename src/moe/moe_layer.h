@@ -128,7 +128,8 @@ struct Stats {
   double entropy = 0.0;        // sum over tokens of the entropy of P, in nats
   double logit_squares = 0.0;  // sum over tokens and experts
   double max_abs_logit = 0.0;
-  std::int64_t received_rows = 0;  // rows this rank's experts computed, without padding
+  std::int64_t hidden_transfer_ns = 0;  // rows travelled while this thread computed
+  std::int64_t received_rows = 0;       // rows this rank's experts computed, without padding
 };
 
 class MoeLayer : public nn::Layer {

@@ -165,6 +165,7 @@ void MoeLayer::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x
   }
   run_experts(ctx, s, scratch);
   dispatch_->combine(k, scratch.travel, s.dispatch, y_tH, x_tH, s.weights_tK);
+  stats_.hidden_transfer_ns += scratch.travel.hidden_ns;
   if (shared_) shared_->add(ctx, slots.saved, y_tH, shared_tH);
 }
 
@@ -200,6 +201,7 @@ void MoeLayer::experts_input(Context& ctx, const Saved& s, Slots slots, Backward
   if (padded()) unpad_rows(k, done_RH, s.dispatch.begins(), drows_RH, begins(s));
   dispatch_->scatter(k, scratch.travel, s.dispatch, f.dn_tH, done_RH,
                      shared_ ? Write::accumulate : Write::overwrite);
+  stats_.hidden_transfer_ns += scratch.travel.hidden_ns;
 }
 
 // The coefficients of the loss over all layers together, which only now are known; its value as well.

@@ -47,6 +47,9 @@ enum class RouterChoice : std::uint8_t { model, hash, expert_choice };
 // loss: a term of the training loss; bias: a bias of the choice moved after each step (arXiv 2408.15664).
 enum class Balancing : std::uint8_t { loss, bias, none };
 enum class AuxNormalisation : std::uint8_t { tessera, huggingface, megatron };
+// How rows travel to experts of other ranks: once to each expert, or all rows to all ranks; automatic: what
+// sends fewer bytes (graph::dispatch_form).
+enum class DispatchForm : std::uint8_t { automatic, all_to_all, all_gather };
 enum class LrDecay : std::uint8_t { constant, cosine, wsd };
 
 struct OptimizerSpec {  // AdamW
@@ -82,6 +85,8 @@ struct MoeRecipe {  // section `moe` of the file; docs/moe.md has the formulas
       0.0;  // 0 = dropless; C = ceil(factor * tokens * k / experts), unit: the micro-batch
   DropPolicy drop_policy = DropPolicy::position;
   bool pad_to_capacity = false;
+  DispatchForm dispatch = DispatchForm::automatic;
+  bool overlap_dispatch = true;  // rows travel while the shared expert computes
   friend bool operator==(const MoeRecipe&, const MoeRecipe&) = default;
 };
 

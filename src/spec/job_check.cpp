@@ -184,6 +184,9 @@ void check_moe(const Job& job, Checker& c) {
   moe_only(m.balancing != Balancing::bias, "moe.balancing", "bias");
   moe_only(!m.bias_update_centred, "moe.bias_update_centred", "true");
   moe_only(!m.pad_to_capacity, "moe.pad_to_capacity", "true");
+  moe_only(m.dispatch == DispatchForm::automatic, "moe.dispatch",
+           m.dispatch == DispatchForm::all_gather ? "all_gather" : "all_to_all");
+  moe_only(m.overlap_dispatch, "moe.overlap_dispatch", "false");
   moe_only(job.parallel.ep <= 1, "parallel.ep", fmt::format("{}", job.parallel.ep));
   moe_only(job.parallel.etp <= 1, "parallel.etp", fmt::format("{}", job.parallel.etp));
 }

@@ -38,6 +38,13 @@ struct EnumNames<BalanceUnit> {
        {BalanceUnit::global_batch, "global_batch"}}};
 };
 template <>
+struct EnumNames<DispatchForm> {
+  static constexpr std::array<std::pair<DispatchForm, std::string_view>, 3> kAll = {
+      {{DispatchForm::automatic, "auto"},
+       {DispatchForm::all_to_all, "all_to_all"},
+       {DispatchForm::all_gather, "all_gather"}}};
+};
+template <>
 struct EnumNames<DropPolicy> {
   static constexpr std::array<std::pair<DropPolicy, std::string_view>, 2> kAll = {
       {{DropPolicy::position, "position"}, {DropPolicy::probs, "probs"}}};
@@ -104,6 +111,8 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("capacity_factor", job.train.moe.capacity_factor);
   v.optional("drop_policy", job.train.moe.drop_policy);
   v.optional("pad_to_capacity", job.train.moe.pad_to_capacity);
+  v.optional("dispatch", job.train.moe.dispatch);
+  v.optional("overlap_dispatch", job.train.moe.overlap_dispatch);
   v.section("parallel");
   v.optional("tp", job.parallel.tp);
   v.optional("cp", job.parallel.cp);

@@ -139,6 +139,14 @@ inline void joined_sequences(spec::Recipe& r) {
 inline void no_aux(spec::Recipe& r) {
   r.moe.aux_loss_coef = 0.0;
 }
+inline void all_gather(spec::Recipe& r) {
+  r.moe.dispatch = spec::DispatchForm::all_gather;
+}
+inline void all_gather_drops(spec::Recipe& r) {
+  all_gather(r);
+  selective(r);
+  r.moe.capacity_factor = 0.9;
+}
 inline void everything(spec::Recipe& r) {
   zero(r);
   full(r);
@@ -225,6 +233,9 @@ inline std::vector<Case> agreement_cases() {
       Case{"moe_ep_etp_full", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, full},
       Case{"moe_drops", true, false, {.tp = 2, .dp = 2, .ep = 4}, drops_by_weight},
       Case{"moe_drops_by_position", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, drops_by_position},
+      Case{"moe_all_gather", true, false, {.dp = 4, .ep = 4}, all_gather},
+      Case{"moe_all_gather_etp", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, all_gather},
+      Case{"moe_all_gather_drops", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, all_gather_drops},
       Case{"moe_global_unit", true, false, {.tp = 4, .ep = 2}, global_unit},
       Case{"moe_no_aux", true, false, {.tp = 4, .ep = 2}, no_aux},
       Case{"moe_hash", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, hash},

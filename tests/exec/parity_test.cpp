@@ -1,7 +1,7 @@
 // Any layout equals one rank: loss, gradient norm, every gradient, updated weights and router counts after
 // three optimiser steps in f64, within 1e-10 of each tensor's largest value.
 //
-// The matrix: {dense, mixtral-like, with drops, tied} x every layout of 2, 4 and 8 ranks over tp, pp, dp, ep,
+// The matrix: {dense, mixtral-like, with drops, tied, all-gather dispatch} x every layout of 2, 4 and 8 ranks over tp, pp, dp, ep,
 // etp x every schedule x ZeRO off/on. The ordinary run takes 512 of them, the same ones in every run, evenly
 // over the layouts of each model and over model x world x schedule x ZeRO; TESSERA_PARITY=all takes all.
 #include <fmt/format.h>
@@ -43,6 +43,7 @@ struct Combination {
 spec::Job job_of(const std::string& model, std::int32_t layers) {
   spec::Job job =
       small_job({.moe = model != "dense" && model != "tied", .tied = model == "tied", .layers = layers});
+  if (model == "gathered") job.train.moe.dispatch = spec::DispatchForm::all_gather;
   if (model == "drops") {
     job.train.moe.capacity_factor = 1.0;
     job.train.moe.drop_policy = spec::DropPolicy::probs;
@@ -71,13 +72,13 @@ void add_schedules(std::vector<Combination>& out, const std::string& model, spec
 
 std::vector<Combination> all_combinations() {
   std::vector<Combination> out;
-  for (const std::string model : {"dense", "moe", "drops", "tied"}) {
-    const bool moe = model == "moe" || model == "drops";
+  for (const std::string model : {"dense", "moe", "drops", "tied", "gathered"}) {
+    const bool moe = model == "moe" || model == "drops" || model == "gathered";
     for (const std::int32_t world : {2, 4, 8}) {
       for (std::int32_t tp = 1; tp <= world; tp *= 2) {
         for (std::int32_t pp = 1; pp * tp <= world; pp *= 2) {
           const std::int32_t dp = world / tp / pp;
-          for (std::int32_t ep = 1; ep <= (moe ? tp * dp : 1); ep *= 2) {
+          for (std::int32_t ep = model == "gathered" ? 2 : 1; ep <= (moe ? tp * dp : 1); ep *= 2) {
             for (std::int32_t etp = 1; etp * ep <= (moe ? tp * dp : 1); etp *= 2) {
               add_schedules(out, model, {.tp = tp, .dp = dp, .pp = pp, .ep = ep, .etp = etp});
             }
@@ -122,7 +123,7 @@ TEST(Parity, TheSampleTakesEveryLayoutAndEveryKind) {
     layouts[c.layout()] = 0;
     kinds[c.kind()] = 0;
   }
-  EXPECT_EQ(kinds.size(), 4U * 3U * 6U * 2U);
+  EXPECT_EQ(kinds.size(), 5U * 3U * 6U * 2U);
   for (const Combination& c : spread(all, 512)) {
     ++layouts[c.layout()];
     ++kinds[c.kind()];

@@ -440,7 +440,9 @@ TEST(Job, WritesYamlThatReadsBackEqual) {
                    .z_loss_coef = 1e-3,
                    .capacity_factor = 1.25,
                    .drop_policy = DropPolicy::probs,
-                   .pad_to_capacity = true};
+                   .pad_to_capacity = true,
+                   .dispatch = DispatchForm::all_gather,
+                   .overlap_dispatch = false};
   job.model.moe->score_correction_bias = true;
   job.parallel.ep = 2;
   job.parallel.stage_layers = {3, 1};

@@ -1,0 +1,16 @@
+// Which form of dispatch a job runs (docs/performance.md derives the rule).
+//
+// Bytes that one rank sends over ep for a micro-batch, forward and backward, dropless and in balance: t
+// tokens, K choices of a token, H hidden, b bytes an element, P = ep, E experts:
+//   all_to_all   4 t K (P - 1) / P H b + 4 (P - 1) E
+//   all_gather   (P - 1) (4 t H b + t K (4 + 2 b))
+// automatic is the smaller of the two, all_to_all when they are equal: all_gather about where K > P.
+#pragma once
+#include "spec/job.h"
+
+namespace tessera::graph {
+
+// all_to_all or all_gather. Dense models and ep = 1: all_to_all. Pure, thread safe.
+[[nodiscard]] spec::DispatchForm dispatch_form(const spec::Job& job);
+
+}  // namespace tessera::graph
