@@ -89,7 +89,7 @@ struct Context {
   comm::Communicator& tp;
   Arena& scratch;
   LossWeights weights;
-  bool training = true;  // false: no noise
+  bool training = true;                // false: no noise
   comm::CommWorker* worker = nullptr;  // runs collectives beside compute; null: in line
 };
 
