@@ -10,6 +10,13 @@
 
 namespace tessera::exec {
 
+namespace {
+// What evens the load, whatever balances it now.
+constexpr const char* kMend =
+    "balance more: moe.balancing: loss with a larger moe.aux_loss_coef, or bias with a larger "
+    "moe.bias_update_rate";
+}  // namespace
+
 RoutingFigures routing_figures(const LayerRouting& routing) {
   RoutingFigures f;
   f.layer = routing.layer;
@@ -47,9 +54,8 @@ std::vector<std::string> RoutingWatch::look(const std::vector<RoutingFigures>& l
       news.push_back(
           fmt::format("routing has collapsed in layer {}: for {} steps {} of {} experts took more than "
                       "{:.0f}% of the choices "
-                      "(now {:.0f}%); raise moe.aux_loss_coef (with moe.balancing: bias, "
-                      "moe.bias_update_rate) or lower train.lr",
-                      f.layer, kStepsToWarn, few, load.size(), 100.0 * kCollapseShare, 100.0 * share));
+                      "(now {:.0f}%); {}; or lower train.lr",
+                      f.layer, kStepsToWarn, few, load.size(), 100.0 * kCollapseShare, 100.0 * share, kMend));
     }
     // With few choices in all, an expert without one is chance.
     const bool dead = f.dead > 0 && all >= 16 * std::ssize(load);
@@ -57,9 +63,8 @@ std::vector<std::string> RoutingWatch::look(const std::vector<RoutingFigures>& l
     if (streaks_[i].dead == kStepsToWarn) {
       const auto expert = std::ranges::find(f.chosen, 0) - f.chosen.begin();
       news.push_back(fmt::format(
-          "layer {} has a dead expert: for {} steps some got no token (now {} of {}, expert {} first); raise "
-          "moe.aux_loss_coef",
-          f.layer, kStepsToWarn, f.dead, load.size(), expert));
+          "layer {} has a dead expert: for {} steps some got no token (now {} of {}, expert {} first); {}",
+          f.layer, kStepsToWarn, f.dead, load.size(), expert, kMend));
     }
   }
   return news;
