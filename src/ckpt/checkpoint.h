@@ -117,8 +117,9 @@ class CheckpointReader : public WeightSource {
 [[nodiscard]] std::unique_ptr<CheckpointReader> open_latest_checkpoint(
     const std::filesystem::path& folder, std::vector<std::string>* skipped = nullptr);
 
-// Layers of multi-token prediction that a file holds beyond num_hidden_layers: the engine does not use them.
-enum class MtpLayers : std::uint8_t { refuse, leave_out };
+// Layers of multi-token prediction that a file holds beyond num_hidden_layers. keep: they are bound with the
+// rest, and their copies of embedding and head must equal those of the main model. Copies are never written.
+enum class MtpLayers : std::uint8_t { refuse, leave_out, keep };
 struct HfOptions {
   MtpLayers mtp = MtpLayers::refuse;
   std::vector<std::string>* unused = nullptr;  // gets the names of the tensors that are left out
@@ -143,7 +144,7 @@ void check_weights(const WeightSource& source, const spec::ModelSpec& model);
 void write_hf_folder(const std::filesystem::path& folder, const spec::ModelSpec& model,
                      const WeightSource& source, std::string_view config = {});
 // Writes a Tessera checkpoint (step 0, F32, no optimiser state) from a Hugging Face folder. When MTP layers
-// are left out, the config.json of the checkpoint has none.
+// are not kept, the config.json of the checkpoint has none.
 void import_hf_folder(const std::filesystem::path& hf_folder, const std::filesystem::path& checkpoint_folder,
                       const HfOptions& options = {});
 

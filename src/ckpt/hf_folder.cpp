@@ -128,6 +128,13 @@ class HfFiles {
   std::map<std::string, Entry> entries_;
 };
 
+constexpr std::string_view kTable = "model.embed_tokens.weight";
+
+spec::ModelSpec without_mtp(spec::ModelSpec model) {
+  model.num_nextn_predict_layers = 0;
+  return model;
+}
+
 bool is_float(StoredType type) {
   return type == StoredType::f64 || type == StoredType::f32 || type == StoredType::bf16 ||
          type == StoredType::f16;
@@ -154,7 +161,7 @@ class Binder {
     sort_entries();
     std::map<std::string, BoundTensor> bound;
     std::set<std::string, std::less<>> expected;
-    for (const HfTensor& t : hf_tensors(model_)) {
+    for (const HfTensor& t : hf_tensors(options_.mtp == MtpLayers::keep ? model_ : without_mtp(model_))) {
       if (is_packed(t)) {
         expected.insert({t.name + kBlocks, t.name + kScales});
         bind_packed(t, bound);
@@ -165,6 +172,7 @@ class Binder {
     }
     refuse_extra(expected);
     refuse_mtp();
+    check_copies();
     problems_.throw_if_any();
     return bound;
   }
@@ -186,8 +194,10 @@ class Binder {
   void sort_entries() {
     for (const auto& [name, entry] : files_.entries()) {
       if (is_computed(model_.family, name)) continue;
-      if (is_mtp(model_, name)) {
+      if (is_mtp(model_, name) && options_.mtp != MtpLayers::keep) {
         mtp_.push_back(name);
+      } else if (const std::string_view of = mtp_copy_of(model_, name); !of.empty()) {
+        copies_.emplace_back(&entry, of);
       } else if (!present_.emplace(without_prefix(model_.family, name), &entry).second) {
         problems_.add(fmt::format("tensor \"{}\" is there with and without its prefix", name),
                       entry.file.string(), "remove one of the two");
@@ -291,6 +301,20 @@ class Binder {
     }
   }
 
+  // The files of MTP layers repeat the embedding and the head.
+  void check_copies() {
+    for (const auto& [copy, of] : copies_) {
+      const bool head = of != kTable && !model_.tie_word_embeddings;
+      const auto at = present_.find(head ? of : kTable);
+      if (at == present_.end()) continue;  // reported as missing
+      const StoredTensor& a = *copy->tensor;
+      const StoredTensor& b = *at->second->tensor;
+      if (a.type == b.type && a.shape == b.shape && std::ranges::equal(a.bytes, b.bytes)) continue;
+      problems_.add(fmt::format("tensor \"{}\" differs from \"{}\", which MTP layers share", a.name, b.name),
+                    copy->file.string(), "make both equal, or ask for the MTP layers to be left out");
+    }
+  }
+
   void refuse_mtp() {
     if (mtp_.empty() || options_.mtp == MtpLayers::leave_out) return;
     problems_.add(
@@ -310,6 +334,7 @@ class Binder {
   const HfOptions& options_;
   std::map<std::string, const HfFiles::Entry*, std::less<>> present_;
   std::vector<std::string> mtp_;
+  std::vector<std::pair<const HfFiles::Entry*, std::string_view>> copies_;  // and what they must equal
   Problems problems_;
 };
 
@@ -460,6 +485,8 @@ void import_hf_folder(const std::filesystem::path& hf_folder, const std::filesys
   const HfOptions noting{.mtp = options.mtp, .unused = &unused};
   const std::unique_ptr<WeightSource> source = open_hf_folder(hf_folder, model, noting);
   if (options.unused != nullptr) *options.unused = unused;
+  const bool leaves_out = options.mtp != MtpLayers::keep && model.num_nextn_predict_layers > 0;
+  if (leaves_out) model = without_mtp(model);
   const std::vector<layout::ParamSpec> params = model_parameters(model);
   std::int64_t bytes = 0;
   for (const layout::ParamSpec& param : params) bytes += param.num_elements() * size_of(StoredType::f32);
@@ -485,10 +512,8 @@ void import_hf_folder(const std::filesystem::path& hf_folder, const std::filesys
   }
   remove_leftovers(checkpoint_folder);
   Meta meta{.hf_config = read_text(config)};
-  if (!unused.empty()) {  // the checkpoint is of the model without them
-    model.num_nextn_predict_layers = 0;
-    meta.hf_config = spec::to_hf_config(model, meta.hf_config);
-  }
+  // The checkpoint is of the model without them.
+  if (leaves_out) meta.hf_config = spec::to_hf_config(model, meta.hf_config);
   write_step_folder(checkpoint_folder, meta, 1, std::span<const RankPieces>(&rank, 1));
 }
 

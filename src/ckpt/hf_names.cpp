@@ -175,6 +175,13 @@ bool is_mtp(const spec::ModelSpec& model, std::string_view name) {
          layer < std::int64_t{model.num_hidden_layers} + model.num_nextn_predict_layers;
 }
 
+std::string_view mtp_copy_of(const spec::ModelSpec& model, std::string_view name) {
+  if (!is_mtp(model, name)) return {};
+  if (name.ends_with(".shared_head.head.weight")) return "lm_head.weight";
+  if (name.ends_with(".embed_tokens.weight")) return "model.embed_tokens.weight";
+  return {};
+}
+
 void gather(const HfView& view, StoredType type, const std::byte* from, const layout::Slice& wanted,
             const Tensor& to) {
   auto* out = static_cast<std::byte*>(to.raw());

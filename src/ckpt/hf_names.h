@@ -51,6 +51,8 @@ struct HfTensor {
 [[nodiscard]] bool is_computed(spec::Family family, std::string_view name);
 // Of a layer of multi-token prediction, which the engine leaves out.
 [[nodiscard]] bool is_mtp(const spec::ModelSpec& model, std::string_view name);
+// Of the two tensors of an MTP layer that repeat one of the main model, its name; else empty.
+[[nodiscard]] std::string_view mtp_copy_of(const spec::ModelSpec& model, std::string_view name);
 
 // Fills `to` (contiguous f32 or f64, wanted.size elements) with the rectangle `wanted` of the engine tensor
 // that `view` finds in the bytes of a file's tensor.

@@ -16,6 +16,16 @@ namespace tessera::cli {
 
 namespace fs = std::filesystem;
 
+namespace {
+// A config.json may announce MTP layers whose tensors are not there: transformers drops them.
+ckpt::MtpLayers mtp_layers_of(const fs::path& folder) {
+  std::vector<std::string> there;
+  (void)ckpt::open_hf_folder(folder, spec::require_trainable(spec::read_hf_config(folder), folder.string()),
+                             {.mtp = ckpt::MtpLayers::leave_out, .unused = &there});
+  return there.empty() ? ckpt::MtpLayers::leave_out : ckpt::MtpLayers::keep;
+}
+}  // namespace
+
 int convert(const ConvertFlags& flags) {
   const fs::path from = flags.from;
   const fs::path to = flags.to;
@@ -25,24 +35,21 @@ int convert(const ConvertFlags& flags) {
   }
   if (!flags.upcycle.empty()) return upcycle(flags);
   const bool hf = is_hf_folder(from);
-  std::vector<std::string> unused;
-  std::string note;
   if (hf) {
-    ckpt::import_hf_folder(from, to, {.mtp = ckpt::MtpLayers::leave_out, .unused = &unused});
-    if (!unused.empty()) note = mtp_note(spec::read_hf_config(from), unused);
+    ckpt::import_hf_folder(from, to, {.mtp = mtp_layers_of(from)});
   } else {
     const Weights loaded = open_weights(from);
     if (to.has_parent_path()) fs::create_directories(to.parent_path());
-    ckpt::write_hf_folder(to, loaded.model, *loaded.source, loaded.hf_config);
+    spec::ModelSpec model = loaded.model;
+    model.num_nextn_predict_layers = loaded.mtp_layers;
+    ckpt::write_hf_folder(to, model, *loaded.source, loaded.hf_config);
   }
   const char* what = hf ? "Tessera checkpoint" : "Hugging Face folder";
   if (flags.json) {
-    nlohmann::ordered_json j = {{"wrote", what}, {"folder", to.string()}};
-    if (!unused.empty()) j["unused"] = unused;
+    const nlohmann::ordered_json j = {{"wrote", what}, {"folder", to.string()}};
     std::printf("%s\n", j.dump().c_str());
   } else {
     std::printf("wrote a %s: %s\n", what, to.c_str());
-    if (!note.empty()) std::printf("%s\n", note.c_str());
   }
   return 0;
 }

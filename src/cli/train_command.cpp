@@ -2,6 +2,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -195,8 +196,15 @@ std::shared_ptr<const ckpt::CheckpointReader> open_resume(const spec::Job& job,
 
 std::shared_ptr<const ckpt::WeightSource> open_start(const TrainFlags& flags, const spec::Job& job) {
   if (flags.start_from.empty()) return nullptr;
-  const Weights w = open_weights(flags.start_from);
-  check_model(*w.source, w.model, job.model, "--start-from " + flags.start_from,
+  const auto mtp =
+      job.model.num_nextn_predict_layers > 0 ? ckpt::MtpLayers::keep : ckpt::MtpLayers::leave_out;
+  const Weights w = open_weights(flags.start_from, mtp);
+  // The source may hold MTP layers that the job does not train.
+  spec::ModelSpec have = w.model;
+  spec::ModelSpec want = job.model;
+  have.num_nextn_predict_layers = w.mtp_layers;
+  want.num_nextn_predict_layers = std::max(want.num_nextn_predict_layers, w.mtp_layers);
+  check_model(*w.source, have, want, "--start-from " + flags.start_from,
               "give the job the model of these weights, for example model: {config: FOLDER}");
   return w.source;
 }

@@ -49,7 +49,7 @@ bool is_hf_folder(const fs::path& path) {
   return fs::exists(path / "config.json");
 }
 
-Weights open_weights(const fs::path& path) {
+Weights open_weights(const fs::path& path, ckpt::MtpLayers mtp) {
   if (!fs::is_directory(path)) {
     throw Error(ErrorKind::config,
                 fs::exists(path) ? "this is a file, not a folder" : "there is no such folder", path.string(),
@@ -60,7 +60,7 @@ Weights open_weights(const fs::path& path) {
     w.model = spec::require_trainable(spec::read_hf_config(path), path.string());
     std::vector<std::string> unused;
     w.hf_config = read_text(path / "config.json");
-    w.source = ckpt::open_hf_folder(path, w.model, {.mtp = ckpt::MtpLayers::leave_out, .unused = &unused});
+    w.source = ckpt::open_hf_folder(path, w.model, {.mtp = mtp, .unused = &unused});
     if (!unused.empty()) warn(mtp_note(w.model, unused));
   } else {
     auto reader = open_checkpoint(path);
@@ -75,6 +75,7 @@ Weights open_weights(const fs::path& path) {
     w.hf_config = reader->meta().hf_config;
     w.source = std::move(reader);
   }
+  if (mtp == ckpt::MtpLayers::keep || !is_hf_folder(path)) w.mtp_layers = w.model.num_nextn_predict_layers;
   w.model.num_nextn_predict_layers = 0;
   if (w.context == 0) w.context = std::min(w.model.max_position_embeddings, kLongestContext);
   return w;

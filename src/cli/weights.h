@@ -16,8 +16,9 @@ namespace tessera::cli {
 struct Weights {
   spec::ModelSpec model;
   std::shared_ptr<const ckpt::WeightSource> source;
-  std::string hf_config;     // the config.json that came with them
-  std::int64_t context = 0;  // tokens it was trained with; unknown: its positions, at most 1024
+  std::string hf_config;        // the config.json that came with them
+  std::int32_t mtp_layers = 0;  // that the source holds beside the model
+  std::int64_t context = 0;     // tokens it was trained with; unknown: its positions, at most 1024
 };
 
 // A Hugging Face folder has a config.json, a checkpoint an index.json.
@@ -27,9 +28,10 @@ struct Weights {
 [[nodiscard]] std::string mtp_note(const spec::ModelSpec& model, const std::vector<std::string>& unused);
 
 // Checks every tensor's name and shape. Throws Error{config} when there is nothing to open. Damaged
-// checkpoints that it passed over are told on standard error, MTP layers that are left out as well: the
-// model has none of them.
-[[nodiscard]] Weights open_weights(const std::filesystem::path& path);
+// checkpoints that it passed over are told on standard error, MTP layers of a Hugging Face folder that are
+// left out as well. The model has none of them, kept or not: only training uses them.
+[[nodiscard]] Weights open_weights(const std::filesystem::path& path,
+                                   ckpt::MtpLayers mtp = ckpt::MtpLayers::leave_out);
 
 // The keys that two models differ in, "rope_theta is 10000.0, not 500000.0". Keys without influence on a
 // trained model (balancing coefficient, initial range, most positions) are not compared.

@@ -70,7 +70,7 @@ void add_activations(EngineMemory& m, const EngineJob& j, Rank rank) {
 }
 
 bool is_packed(const ParamSpec& p) {
-  return p.num_dims == 2 && !layout::is_input(p.kind);
+  return p.num_dims == 2 && !layout::is_input(p.kind) && p.kind != ParamKind::mtp_embedding;
 }
 
 }  // namespace
@@ -93,7 +93,7 @@ EngineMemory engine_memory(const EngineJob& j, Rank rank) {
   const spec::ParallelSpec& p = job.parallel;
   const graph::BucketOptions options{.element_bytes = element,
                                      .bucket_bytes = job.train.bucket_bytes,
-                                     .tied = job.model.tie_word_embeddings,
+                                     .tied = layout::shares_embedding(job.model),
                                      .dp = p.cp * p.dp,
                                      .tp_dp = p.tp * p.cp * p.dp,
                                      .edp = p.edp()};
@@ -114,7 +114,7 @@ EngineMemory engine_memory(const EngineJob& j, Rank rank) {
   const std::int64_t table = job.train.sequence_length * (job.model.rotated_dim() / 2) * element;
   m.weights += Bytes(2 * round_up(table, kAlignment));  // cosines and sines
   for (const ParamSpec& s : params) {
-    if (is_packed(s) || s.tied_copy) m.packed_weights += Bytes(2 * s.num_elements() * element);
+    if (is_packed(s)) m.packed_weights += Bytes(2 * s.num_elements() * element);
   }
   add_activations(m, j, rank);
   return m;

@@ -11,9 +11,17 @@ namespace tessera::exec {
 using layout::Axis;
 using layout::ParamKind;
 
+namespace {
+// MTP layers have no part in a forward pass.
+ForwardOptions main_model(ForwardOptions options) {
+  options.model.num_nextn_predict_layers = 0;
+  return options;
+}
+}  // namespace
+
 void check_forward(const ForwardOptions& o, Problems& problems) {
   spec::Job job;
-  job.model = o.model;
+  job.model = main_model(o).model;
   job.parallel = o.parallel;
   job.train.steps = 1;
   job.train.sequence_length = o.context;
@@ -43,7 +51,7 @@ bool is_expert(ParamKind kind) {
 }  // namespace
 
 ForwardModel::ForwardModel(const ForwardOptions& options, Rank rank, const CommFactory& factory)
-    : options_(options),
+    : options_(main_model(options)),
       rank_(rank),
       layout_(layout::make_layout(options.model, options.parallel, layout::Placement::loop)),
       kernels_(options.kernels()),

@@ -486,8 +486,9 @@ MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps) {
   MeasuredSteps out;
   if (plan.job.model.moe) {
     out.routing.num_microbatches = plan.num_microbatches();
-    out.routing.kept.assign(static_cast<std::size_t>(plan.job.model.num_hidden_layers),
-                            std::vector<std::vector<std::int64_t>>(static_cast<std::size_t>(size)));
+    out.routing.kept.assign(
+        static_cast<std::size_t>(plan.job.model.num_hidden_layers + plan.job.model.num_nextn_predict_layers),
+        std::vector<std::vector<std::int64_t>>(static_cast<std::size_t>(size)));
   }
   world.run([&](Rank rank) {
     comm::CommWorker worker({.on_unwind = [&] { world.abort(rank, "left while its reductions ran"); }});

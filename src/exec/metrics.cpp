@@ -254,6 +254,7 @@ std::string to_json(const StepMetrics& m) {
   j["loss"] = m.result.ce_loss;
   j["aux_loss"] = m.result.aux_loss;
   j["z_loss"] = m.result.z_loss;
+  if (m.result.mtp_loss != 0.0) j["mtp_loss"] = m.result.mtp_loss;
   j["grad_norm"] = m.result.grad_norm;
   j["lr"] = m.result.lr;
   j["step_time_s"] = m.time.value;

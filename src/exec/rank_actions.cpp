@@ -108,7 +108,9 @@ void RankEngine::run_forward(StageState& s, MicrobatchId mb) {
     copy(s.stage->input(live), s.previous_here->stage->output(live_slot(*s.previous_here, mb)));
   }
   s.stage->forward(*ctx_, {.live = live, .deferred = 0, .gradient = 0}, microbatch(mb));
-  if (s.stage->cut().has_head) local_ce_ += s.stage->loss(live);
+  if (!s.stage->cut().has_head) return;
+  local_ce_ += s.stage->loss(live);
+  if (ctx_->training) local_mtp_ += s.stage->mtp_loss(live);
 }
 
 // The gradient of the stage's output is in its slot when the head or a receive put it there; a neighbour on

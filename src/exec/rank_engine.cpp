@@ -101,7 +101,7 @@ optim::LrDecay to_optim(spec::LrDecay d) {
 RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   const plan::Plan& plan = *options_.plan;
   spec::require_engine_runs(plan.job, "job");  // a plan may hold more than the engine runs
-  comms_ = make_communicators(plan.layout, options_.rank, plan.job.model.tie_word_embeddings,
+  comms_ = make_communicators(plan.layout, options_.rank, layout::shares_embedding(plan.job.model),
                               options_.communicators);
   Arena counting;
   build(counting, planned_);
@@ -165,7 +165,7 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
                                         StoreOptions{.dtype = d.dtype,
                                                      .bucket_bytes = job.train.bucket_bytes,
                                                      .zero1 = job.train.zero_stage == 1,
-                                                     .tied = job.model.tie_word_embeddings},
+                                                     .tied = layout::shares_embedding(job.model)},
                                         comms_, *options_.kernels, arena);
   moe_layers_ = spec::moe_layers(job.model);
   cos_ = arena.take(d.dtype, {d.seq, job.model.rotated_dim() / 2});
@@ -216,7 +216,8 @@ void RankEngine::reserve_step_buffers(Arena& arena) {
   targets_ = arena.take(DType::i32, {m, dims().tokens()});
   const std::int64_t experts = job.model.moe ? job.model.moe->num_experts : 0;
   const auto layers = std::ssize(moe_layers_);
-  sums_ = arena.take(DType::f64, {4 + layers});
+  const bool mtp = job.model.num_nextn_predict_layers > 0;
+  sums_ = arena.take(DType::f64, {4 + layers + (mtp ? 1 : 0)});
   counts_ = arena.take(DType::i64, {std::max<std::int64_t>(1, layers * (2 * experts + 1))});
   if (job.train.moe.aux_loss_unit == spec::BalanceUnit::global_batch && layers > 0) {
     frequencies_ = arena.take(DType::f64, {layers, experts});
@@ -357,6 +358,7 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
   ctx_->training = true;
   store_->zero_grads(*options_.kernels);
   local_ce_ = 0.0;
+  local_mtp_ = 0.0;
   exposed_reduce_ns_ = 0;
   for (StageState& s : states_) {
     s.num_weight_done = 0;
@@ -438,11 +440,14 @@ void RankEngine::share_results() {
       row[2 * experts] = stats.tokens;
     }
   }
+  const bool mtp = model.num_nextn_predict_layers > 0;
+  if (mtp) sums.back() = comms_.tp->rank() == 0 ? local_mtp_ : 0.0;
   comms_.world->all_reduce_direct(sums_, comm::Op::sum);
   if (model.moe) comms_.world->all_reduce_direct(counts_, comm::Op::sum);
   result_.ce_loss = sums[0];
   result_.aux_loss = sums[1];
   result_.z_loss = sums[2];
+  result_.mtp_loss = mtp ? sums.back() : 0.0;
   result_.grad_norm = std::sqrt(sums[3]);
   result_.routing.resize(moe_layers_.size());
   for (std::size_t l = 0; l < result_.routing.size(); ++l) {

@@ -30,11 +30,12 @@ struct LayerRouting {  // one MoE layer, one step, the whole world
 
 struct StepResult {                     // equal on every rank
   double ce_loss = 0.0;                 // mean over the target tokens of the global batch
-  double aux_loss = 0.0, z_loss = 0.0;  // weighted terms; the optimised loss is the sum of the three
+  double aux_loss = 0.0, z_loss = 0.0;  // weighted terms; the optimised loss is the sum of all
+  double mtp_loss = 0.0;                // likewise, of the MTP layers
   double grad_norm = 0.0;               // before clipping
   double lr = 0.0;
   std::vector<LayerRouting> routing;
-  [[nodiscard]] double loss() const { return ce_loss + aux_loss + z_loss; }
+  [[nodiscard]] double loss() const { return ce_loss + aux_loss + z_loss + mtp_loss; }
 };
 
 struct ActionTime {
@@ -163,7 +164,7 @@ class RankEngine {
   Tensor frequencies_;               // [MoE layers, E], see routing_frequencies
   std::unique_ptr<nn::Context> ctx_;
   StepResult result_;
-  double local_ce_ = 0.0;
+  double local_ce_ = 0.0, local_mtp_ = 0.0;
   Flops step_flops_;
   std::vector<ActionTime> times_;
   std::int64_t exposed_reduce_ns_ = 0;

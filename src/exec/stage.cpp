@@ -148,7 +148,7 @@ Stage::Stage(const Options& options, ParamStore& store, const Communicators& com
   for (std::int32_t l = 0; l < options_.cut.num_layers; ++l) {
     add_transformer_layer(options_.cut.first_layer + l, params, comms, cos_SP, sin_SP);
   }
-  if (options_.cut.has_head) add_head(params);
+  if (options_.cut.has_head) add_head(params, comms, cos_SP, sin_SP);
 }
 
 void Stage::add_embedding(Taker& params) {
@@ -308,22 +308,60 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, Taker& params, co
   return made;
 }
 
-void Stage::add_head(Taker& params) {
+void Stage::add_head(Taker& params, const Communicators& comms, Tensor cos, Tensor sin) {
   nn::Head::Params p;
   p.norm_H = params.take(ParamKind::norm);
   p.norm_bias_H = params.take_if(ParamKind::norm_bias);
   const layout::Slice slice = params.peek().slice;
   p.head_VH = params.take(ParamKind::head);  // or the tied copy
-  auto head = std::make_unique<nn::Head>(nn::Head::Options{.dims = options_.dims,
-                                                           .vocab = slice.size[0],
-                                                           .vocab_begin = slice.begin[0],
-                                                           .norm_eps = options_.model.rms_norm_eps,
-                                                           .norm = norm_of(options_.model)},
-                                         p);
+  const nn::Head::Options o{.dims = options_.dims,
+                            .vocab = slice.size[0],
+                            .vocab_begin = slice.begin[0],
+                            .norm_eps = options_.model.rms_norm_eps,
+                            .norm = norm_of(options_.model)};
+  auto head = std::make_unique<nn::Head>(o, p);
   head_ = head.get();
   Unit unit{.position = kHeadPosition, .recomputed = false, .layers = {}, .mid = {}};
-  unit.layers.push_back(std::move(head));
+  if (options_.model.num_nextn_predict_layers > 0) {
+    unit.layers.push_back(make_mtp(std::move(head), o, p.head_VH, params, comms, cos, sin));
+  } else {
+    unit.layers.push_back(std::move(head));
+  }
   units_.push_back(std::move(unit));
+}
+
+std::unique_ptr<nn::Layer> Stage::make_mtp(std::unique_ptr<nn::Head> head, const nn::Head::Options& options,
+                                           const nn::Param& head_VH, Taker& params,
+                                           const Communicators& comms, Tensor cos, Tensor sin) {
+  const spec::ModelSpec& m = options_.model;
+  const nn::Param table_VH =
+      m.tie_word_embeddings ? head_VH : params.take(ParamKind::mtp_embedding, Packing::none);
+  const auto norm = [&] {
+    return nn::Norm(options.norm, options.norm_eps, params.take(ParamKind::norm), {});
+  };
+  std::vector<MtpDepth> depths;
+  for (std::int32_t k = 0; k < m.num_nextn_predict_layers; ++k) {
+    const std::int32_t layer = m.num_hidden_layers + k;
+    nn::Norm embedding_norm = norm();
+    nn::Norm stream_norm = norm();
+    const nn::Param proj_HC = params.take(ParamKind::mtp_proj);
+    auto attention =
+        m.mla ? make_latent_attention(layer, params, cos, sin) : make_attention(layer, params, cos, sin);
+    auto feed_forward = spec::layer_class(m, layer).moe ? make_moe(layer, params, comms) : make_mlp(params);
+    const nn::Head::Params own{.norm_H = params.take(ParamKind::norm), .head_VH = head_VH};
+    depths.push_back({.embedding_norm = embedding_norm,
+                      .stream_norm = stream_norm,
+                      .proj_HC = proj_HC,
+                      .embedding = std::make_unique<nn::Embedding>(
+                          options_.dims, nn::Embedding::Params{.table_VH = table_VH}, options.vocab_begin),
+                      .attention = std::move(attention),
+                      .feed_forward = std::move(feed_forward),
+                      .head = std::make_unique<nn::Head>(options, own)});
+  }
+  auto made = std::make_unique<HeadWithMtp>(options_.dims, options_.recipe.mtp_loss_coef, std::move(head),
+                                            std::move(depths));
+  mtp_ = made.get();
+  return made;
 }
 
 // ---------------------------------------------------------------------------------------------- memory
@@ -427,6 +465,9 @@ const nn::Head& Stage::head() const {
 double Stage::loss(std::int32_t live) const {
   return head().loss(live);
 }
+double Stage::mtp_loss(std::int32_t live) const {
+  return mtp_ != nullptr ? mtp_->loss(live) : 0.0;
+}
 
 void Stage::run_forward(nn::Context& ctx, Unit& unit, nn::Slots slots, const nn::Microbatch& mb, Tensor x,
                         Tensor y, nn::Pass pass) {
@@ -445,9 +486,16 @@ void Stage::forward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb) 
     Unit& unit = units_[u];
     const nn::Slots slots{.saved = unit.recomputed ? thrown_away : slot.live, .deferred = slot.deferred};
     run_forward(ctx, unit, slots, mb, boundary(slot.live, u), boundary(slot.live, u + 1), nn::Pass::forward);
-    if (listener_ == nullptr) continue;
-    const auto mixture = std::ranges::find(mixtures_, unit.position, &Mixture::layer);
-    if (mixture != mixtures_.end()) listener_->on_routed(*mixture, mb, slots.saved);
+    if (listener_ != nullptr) tell_listener(ctx, unit, mb, slots.saved);
+  }
+}
+
+void Stage::tell_listener(const nn::Context& ctx, const Unit& unit, const nn::Microbatch& mb,
+                          std::int32_t saved) {
+  const bool ran_mtp = unit.position == kHeadPosition && ctx.training;
+  for (const Mixture& mixture : mixtures_) {
+    const bool mtp = mixture.layer >= options_.model.num_hidden_layers;
+    if (mtp ? ran_mtp : mixture.layer == unit.position) listener_->on_routed(mixture, mb, saved);
   }
 }
 
@@ -475,11 +523,18 @@ void Stage::backward_input(nn::Context& ctx, StageSlot slot, const nn::Microbatc
   for (std::size_t u = units_.size(); u-- > 0;) unit_backward_input(ctx, u, slot, mb);
 }
 
+void Stage::unit_done(const Unit& unit, const UnitDone& done) const {
+  done(unit.position);
+  if (unit.position != kHeadPosition || mtp_ == nullptr) return;
+  for (std::int32_t k = options_.model.num_nextn_predict_layers; k-- > 0;)
+    done(options_.model.num_hidden_layers + k);
+}
+
 void Stage::backward_weight(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb,
                             const UnitDone& done) {
   for (std::size_t u = units_.size(); u-- > 0;) {
     unit_backward_weight(ctx, units_[u], slot, mb);
-    done(units_[u].position);
+    unit_done(units_[u], done);
   }
 }
 
@@ -487,7 +542,7 @@ void Stage::backward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb,
   for (std::size_t u = units_.size(); u-- > 0;) {
     unit_backward_input(ctx, u, slot, mb);
     unit_backward_weight(ctx, units_[u], slot, mb);
-    done(units_[u].position);
+    unit_done(units_[u], done);
   }
 }
 

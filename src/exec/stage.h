@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "exec/communicators.h"
+#include "exec/mtp.h"
 #include "exec/param_store.h"
 #include "layout/layout.h"
 #include "moe/moe_layer.h"
@@ -80,6 +81,8 @@ class Stage {
   [[nodiscard]] Tensor output(std::int32_t live) const;        // [t, H]; empty with the head
   [[nodiscard]] Tensor gradient(std::int32_t gradient) const;  // [t, H]
   [[nodiscard]] double loss(std::int32_t live) const;          // REQUIRES the head
+  // Weighted terms of the MTP layers; 0 without any. REQUIRES the head.
+  [[nodiscard]] double mtp_loss(std::int32_t live) const;
   [[nodiscard]] const nn::Head& head() const;
   // The residual stream of this rank's rows before unit u, u = 0 .. num_units(); empty where there is none.
   [[nodiscard]] std::size_t num_units() const { return units_.size(); }
@@ -108,7 +111,12 @@ class Stage {
   std::unique_ptr<nn::Layer> make_mlp(Taker& params);
   static moe::Params take_moe(std::int32_t layer, Taker& params);
   std::unique_ptr<nn::Layer> make_moe(std::int32_t layer, Taker& params, const Communicators& comms);
-  void add_head(Taker& params);
+  void add_head(Taker& params, const Communicators& comms, Tensor cos, Tensor sin);
+  std::unique_ptr<nn::Layer> make_mtp(std::unique_ptr<nn::Head> head, const nn::Head::Options& options,
+                                      const nn::Param& head_VH, Taker& params, const Communicators& comms,
+                                      Tensor cos, Tensor sin);
+  void tell_listener(const nn::Context& ctx, const Unit& unit, const nn::Microbatch& mb, std::int32_t saved);
+  void unit_done(const Unit& unit, const UnitDone& done) const;
   void reserve_unit_saved(Unit& unit, Arena& arena);
   void reserve_overlaid(Arena& arena, const std::function<void(Unit&)>& reserve);
   [[nodiscard]] nn::Slots slots_of(const Unit& unit, StageSlot slot) const;
@@ -121,6 +129,7 @@ class Stage {
   SlotCounts counts_;
   std::vector<Unit> units_;
   nn::Head* head_ = nullptr;                        // owned by its unit
+  HeadWithMtp* mtp_ = nullptr;                      // likewise; null: no MTP layers
   std::vector<Mixture> mixtures_;                   // owned by their units
   std::unique_ptr<moe::LayerCounts> layer_counts_;  // a balancing loss over all layers together
   RoutingListener* listener_ = nullptr;

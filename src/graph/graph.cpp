@@ -130,7 +130,9 @@ class Builder {
  private:
   [[nodiscard]] Sizes make_sizes() const {
     const spec::ModelSpec& m = job_.model;
-    const bool dense_layers = std::ssize(spec::moe_layers(m)) < m.num_hidden_layers;
+    bool dense_layers = false;
+    for (std::int32_t l = 0; l < m.num_hidden_layers + m.num_nextn_predict_layers; ++l)
+      dense_layers = dense_layers || !spec::layer_class(m, l).moe;
     const spec::ParallelSpec& p = job_.parallel;
     const spec::Recipe& r = job_.train;
     return {
@@ -165,9 +167,9 @@ class Builder {
       throw Error(ErrorKind::config, std::move(what), fmt::format("routing counts for rank {}", rank_.value),
                   std::move(mend));
     };
-    if (std::ssize(routing_.kept) != job_.model.num_hidden_layers) {
-      refuse(fmt::format("{} layers of counts for {} layers", routing_.kept.size(),
-                         job_.model.num_hidden_layers),
+    const std::int32_t num_layers = job_.model.num_hidden_layers + job_.model.num_nextn_predict_layers;
+    if (std::ssize(routing_.kept) != num_layers) {
+      refuse(fmt::format("{} layers of counts for {} layers", routing_.kept.size(), num_layers),
              "give counts for every layer, or none");
     }
     if (routing_.num_microbatches < 1 || sizes_.num_microbatches % routing_.num_microbatches != 0) {
@@ -177,7 +179,8 @@ class Builder {
     }
     for (const StageId stage : layout_.stages_of(rank_)) {
       const layout::StageCut& cut = layout_.stages[at(stage.value)];
-      for (std::int32_t l = cut.first_layer; l < cut.first_layer + cut.num_layers; ++l) {
+      const std::int32_t mtp = cut.has_head ? job_.model.num_nextn_predict_layers : 0;  // behind the last
+      for (std::int32_t l = cut.first_layer; l < cut.first_layer + cut.num_layers + mtp; ++l) {
         if (!spec::layer_class(job_.model, l).moe) continue;
         for (const Rank r : expert_group()) {
           const auto& ranks = routing_.kept[at(l)];
@@ -262,7 +265,7 @@ class Builder {
     return m;
   }
 
-  [[nodiscard]] LayerOps transformer_layer(std::int32_t layer) const {
+  [[nodiscard]] LayerOps kept_layer(std::int32_t layer) const {
     const std::string prefix = fmt::format("layers.{}.", layer);
     Sizes sizes = sizes_;
     sizes.attention = attention_sizes(job_.model, spec::layer_class(job_.model, layer));
@@ -276,6 +279,12 @@ class Builder {
     std::swap(ops.backward_input, second.backward_input);
     std::swap(ops.backward_weight, second.backward_weight);
     ops.append(std::move(second));
+    return ops;
+  }
+
+  // With full recomputation forward keeps nothing and is run again.
+  [[nodiscard]] LayerOps transformer_layer(std::int32_t layer) const {
+    LayerOps ops = kept_layer(layer);
     if (job_.train.recompute != spec::Recompute::full) return ops;
     OpList again = ops.forward;
     for (Op& op : again) {
@@ -286,6 +295,19 @@ class Builder {
     again.insert(again.end(), ops.backward_input.begin(), ops.backward_input.end());
     ops.backward_input = std::move(again);
     return ops;
+  }
+
+  // Full recomputation leaves MTP layers alone.
+  [[nodiscard]] LayerOps head_with_mtp() const {
+    std::vector<MtpOps> depths;
+    for (std::int32_t k = 0; k < job_.model.num_nextn_predict_layers; ++k) {
+      const std::int32_t layer = job_.model.num_hidden_layers + k;
+      const std::string prefix = fmt::format("layers.{}.", layer);
+      MtpOps d{mtp_join_ops(sizes_, prefix), kept_layer(layer), head_ops(sizes_, prefix + "head.")};
+      d.layer.forward.push_back(stream(prefix + "output"));
+      depths.push_back(std::move(d));
+    }
+    return head_with_mtp_ops(head_ops(sizes_, "head."), std::move(depths));
   }
 
   // The residual stream behind a layer, kept in the slot.
@@ -325,7 +347,7 @@ class Builder {
       ops.forward.push_back(stream(fmt::format("layers.{}.output", cut.first_layer + l)));
       units.push_back({l, std::move(ops)});
     }
-    if (cut.has_head) units.push_back({cut.num_layers, head_ops(sizes_, "head.")});
+    if (cut.has_head) units.push_back({cut.num_layers, head_with_mtp()});
 
     StageGraph g;
     g.stage = stage;
@@ -365,7 +387,7 @@ class Builder {
     const spec::ParallelSpec& p = job_.parallel;
     return {.element_bytes = sizes_.element,
             .bucket_bytes = job_.train.bucket_bytes,
-            .tied = job_.model.tie_word_embeddings,
+            .tied = layout::shares_embedding(job_.model),
             .dp = p.cp * p.dp,
             .tp_dp = p.tp * p.cp * p.dp,
             .edp = p.edp()};
@@ -391,7 +413,7 @@ class Builder {
 
   // First and last stage, when they lie on two ranks and this is one of them.
   [[nodiscard]] bool has_tie_partner() const {
-    if (!job_.model.tie_word_embeddings) return false;
+    if (!layout::shares_embedding(job_.model)) return false;
     const std::int32_t first = layout_.stage_rank.front();
     const std::int32_t last = layout_.stage_rank.back();
     const std::int32_t here = layout_.dense.coordinate(rank_, layout::Axis::pp);
@@ -427,14 +449,15 @@ class Builder {
     out.insert(out.end(), ties.begin(), ties.end());
   }
 
-  // Loss terms and gradient norm (4) and the router entropy of each layer; then counts of choices, drops and
-  // tokens.
+  // Loss terms and gradient norm (4, with MTP 5) and the router entropy of each layer; then counts of
+  // choices, drops and tokens.
   void add_scalars(OpList& out) const {
     const std::int64_t others = layout_.world_size() - 1;
     if (others == 0) return;
     constexpr std::int64_t kBytes = 8;
     const std::int64_t layers = std::ssize(spec::moe_layers(job_.model));
-    add_step(out, "loss and norm", Axis::world, Call::all_reduce_direct, others * (4 + layers) * kBytes);
+    const std::int64_t terms = job_.model.num_nextn_predict_layers > 0 ? 5 : 4;
+    add_step(out, "loss and norm", Axis::world, Call::all_reduce_direct, others * (terms + layers) * kBytes);
     if (layers == 0) return;
     add_step(out, "routing statistics", Axis::world, Call::all_reduce_direct,
              others * layers * (2 * job_.model.moe->num_experts + 1) * kBytes);

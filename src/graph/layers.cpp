@@ -115,6 +115,57 @@ LayerOps head_ops(const Sizes& s, const std::string& prefix) {
   return ops;
 }
 
+LayerOps mtp_join_ops(const Sizes& s, const std::string& prefix) {
+  constexpr std::int64_t kIndex = 4;
+  const std::int64_t T = s.tokens();
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t H = s.hidden;
+  LayerOps ops;
+  LayerOps embedding = embedding_ops(s, prefix + "embedding.");
+  OpWriter f(ops.forward, s, prefix);
+  f.memory("shift", 0);
+  f.keep(T, kIndex);
+  f.keep(T, kIndex);
+  append_list(ops.forward, std::move(embedding.forward));
+  f.keep(t * H);
+  f.norm("enorm");
+  f.norm("hnorm");
+  f.memory("concatenate", 4 * t * H);
+  f.keep(2 * t * H);
+  f.gemm("eh_proj", t, H, 2 * H);
+  f.keep(t * H);
+  OpWriter i(ops.backward_input, s, prefix);
+  i.gemm("eh_proj dgrad", t, 2 * H, H);
+  i.keep(t * H);
+  i.memory("take apart", 4 * t * H);
+  i.keep(t * H);
+  i.keep(t * H);
+  i.memory("enorm backward", 3 * t * H);
+  append_list(ops.backward_input, std::move(embedding.backward_input));
+  i.memory("hnorm backward", 4 * t * H);
+  OpWriter w(ops.backward_weight, s, prefix);
+  w.gemm("eh_proj wgrad", H, 2 * H, t);
+  w.memory("hnorm wgrad", 2 * t * H);
+  w.memory("enorm wgrad", 2 * t * H);
+  append_list(ops.backward_weight, std::move(embedding.backward_weight));
+  return ops;
+}
+
+LayerOps head_with_mtp_ops(LayerOps head, std::vector<MtpOps> depths) {
+  LayerOps all = std::move(head);
+  for (MtpOps& d : depths) {
+    for (LayerOps* part : {&d.join, &d.layer, &d.head}) append_list(all.forward, std::move(part->forward));
+    append_list(all.backward_input, std::move(d.head.backward_input));
+  }
+  for (auto d = depths.rbegin(); d != depths.rend(); ++d) {
+    for (LayerOps* part : {&d->layer, &d->join})
+      append_list(all.backward_input, std::move(part->backward_input));
+    for (LayerOps* part : {&d->head, &d->layer, &d->join})
+      append_list(all.backward_weight, std::move(part->backward_weight));
+  }
+  return all;
+}
+
 std::int64_t capacity_rows(double factor, std::int64_t tokens, std::int64_t top_k, std::int64_t num_experts) {
   const double exact = factor * static_cast<double>(tokens * top_k) / static_cast<double>(num_experts);
   const double nearest = std::round(exact);

@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "graph/graph.h"
 
@@ -79,6 +80,13 @@ struct MoeSizes {
 [[nodiscard]] LayerOps moe_ops(const Sizes& s, const MoeSizes& m, const std::string& prefix);
 [[nodiscard]] LayerOps embedding_ops(const Sizes& s, const std::string& prefix);
 [[nodiscard]] LayerOps head_ops(const Sizes& s, const std::string& prefix);
+// What an MTP layer does in front of its transformer layer: embedding, two norms, projection.
+[[nodiscard]] LayerOps mtp_join_ops(const Sizes& s, const std::string& prefix);
+struct MtpOps {
+  LayerOps join, layer, head;
+};
+// Backward runs the main head, the heads of all depths, then the depths from the last.
+[[nodiscard]] LayerOps head_with_mtp_ops(LayerOps head, std::vector<MtpOps> depths);
 
 // ceil(factor T K / E); a product within rounding of an integer is that integer.
 [[nodiscard]] std::int64_t capacity_rows(double factor, std::int64_t tokens, std::int64_t top_k,

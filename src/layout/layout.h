@@ -101,7 +101,10 @@ enum class ParamKind : std::uint8_t {
   expert_gate_bias,
   expert_up_bias,
   expert_down_bias,
-  head
+  head,
+  // Multi-token prediction
+  mtp_embedding,  // the embedding's second use; a tied copy
+  mtp_proj        // [hidden, 2 hidden], of the embedding and the stream, each normed
 };
 
 // Of the model's input, before its first layer: the embedding and learned positions.
@@ -124,7 +127,7 @@ struct ParamSpec {
   Slice slice;
   GradGroup group = GradGroup::dp;
   StageId stage;
-  std::int32_t layer = -1;   // -1: embedding, final norm, head
+  std::int32_t layer = -1;   // -1: embedding, final norm, head; MTP layer k: num_hidden_layers + k
   std::int32_t expert = -1;  // -1: not an expert's
   bool weight_decay = true;  // matrices only
   Init init = Init::normal;
@@ -132,8 +135,9 @@ struct ParamSpec {
   bool follows = false;
   // Kept, loaded and written, but without gradient: neither updated by the optimiser nor counted in norms.
   bool buffer = false;
-  // The second use of a tied embedding (the head's copy): same name as the embedding, its gradient is added
-  // to the embedding's over the first and the last stage; not counted in norms, not written to files.
+  // The second use of an embedding (a tied head, or that of MTP layers): same name as the embedding, its
+  // gradient is added to the embedding's over the first and the last stage; not counted in norms, not written
+  // to files.
   bool tied_copy = false;
   // Held and updated here as well as on the ranks of another gradient group, which count it in norms and
   // write it: an expert's down_bias on etp ranks beyond the first.
@@ -189,7 +193,9 @@ enum class Placement : std::uint8_t { loop, vee };
 //      MoE:   router [router_bias] [router_correction]
 //             [shared_gate shared_up shared_down [shared_expert_gate]]
 //             per local expert: gate up [gate_bias up_bias] down [down_bias]
-//   | norm [norm_bias] head (or the tied copy).
+//   | norm [norm_bias] head (or the tied copy)
+//   | with MTP layers: mtp_embedding (none beside a tied head, which serves); per MTP layer: norm (of the
+//     embedding) norm (of the stream) mtp_proj, a layer as above, norm (before the model's head).
 // Fused weights (ParamSpec::follows on all but the first): q k v; their biases; gate up; their biases; so too
 // of experts and shared experts.
 // Sharding: q, k, v, q_b, kv_b, gate, up with their biases, sinks, norms over the whole of q and k, embedding
@@ -198,6 +204,9 @@ enum class Placement : std::uint8_t { loop, vee };
 // belongs to the first: all of them see the same rows, so its gradient is the same on each.
 [[nodiscard]] std::vector<ParamSpec> parameters(const spec::ModelSpec& model, const Layout& layout,
                                                 Rank rank);
+
+// A tied head or MTP layers: the last stage has a copy of the embedding.
+[[nodiscard]] bool shares_embedding(const spec::ModelSpec& model);
 
 // Human-readable table of ranks, coordinates and stages.
 [[nodiscard]] std::string describe(const Layout& layout);

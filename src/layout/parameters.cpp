@@ -84,6 +84,8 @@ bool follows(ParamKind kind, bool gated) {
     case ParamKind::expert_gate_bias:
     case ParamKind::expert_down_bias:
     case ParamKind::head:
+    case ParamKind::mtp_embedding:
+    case ParamKind::mtp_proj:
       return false;
   }
   return false;
@@ -119,17 +121,37 @@ class ParameterList {
     if (!cut.has_head) return;
     norm("model.norm");
     if (model_.tie_word_embeddings) {
-      ParamSpec& copy = matrix(kEmbedding, ParamKind::head, table, Split::rows);
-      copy.tied_copy = true;
-      copy.owner = false;
+      add_copy(ParamKind::head);
     } else {
       matrix("lm_head.weight", ParamKind::head, table, Split::rows);
     }
+    if (model_.num_nextn_predict_layers == 0) return;
+    if (!model_.tie_word_embeddings) add_copy(ParamKind::mtp_embedding);
+    for (std::int32_t k = 0; k < model_.num_nextn_predict_layers; ++k)
+      add_mtp_layer(model_.num_hidden_layers + k);
   }
 
   [[nodiscard]] std::vector<ParamSpec> take() { return std::move(params_); }
 
  private:
+  void add_copy(ParamKind kind) {
+    ParamSpec& copy = matrix(kEmbedding, kind, {model_.vocab_size, model_.hidden_size}, Split::rows);
+    copy.tied_copy = true;
+    copy.owner = false;
+  }
+
+  // The names of DeepSeek-V3's files.
+  void add_mtp_layer(std::int32_t layer) {
+    layer_ = layer;
+    const std::int64_t hidden = model_.hidden_size;
+    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    norm(prefix + "enorm");
+    norm(prefix + "hnorm");
+    matrix(prefix + "eh_proj.weight", ParamKind::mtp_proj, {hidden, 2 * hidden}, Split::whole);
+    add_layer(layer);
+    norm(prefix + "shared_head.norm");
+  }
+
   void add_layer(std::int32_t layer) {
     layer_ = layer;
     const std::string prefix = fmt::format("model.layers.{}.", layer);
@@ -311,7 +333,7 @@ class ParameterList {
 
   static void cut(ParamSpec& p, Split split, std::int32_t part, std::int32_t parts) {
     if (split == Split::whole) return;
-    if (p.kind == ParamKind::embedding || p.kind == ParamKind::head) {
+    if (p.kind == ParamKind::embedding || p.kind == ParamKind::head || p.kind == ParamKind::mtp_embedding) {
       const VocabShare share = vocab_share(p.global[0], part, parts);
       p.slice.begin[0] = share.begin;
       p.slice.size[0] = share.size;
@@ -332,6 +354,10 @@ class ParameterList {
 };
 
 }  // namespace
+
+bool shares_embedding(const spec::ModelSpec& model) {
+  return model.tie_word_embeddings || model.num_nextn_predict_layers > 0;
+}
 
 std::vector<ParamSpec> parameters(const spec::ModelSpec& model, const Layout& layout, Rank rank) {
   ParameterList list(model, layout, rank);

@@ -44,6 +44,31 @@ void check_parallel(const ParallelSpec& p, Checker& c) {
           fmt::format("use order: {}", plain.order));
 }
 
+void check_mtp(const Job& job, Checker& c) {
+  const std::int32_t depth = job.model.num_nextn_predict_layers;
+  if (depth == 0) return;
+  const Recipe& t = job.train;
+  c.check(t.mtp_loss_coef > 0.0, {"model", "train.mtp_loss_coef"},
+          fmt::format("without train.mtp_loss_coef the engine does not train MTP layers "
+                      "(num_nextn_predict_layers={})",
+                      depth),
+          "set train.mtp_loss_coef to train them (0.3 for most of DeepSeek-V3's training), or "
+          "model.num_nextn_predict_layers: 0 to train the main model alone");
+  c.check(job.model.family == Family::deepseek_v3, {"model"},
+          fmt::format("num_nextn_predict_layers={} in a model of family {}: only deepseek_v3 has MTP layers",
+                      depth, name(job.model.family)),
+          "set model.num_nextn_predict_layers: 0");
+  c.check(
+      depth < t.sequence_length, {"train.sequence_length", "model"},
+      fmt::format("sequence_length={} leaves nothing to predict for MTP layer {}", t.sequence_length, depth),
+      fmt::format("use at least {}", depth + 1));
+  c.check(t.moe.aux_loss_normalisation != AuxNormalisation::huggingface || t.moe.aux_loss_coef == 0.0,
+          {"moe.aux_loss_normalisation", "model"},
+          "aux_loss_normalisation=huggingface is a product over the layers of the main model, and MTP layers "
+          "have a balancing loss of their own",
+          "use aux_loss_normalisation: tessera");
+}
+
 }  // namespace
 
 void check_engine(const Job& job, Checker& c) {
@@ -53,10 +78,7 @@ void check_engine(const Job& job, Checker& c) {
   if (job.model.rope_scaling.kind != RopeKind::dynamic) check_positions(job, c);
   if (!c.sound({"model"})) return;
   check_model_trains(job.model, c, "model");
-  c.check(job.model.num_nextn_predict_layers == 0, {"model"},
-          fmt::format("the engine does not train MTP layers (num_nextn_predict_layers={})",
-                      job.model.num_nextn_predict_layers),
-          "set model.num_nextn_predict_layers: 0 to train the main model alone");
+  check_mtp(job, c);
   if (c.sound({"parallel.tp"}) && job.parallel.tp >= 1 && job.parallel.cp == 1)
     check_tp(job, c, JobUse::train);
 }

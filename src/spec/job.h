@@ -104,6 +104,9 @@ struct Recipe {
   // 1: optimizer state sharded over dp, 2: and gradients, 3: and weights (FSDP). The engine runs 0 and 1.
   std::int32_t zero_stage = 0;
   std::int64_t bucket_bytes = std::int64_t{4} << 20;  // gradient buckets
+  // Of the loss of the MTP layers (lambda of arXiv 2412.19437 section 2.2), shared evenly by them; 0: the
+  // engine trains no MTP layers.
+  double mtp_loss_coef = 0.0;
   OptimizerSpec optimizer;
   MoeRecipe moe;
   friend bool operator==(const Recipe&, const Recipe&) = default;

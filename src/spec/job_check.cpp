@@ -112,6 +112,12 @@ void check_train(const Job& job, Checker& c) {
   if (job.model.position == PositionKind::learned) check_positions(job, c);
   check_recompute(job, c);
   check_optimizer(job, c);
+  at_least_zero(c, "train.mtp_loss_coef", t.mtp_loss_coef);
+  if (!c.sound({"model"})) return;
+  c.check(t.mtp_loss_coef == 0.0 || job.model.num_nextn_predict_layers > 0, {"train.mtp_loss_coef", "model"},
+          fmt::format("mtp_loss_coef={} needs a model with MTP layers (num_nextn_predict_layers=0)",
+                      t.mtp_loss_coef),
+          "remove it, or set model.num_nextn_predict_layers: 1 in a deepseek_v3 model");
 }
 
 std::string_view word(RouterChoice router) {

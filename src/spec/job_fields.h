@@ -88,6 +88,7 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("seed", job.train.seed);
   v.optional("zero_stage", job.train.zero_stage);
   v.optional("bucket_bytes", job.train.bucket_bytes);
+  v.optional("mtp_loss_coef", job.train.mtp_loss_coef);
   v.optional("lr", job.train.optimizer.lr);
   v.optional("min_lr", job.train.optimizer.min_lr);
   v.optional("beta1", job.train.optimizer.beta1);

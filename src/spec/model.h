@@ -149,20 +149,21 @@ struct ModelSpec {
 
 [[nodiscard]] std::string_view name(Family family);
 
-// Layers that cost the same: what one transformer layer is.
+// Layers that cost the same: what one transformer layer is. MTP layer k is layer num_hidden_layers + k; it
+// has experts where the model has any.
 struct LayerClass {
   AttentionSpan span = AttentionSpan::full;
   bool moe = false;
   friend bool operator==(const LayerClass&, const LayerClass&) = default;
 };
 [[nodiscard]] LayerClass layer_class(const ModelSpec& m, std::int32_t layer);
-// Layers whose feed-forward is a mixture of experts, ascending.
+// Layers whose feed-forward is a mixture of experts, ascending, MTP layers among them.
 [[nodiscard]] std::vector<std::int32_t> moe_layers(const ModelSpec& m);
 // Width of one expert.
 [[nodiscard]] std::int64_t expert_intermediate_size(const ModelSpec& m);
 
 // Refuses, by name, what the engine cannot train (the planner can price it): other families, some parts of
-// its own. MTP layers pass here, the engine leaves them out; a job to train them is refused
+// its own. MTP layers pass here; a job that has some and no train.mtp_loss_coef is refused
 // (check_engine_runs).
 void check_trainable(const ModelSpec& m, std::string_view where, Problems& problems);
 // The same as Error{config}; returns its argument.

@@ -145,6 +145,10 @@ LayerClass layer_class(const ModelSpec& m, std::int32_t layer) {
     c.span = m.layer_spans[static_cast<std::size_t>(layer)];
   }
   if (!m.moe) return c;
+  if (layer >= m.num_hidden_layers) {
+    c.moe = true;
+    return c;
+  }
   const MoeSpec& e = *m.moe;
   c.moe = layer >= e.first_k_dense_replace && (layer + 1) % std::max(e.moe_layer_freq, 1) == 0 &&
           !std::ranges::binary_search(e.mlp_only_layers, layer);
@@ -153,7 +157,7 @@ LayerClass layer_class(const ModelSpec& m, std::int32_t layer) {
 
 std::vector<std::int32_t> moe_layers(const ModelSpec& m) {
   std::vector<std::int32_t> layers;
-  for (std::int32_t l = 0; l < m.num_hidden_layers; ++l)
+  for (std::int32_t l = 0; l < m.num_hidden_layers + m.num_nextn_predict_layers; ++l)
     if (layer_class(m, l).moe) layers.push_back(l);
   return layers;
 }

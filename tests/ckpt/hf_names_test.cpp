@@ -316,6 +316,60 @@ TEST(HfNames, LayersOfMtpAreLeftOutOnlyWhenAsked) {
                [&] { (void)open_hf_folder(folder.path(), files.model, {.mtp = MtpLayers::leave_out}); });
 }
 
+// Random bits for every tensor of a deepseek_v3 with two MTP layers, and their copies of embedding and head.
+TEST(HfNames, KeptMtpLayersComeThroughACheckpointBitForBit) {
+  const TempFolder folder;
+  Files files("deepseek_v3");
+  files.model.num_nextn_predict_layers = 2;
+  std::vector<std::vector<float>> data;
+  std::vector<std::string> names;
+  for (const HfTensor& t : hf_tensors(files.model)) {
+    if (!is_mtp(files.model, t.name)) continue;
+    std::vector<float>& values = data.emplace_back(static_cast<std::size_t>(t.num_elements()));
+    for (std::size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>(normal(5, stream_of(t.name), i));
+    files.tensors.push_back({.name = t.name,
+                             .type = StoredType::f32,
+                             .shape = t.shape,
+                             .bytes = std::as_bytes(std::span(values))});
+    names.push_back(t.name);
+  }
+  EXPECT_EQ(names.size(),
+            2U * (5 + 7 + 1 + 2 + 3 + 12 * 3));  // norms, attention, eh_proj, router, shared, experts
+  for (const char* layer : {"model.layers.3.", "model.layers.4."}) {
+    for (const auto& [copy, of] : {std::pair{"embed_tokens.weight", "model.embed_tokens.weight"},
+                                   std::pair{"shared_head.head.weight", "lm_head.weight"}}) {
+      StoredTensor t = files.at(of);
+      t.name = std::string(layer) + copy;
+      files.tensors.push_back(t);
+    }
+  }
+  files.write(folder);
+  write_bytes(folder / "config.json", spec::to_hf_config(files.model));
+  import_hf_folder(folder.path(), folder / "out", {.mtp = MtpLayers::keep});
+  const auto reader = open_latest_checkpoint(folder / "out");
+  Problems problems;
+  const spec::ModelSpec kept = spec::parse_hf_config(reader->meta().hf_config, "config.json", problems);
+  EXPECT_EQ(kept.num_nextn_predict_layers, 2);
+  write_hf_folder(folder / "back", kept, *reader, {});
+  const SafetensorsFile back(folder / "back" / "model.safetensors");
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const StoredTensor* t = back.find(names[i]);
+    ASSERT_NE(t, nullptr) << names[i];
+    EXPECT_TRUE(std::ranges::equal(t->bytes, std::as_bytes(std::span(data[i])))) << names[i];
+  }
+  EXPECT_EQ(back.find("model.layers.3.embed_tokens.weight"), nullptr);
+  std::vector<std::byte> other(files.tensors.back().bytes.begin(), files.tensors.back().bytes.end());
+  other[0] ^= std::byte{1};
+  files.tensors.back().bytes = other;
+  const TempFolder changed;
+  files.write(changed);
+  expect_error(ErrorKind::config,
+               {"tensor \"model.layers.4.shared_head.head.weight\" differs from \"lm_head.weight\"",
+                "make both equal"},
+               [&] { (void)open_hf_folder(changed.path(), files.model, {.mtp = MtpLayers::keep}); });
+}
+
 TEST(HfNames, TheRoutingCorrectionComesThroughACheckpoint) {
   const TempFolder folder;
   const Files files("deepseek_v3");

@@ -64,7 +64,8 @@ inline Observed observe(const spec::Job& job) {
   if (job.model.moe) {
     o.routing.num_microbatches = static_cast<std::int32_t>(job.train.global_batch_size /
                                                            (job.train.micro_batch_size * job.parallel.dp));
-    o.routing.kept.assign(job.model.num_hidden_layers, std::vector<std::vector<std::int64_t>>(world));
+    o.routing.kept.assign(job.model.num_hidden_layers + job.model.num_nextn_predict_layers,
+                          std::vector<std::vector<std::int64_t>>(world));
   }
   (void)run_job(job, {.steps = 2, .inspect = [&](exec::RankEngine& engine) {
                         const std::int32_t rank = engine.rank().value;
@@ -161,12 +162,29 @@ inline spec::Job job_of(const Case& c) {
   spec::Job job = small_job({.moe = c.moe, .tied = c.tied});
   if (c.family.empty()) {
     job.model.hidden_size = c.hidden;
+  } else if (c.family == "mtp") {
+    job.model = mtp_model(2);
+    job.train.mtp_loss_coef = 0.3;
   } else {
     job.model = spec::read_hf_config(fmt::format("{}/tests/golden/hf/{}", TESSERA_SOURCE_DIR, c.family));
   }
   job.parallel = c.parallel;
   c.change(job.train);
   return job;
+}
+
+// Two MTP layers in every kind of layout; tied: the head's copy of the table serves them.
+inline void add_mtp(std::vector<Case>& cases) {
+  const auto add = [&](const char* what, spec::ParallelSpec p, void (*change)(spec::Recipe&) = unchanged) {
+    cases.push_back(
+        {.name = fmt::format("mtp_{}", what), .parallel = std::move(p), .change = change, .family = "mtp"});
+  };
+  add("one_rank", {});
+  add("tp_dp_zero", {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, zero);
+  add("pp_small_buckets", {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, small_buckets);
+  add("pp_selective", {.tp = 2, .pp = 2, .etp = 2}, selective);
+  add("split_full", scheduled({.dp = 2, .pp = 2, .ep = 2}, "zb-h1"), full);
+  add("everything", scheduled({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2}, "zb-h1"), everything);
 }
 
 // Every family that the engine trains, with its experts on as many ranks as divide them.
@@ -247,6 +265,7 @@ inline std::vector<Case> agreement_cases() {
       Case{"moe_everything", true, true, scheduled({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2}, "zb-h1"),
            everything}};
   add_families(cases);
+  add_mtp(cases);
   return cases;
 }
 

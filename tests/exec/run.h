@@ -54,6 +54,8 @@ struct ModelOptions {
   std::int32_t layers = 4;
 };
 [[nodiscard]] spec::Job small_job(const ModelOptions& options);
+// The small deepseek_v3 of tests/golden/hf with so many MTP layers.
+[[nodiscard]] spec::ModelSpec mtp_model(std::int32_t num_layers);
 
 // The largest |a - b| over the largest |a| of a tensor; NaN or a missing tensor gives infinity.
 [[nodiscard]] double worst_difference(const GlobalTensors& a, const GlobalTensors& b, std::string* where);

@@ -1,4 +1,5 @@
 // The support of the exec tests (see run.h), and tests that it can see a difference at all.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -130,6 +131,13 @@ spec::Job small_job(const ModelOptions& options) {
   return job;
 }
 
+spec::ModelSpec mtp_model(std::int32_t num_layers) {
+  spec::ModelSpec m = spec::read_hf_config(fmt::format("{}/tests/golden/hf/deepseek_v3", TESSERA_SOURCE_DIR));
+  m.num_nextn_predict_layers = num_layers;
+  m.initializer_range = 0.3;
+  return m;
+}
+
 double worst_difference(const GlobalTensors& a, const GlobalTensors& b, std::string* where) {
   double worst = a.size() == b.size() ? 0.0 : std::numeric_limits<double>::infinity();
   for (const auto& [name, want] : a) {
@@ -172,6 +180,7 @@ void expect_parity(const RunResult& want, const RunResult& got, const std::strin
     near(a.ce_loss, b.ce_loss, "loss");
     near(a.aux_loss, b.aux_loss, "balancing loss");
     near(a.z_loss, b.z_loss, "z-loss");
+    near(a.mtp_loss, b.mtp_loss, "MTP loss");
     near(a.grad_norm, b.grad_norm, "gradient norm");
     EXPECT_EQ(a.lr, b.lr) << what;
     ASSERT_EQ(a.routing.size(), b.routing.size());

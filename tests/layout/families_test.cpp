@@ -133,6 +133,52 @@ TEST(FamilyParameters, OfDeepseekHaveLatentsSharedExpertsAndTheCorrection) {
                        kMlp));
 }
 
+TEST(FamilyParameters, OfMtpLayersStandBehindTheHead) {
+  for (const bool tied : {false, true}) {
+    ModelSpec m = small_model("deepseek_v3");
+    m.tie_word_embeddings = tied;
+    const std::size_t without = alone(m).size();
+    m.num_nextn_predict_layers = 2;
+    const std::vector<ParamSpec> list = alone(m);
+    std::size_t at = without;
+    if (!tied) {
+      EXPECT_EQ(list[at].kind, ParamKind::mtp_embedding);
+      EXPECT_EQ(list[at].name, "model.embed_tokens.weight");
+      EXPECT_TRUE(list[at].tied_copy);
+      EXPECT_FALSE(list[at].owner);
+      EXPECT_EQ(list[at].layer, -1);
+      ++at;
+    }
+    EXPECT_EQ(list[at].name, "model.layers.3.enorm.weight");
+    EXPECT_EQ(list[at + 1].name, "model.layers.3.hnorm.weight");
+    EXPECT_EQ(list[at + 2].name, "model.layers.3.eh_proj.weight");
+    EXPECT_EQ(list[at + 2].kind, ParamKind::mtp_proj);
+    EXPECT_EQ(list[at + 2].global, (std::array<std::int64_t, 2>{m.hidden_size, 2 * m.hidden_size}));
+    EXPECT_EQ(list.back().name, "model.layers.4.shared_head.norm.weight");
+    EXPECT_EQ(list.back().layer, 4);
+    std::int64_t sum = 0;
+    for (std::size_t i = without; i < list.size(); ++i) {
+      if (!list[i].tied_copy) sum += list[i].num_elements();
+    }
+    EXPECT_EQ(sum, spec::num_mtp_parameters(m));
+    const Layout two = make_layout(m, {.tp = 2, .pp = 2, .ep = 2}, Placement::loop);
+    for (std::int32_t r = 0; r < 2; ++r) {
+      for (const ParamSpec& p : parameters(m, two, Rank(r)))
+        EXPECT_TRUE(p.layer < m.num_hidden_layers && p.kind != ParamKind::mtp_embedding) << p.name;
+    }
+    for (const ParamSpec& p : parameters(m, two, Rank(3))) {
+      if (p.kind == ParamKind::mtp_embedding) {
+        EXPECT_EQ(p.slice.begin[0], m.vocab_size / 2);
+      }
+      if (p.kind == ParamKind::mtp_proj) {
+        EXPECT_EQ(p.group, GradGroup::tp_dp);
+        EXPECT_EQ(p.slice.size, p.global);
+        EXPECT_FALSE(p.owner);
+      }
+    }
+  }
+}
+
 TEST(FamilyParameters, LayersNamedDenseHaveNoExperts) {
   ModelSpec m = small_model("qwen3_moe");
   m.num_hidden_layers = 4;
