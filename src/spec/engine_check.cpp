@@ -53,7 +53,7 @@ void check_mtp(const Job& job, Checker& c) {
                       "(num_nextn_predict_layers={})",
                       depth),
           "set train.mtp_loss_coef to train them (0.3 for most of DeepSeek-V3's training), or "
-          "model.num_nextn_predict_layers: 0 to train the main model alone");
+          "num_nextn_predict_layers: 0 in the model (its config.json) to train the main model alone");
   c.check(job.model.family == Family::deepseek_v3, {"model"},
           fmt::format("num_nextn_predict_layers={} in a model of family {}: only deepseek_v3 has MTP layers",
                       depth, name(job.model.family)),

@@ -1,0 +1,168 @@
+#include "graph/routing_rows.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "base/math.h"
+#include "graph/dispatch_form.h"
+
+namespace tessera::graph {
+
+namespace {
+
+std::size_t at(std::int64_t i) {
+  return static_cast<std::size_t>(i);
+}
+
+// Rows that an expert takes of one micro-batch.
+std::int64_t expert_capacity(const spec::Job& job) {
+  const spec::MoeRecipe& r = job.train.moe;
+  const std::int64_t tokens = job.train.micro_batch_size * job.train.sequence_length;
+  const double factor = r.capacity_factor > 0.0 ? r.capacity_factor : 1.0;
+  const std::int64_t rows =
+      capacity_rows(factor, tokens, job.model.moe->num_experts_per_tok, job.model.moe->num_experts);
+  return r.router == spec::RouterChoice::expert_choice ? std::min(rows, tokens) : rows;
+}
+
+}  // namespace
+
+RoutingRows::RoutingRows(const spec::Job& job, const layout::Layout& layout, Rank rank,
+                         const RoutingCounts& routing, const Sizes& sizes)
+    : job_(job), layout_(layout), rank_(rank), routing_(routing), sizes_(sizes) {
+  check_routing();
+}
+
+std::vector<Rank> RoutingRows::expert_group() const {
+  return layout_.expert.group(rank_, {layout::Axis::etp, layout::Axis::ep});
+}
+
+void RoutingRows::check_routing() const {
+  if (routing_.kept.empty() || !job_.model.moe) return;
+  const auto refuse = [&](std::string what, std::string mend) {
+    throw Error(ErrorKind::config, std::move(what), fmt::format("routing counts for rank {}", rank_.value),
+                std::move(mend));
+  };
+  const std::int32_t num_layers = job_.model.num_hidden_layers + job_.model.num_nextn_predict_layers;
+  if (std::ssize(routing_.kept) != num_layers) {
+    refuse(fmt::format("{} layers of counts for {} layers", routing_.kept.size(), num_layers),
+           "give counts for every layer, or none");
+  }
+  if (routing_.num_microbatches < 1 || sizes_.num_microbatches % routing_.num_microbatches != 0) {
+    refuse(fmt::format("counts over {} micro-batches, a step has {}", routing_.num_microbatches,
+                       sizes_.num_microbatches),
+           fmt::format("use 1 or {}", sizes_.num_microbatches));
+  }
+  for (const StageId stage : layout_.stages_of(rank_)) {
+    const layout::StageCut& cut = layout_.stages[at(stage.value)];
+    const std::int32_t mtp = cut.has_head ? job_.model.num_nextn_predict_layers : 0;  // behind the last
+    for (std::int32_t l = cut.first_layer; l < cut.first_layer + cut.num_layers + mtp; ++l) {
+      if (!spec::layer_class(job_.model, l).moe) continue;
+      for (const Rank r : expert_group()) {
+        const auto& ranks = routing_.kept[at(l)];
+        if (std::ssize(ranks) > r.value && std::ssize(ranks[at(r.value)]) == job_.model.moe->num_experts)
+          continue;
+        refuse(fmt::format("no counts of {} experts for layer {}, rank {}", job_.model.moe->num_experts, l,
+                           r.value),
+               "give one count an expert for every rank of the expert group");
+      }
+    }
+  }
+}
+
+std::vector<std::int64_t> RoutingRows::kept(std::int32_t layer, Rank r) const {
+  if (routing_.kept.empty()) return balanced_routing(job_, layout_, r);
+  return routing_.kept[at(layer)][at(r.value)];
+}
+
+void RoutingRows::count_rows(MoeSizes& m, std::int32_t layer) const {
+  const std::vector<Rank> group = expert_group();
+  const std::int64_t local = div_exact(m.num_experts, sizes_.ep);
+  const std::int32_t my_ep = layout_.expert.coordinate(rank_, layout::Axis::ep);
+  const std::int32_t my_etp = layout_.expert.coordinate(rank_, layout::Axis::etp);
+  for (std::size_t g = 0; g < group.size(); ++g) {
+    const std::vector<std::int64_t> rows = kept(layer, group[g]);
+    const auto etp = static_cast<std::int32_t>(g) % sizes_.etp;
+    const auto ep = static_cast<std::int32_t>(g) / sizes_.etp;
+    for (std::int64_t e = 0; e < m.num_experts; ++e) {
+      const bool here = e / local == my_ep;
+      const std::int64_t n = rows[at(e)];
+      if (group[g] == rank_) m.sent += n;
+      if (group[g] == rank_ && !here) m.sent_to_others += n;
+      if (!here) continue;
+      m.received += n;
+      if (etp == my_etp) m.part += n;
+      if (etp == my_etp && ep != my_ep) m.part_from_others += n;
+    }
+  }
+}
+
+// Replicas whose micro-batches meet in this rank's expert group.
+std::int64_t RoutingRows::replicas_in_group() const {
+  std::set<std::pair<std::int32_t, std::int32_t>> replicas;
+  for (const Rank r : expert_group()) {
+    replicas.insert(
+        {layout_.dense.coordinate(r, layout::Axis::dp), layout_.dense.coordinate(r, layout::Axis::cp)});
+  }
+  return std::ssize(replicas);
+}
+
+MoeSizes RoutingRows::of_layer(std::int32_t layer) const {
+  const spec::MoeRecipe& r = job_.train.moe;
+  MoeSizes m;
+  m.num_experts = job_.model.moe->num_experts;
+  m.top_k = job_.model.moe->num_experts_per_tok;
+  m.intermediate = div_exact(spec::expert_intermediate_size(job_.model), sizes_.etp);
+  m.shared_intermediate = div_exact(job_.model.moe->shared_intermediate_size, sizes_.tp);
+  m.shared_gate = job_.model.moe->shared_expert_gate;
+  m.keeps_logits = job_.model.moe->score == spec::RouterScore::sigmoid && r.z_loss_coef != 0.0;
+  m.experts_choose = r.router == spec::RouterChoice::expert_choice;
+  m.choices = m.experts_choose ? m.num_experts : m.top_k;
+  m.num_units = r.aux_loss_unit == spec::BalanceUnit::sequence ? sizes_.batch : 1;
+  const bool in_unit = r.aux_loss_unit != spec::BalanceUnit::global_batch;
+  const bool joined = in_unit && r.aux_loss_normalisation == spec::AuxNormalisation::huggingface;
+  m.balanced = r.aux_loss_coef != 0.0 && !joined;
+  m.counts_units = r.aux_loss_coef != 0.0 && in_unit;
+  m.drops = r.capacity_factor > 0.0 || m.experts_choose;
+  m.drops_by_weight = r.drop_policy == spec::DropPolicy::probs || m.experts_choose;
+  m.row_microbatches = routing_.kept.empty() ? 1 : routing_.num_microbatches;
+  m.gathers = sizes_.ep > 1 && dispatch_form(job_) == spec::DispatchForm::all_gather;
+  const std::int64_t local = div_exact(m.num_experts, sizes_.ep);
+  m.max_rows = std::int64_t{sizes_.ep} * sizes_.etp * sizes_.local_tokens() * std::min(m.choices, local);
+  m.max_sent = sizes_.local_tokens() * m.choices;
+  if (m.drops) {
+    const std::int64_t capacity = expert_capacity(job_);
+    const std::int64_t meeting = local * capacity * replicas_in_group();
+    m.max_rows = std::min(m.max_rows, meeting);
+    m.max_sent = std::min(m.max_sent, m.num_experts * capacity);
+    if (r.pad_to_capacity) m.padded = meeting;
+  }
+  count_rows(m, layer);
+  return m;
+}
+
+std::vector<std::int64_t> balanced_routing(const spec::Job& job, const layout::Layout& layout, Rank rank) {
+  const std::int64_t num_experts = job.model.moe->num_experts;
+  const std::int64_t top_k = job.model.moe->num_experts_per_tok;
+  const std::int64_t tokens = job.train.micro_batch_size * job.train.sequence_length;
+  const std::int64_t choices = div_exact(tokens, job.parallel.tp) * top_k;
+  const std::int64_t first = layout.dense.coordinate(rank, layout::Axis::tp) * choices;
+  if (job.train.moe.router == spec::RouterChoice::expert_choice) {
+    // An expert's rows spread evenly over the tokens.
+    const auto before = [&](std::int64_t x) { return div_floor(expert_capacity(job) * x, tokens * top_k); };
+    return std::vector<std::int64_t>(static_cast<std::size_t>(num_experts),
+                                     before(first + choices) - before(first));
+  }
+  const std::int64_t capacity = job.train.moe.capacity_factor > 0.0 ? expert_capacity(job) : tokens * top_k;
+  // Choices below x that go to expert e, as far as there is room.
+  const auto below = [&](std::int64_t x, std::int64_t e) {
+    return std::min(capacity, x > e ? div_floor(x - e - 1, num_experts) + 1 : 0);
+  };
+  std::vector<std::int64_t> kept;
+  for (std::int64_t e = 0; e < num_experts; ++e) kept.push_back(below(first + choices, e) - below(first, e));
+  return kept;
+}
+
+}  // namespace tessera::graph
