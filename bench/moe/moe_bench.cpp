@@ -63,14 +63,14 @@ class LayerBench {
         .norm_eps = 1e-5,
         .recompute = nn::Recompute::none,
         .aux_loss_coef = 0.01};
-    layer_ = std::make_unique<moe::MoeLayer>(layer_options_, params, *ep_, *etp_);
+    layer_ = std::make_unique<moe::MoeLayer>(layer_options_, params, moe::ExpertGroups{*ep_, *etp_});
     dispatch_ = moe::make_dispatch(moe::Dispatch::Options{.dtype = DType::f32,
                                                           .hidden = kHidden,
                                                           .tokens = kTokens,
                                                           .top_k = shape.top_k,
                                                           .num_experts = shape.experts,
                                                           .max_rows = kTokens * shape.top_k},
-                                   *ep_, *etp_);
+                                   moe::ExpertGroups{*ep_, *etp_});
     slot_ = dispatch_->reserve(arena_);
     logits_ = filled({kTokens, shape.experts}, 1.0);
     probs_ = filled({kTokens, shape.experts}, 1.0);

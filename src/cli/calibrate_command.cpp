@@ -16,6 +16,7 @@
 #include "cost/engine_step.h"
 #include "cost/machine_fit.h"
 #include "exec/measure_machine.h"
+#include "exec/measure_steps.h"
 #include "plan/plan.h"
 #include "report/table.h"
 #include "sim/simulate.h"

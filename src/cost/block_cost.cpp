@@ -27,6 +27,8 @@ const GroupShape& group_of(const BlockGroups& groups, graph::Axis axis) {
     case graph::Axis::edp:
     case graph::Axis::tie:
     case graph::Axis::world:
+    case graph::Axis::ep_inter:  // of the engine alone
+    case graph::Axis::ep_intra:
       return groups.tp;
   }
   return groups.tp;

@@ -5,6 +5,7 @@
 #include "cost/kernel_time.h"
 #include "cost/network.h"
 #include "cost/pipeline_time.h"
+#include "graph/dispatch_form.h"
 
 namespace tessera::cost {
 
@@ -81,6 +82,10 @@ class RankCost {
           return l.expert.group(rank_, {Axis::edp});
         case graph::Axis::ep:
           return l.expert.group(rank_, {Axis::ep});
+        case graph::Axis::ep_inter:
+          return layout::expert_nodes(l, rank_, graph::dispatch_nodes(j_.job)).across;
+        case graph::Axis::ep_intra:
+          return layout::expert_nodes(l, rank_, graph::dispatch_nodes(j_.job)).inside;
         case graph::Axis::etp:
           return l.expert.group(rank_, {Axis::etp});
         case graph::Axis::world:

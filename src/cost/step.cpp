@@ -52,6 +52,8 @@ Part part_of(graph::Axis axis) {
     case graph::Axis::cp:
       return Part::cp;
     case graph::Axis::ep:
+    case graph::Axis::ep_inter:
+    case graph::Axis::ep_intra:
     case graph::Axis::etp:
       return Part::ep;
     case graph::Axis::pp:

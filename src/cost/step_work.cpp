@@ -45,7 +45,10 @@ bool is_communication(Part part) {
 
 double of_axis(Part part, const std::array<double, graph::kNumAxes>& values) {
   const auto value = [&](graph::Axis a) { return values[static_cast<std::size_t>(a)]; };
-  if (part == Part::ep) return value(graph::Axis::ep) + value(graph::Axis::etp);
+  if (part == Part::ep) {
+    return value(graph::Axis::ep) + value(graph::Axis::ep_inter) + value(graph::Axis::ep_intra) +
+           value(graph::Axis::etp);
+  }
   return value(axis_of(part));
 }
 

@@ -19,8 +19,13 @@ Communicator& Communicators::grad_group(layout::GradGroup group) const {
   return *dp;
 }
 
+moe::ExpertGroups Communicators::expert_groups() const {
+  return {*ep, *etp, ep_inter.get(), ep_intra.get()};
+}
+
 std::array<Communicator*, kNumCommunicators> Communicators::all() const {
-  return {tp.get(), pp.get(), dp.get(), tp_dp.get(), edp.get(), ep.get(), etp.get(), tie.get(), world.get()};
+  return {tp.get(),  pp.get(),       dp.get(),       tp_dp.get(), edp.get(),  ep.get(),
+          etp.get(), ep_inter.get(), ep_intra.get(), tie.get(),   world.get()};
 }
 
 namespace {
@@ -38,7 +43,7 @@ std::vector<Rank> tie_members(const layout::Layout& layout, Rank rank, bool tied
 }  // namespace
 
 Communicators make_communicators(const layout::Layout& layout, Rank rank, bool tied,
-                                 const CommFactory& factory) {
+                                 std::int32_t dispatch_nodes, const CommFactory& factory) {
   const auto make = [&](const std::vector<Rank>& members, std::string_view label) {
     return members.size() == 1 ? comm::make_self(label) : factory(members, label);
   };
@@ -55,6 +60,9 @@ Communicators make_communicators(const layout::Layout& layout, Rank rank, bool t
   c.edp = make(e.group(rank, {Axis::edp}), "edp");
   c.ep = make(e.group(rank, {Axis::ep}), "ep");
   c.etp = make(e.group(rank, {Axis::etp}), "etp");
+  const layout::NodeGroups nodes = layout::expert_nodes(layout, rank, dispatch_nodes);
+  c.ep_inter = make(nodes.across, "ep_inter");
+  c.ep_intra = dispatch_nodes > 1 ? make(nodes.inside, "ep_intra") : comm::make_self("ep_intra");
   c.tie = make(tie_members(layout, rank, tied), "tie");
   c.world = make(everyone, "world");
   return c;

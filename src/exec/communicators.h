@@ -8,6 +8,7 @@
 
 #include "comm/communicator.h"
 #include "layout/layout.h"
+#include "moe/dispatch.h"
 
 namespace tessera::exec {
 
@@ -17,12 +18,14 @@ using comm::Communicator;
 using CommFactory =
     std::function<std::unique_ptr<Communicator>(std::span<const Rank> members, std::string_view label)>;
 
-inline constexpr std::size_t kNumCommunicators = 9;
+inline constexpr std::size_t kNumCommunicators = 11;
 
 struct Communicators {
-  std::unique_ptr<Communicator> tp;     // sequence parallelism and tensor parallelism of dense layers
-  std::unique_ptr<Communicator> pp;     // pipeline messages; group rank = pipeline rank
-  std::unique_ptr<Communicator> ep;     // dispatch and combine
+  std::unique_ptr<Communicator> tp;  // sequence parallelism and tensor parallelism of dense layers
+  std::unique_ptr<Communicator> pp;  // pipeline messages; group rank = pipeline rank
+  std::unique_ptr<Communicator> ep;  // dispatch and combine
+  // Of hierarchical dispatch, else of one rank: ep ranks in this one's place on each node, and on this node.
+  std::unique_ptr<Communicator> ep_inter, ep_intra;
   std::unique_ptr<Communicator> etp;    // experts cut over their width
   std::unique_ptr<Communicator> dp;     // gradients of dense weights
   std::unique_ptr<Communicator> tp_dp;  // gradients of weights that every tp rank holds whole
@@ -30,12 +33,14 @@ struct Communicators {
   std::unique_ptr<Communicator> tie;    // first and last stage, when they share the embedding; else one rank
   std::unique_ptr<Communicator> world;  // scalars: loss, norm, routing statistics
 
+  [[nodiscard]] moe::ExpertGroups expert_groups() const;
   [[nodiscard]] Communicator& grad_group(layout::GradGroup group) const;
   // All of them, in a fixed order.
   [[nodiscard]] std::array<Communicator*, kNumCommunicators> all() const;
 };
 
+// dispatch_nodes: nodes that hierarchical dispatch tells apart in an ep group; 1: none.
 [[nodiscard]] Communicators make_communicators(const layout::Layout& layout, Rank rank, bool tied,
-                                               const CommFactory& factory);
+                                               std::int32_t dispatch_nodes, const CommFactory& factory);
 
 }  // namespace tessera::exec

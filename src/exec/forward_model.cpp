@@ -55,7 +55,7 @@ ForwardModel::ForwardModel(const ForwardOptions& options, Rank rank, const CommF
       rank_(rank),
       layout_(layout::make_layout(options.model, options.parallel, layout::Placement::loop)),
       kernels_(options.kernels()),
-      comms_(make_communicators(layout_, rank, options.model.tie_word_embeddings, factory)) {}
+      comms_(make_communicators(layout_, rank, options.model.tie_word_embeddings, 1, factory)) {}
 
 void ForwardModel::set_up(const std::function<Bytes(Arena&)>& build) {
   const auto once = [&](Arena& arena) {

@@ -9,7 +9,6 @@
 #include <string_view>
 
 #include "graph/measured.h"
-#include "plan/plan.h"
 
 namespace tessera::exec {
 
@@ -20,12 +19,5 @@ struct MeasureOptions {
 };
 // REQUIRES: cores >= 1. Takes about 200 MiB a core.
 [[nodiscard]] graph::MeasuredMachine measure_machine(const MeasureOptions& options);
-
-struct MeasuredSteps {
-  std::vector<double> seconds;   // wall, of each step
-  graph::RoutingCounts routing;  // of mixtures: of the last step
-};
-// Trains `steps` steps on random tokens after one to warm up, every rank a thread.
-[[nodiscard]] MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps);
 
 }  // namespace tessera::exec

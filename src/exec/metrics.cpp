@@ -9,6 +9,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "graph/dispatch_form.h"
 #include "schedule/simulate.h"
 
 namespace tessera::exec {
@@ -21,14 +22,16 @@ enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kHiddenDispatch, kFi
 constexpr std::int64_t kNumComms = kNumCommunicators;  // in the order of Communicators::all()
 
 // Which line of the table a communicator counts under. Gradients of all kinds are data parallelism.
-constexpr std::array<std::string_view, 6> kAxes = {"tp", "pp", "dp", "ep", "etp", "world"};
+constexpr std::array<std::string_view, 8> kAxes = {"tp",       "pp",       "dp",  "ep",
+                                                   "ep_inter", "ep_intra", "etp", "world"};
 std::size_t axis_index(std::string_view label) {
   if (label == "tp_dp" || label == "edp") return 2;
   if (label == "tie") return 1;
   return static_cast<std::size_t>(std::ranges::find(kAxes, label) - kAxes.begin());
 }
-constexpr std::array<std::string_view, kNumComms> kLabels = {"tp", "pp",  "dp",  "tp_dp", "edp",
-                                                             "ep", "etp", "tie", "world"};
+constexpr std::array<std::string_view, kNumComms> kLabels = {
+    "tp", "pp", "dp", "tp_dp", "edp", "ep", "etp", "ep_inter", "ep_intra", "tie", "world"};
+static_assert(!kLabels.back().empty());
 
 // Of each MoE layer; all but kUnserved are the bits of an f64. A rank without the layer has its neutral
 // values.
@@ -161,7 +164,9 @@ void StepGatherer::fill_axes(StepMetrics& m) const {
       at += 2;
     }
     use[2].exposed += Seconds(static_cast<double>(r[kExposedReduce]) * kNano);
-    const std::size_t rows_axis = axis_index(plan_.job.parallel.ep > 1 ? "ep" : "etp");
+    const std::size_t rows_axis = axis_index(graph::dispatch_nodes(plan_.job) > 1 ? "ep_inter"
+                                             : plan_.job.parallel.ep > 1          ? "ep"
+                                                                                  : "etp");
     const Seconds hidden(static_cast<double>(r[kHiddenDispatch]) * kNano);
     use[rows_axis].exposed = Seconds(use[rows_axis].exposed.value - hidden.value);
   }

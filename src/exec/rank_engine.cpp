@@ -80,6 +80,8 @@ moe::DispatchForm to_moe(spec::DispatchForm f) {
       return moe::DispatchForm::all_to_all;
     case spec::DispatchForm::all_gather:
       return moe::DispatchForm::all_gather;
+    case spec::DispatchForm::hierarchical:
+      return moe::DispatchForm::hierarchical;
   }
   return moe::DispatchForm::all_to_all;
 }
@@ -102,7 +104,7 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   const plan::Plan& plan = *options_.plan;
   spec::require_engine_runs(plan.job, "job");  // a plan may hold more than the engine runs
   comms_ = make_communicators(plan.layout, options_.rank, layout::shares_embedding(plan.job.model),
-                              options_.communicators);
+                              graph::dispatch_nodes(plan.job), options_.communicators);
   Arena counting;
   build(counting, planned_);
   planned_arena_ = counting.used();

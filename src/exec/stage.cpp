@@ -303,7 +303,7 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, Taker& params, co
                    .seed = options_.recipe.seed,
                    .layer = layer,
                    .joined = layer_counts_.get()},
-      take_moe(layer, params), *comms.ep, *comms.etp);
+      take_moe(layer, params), comms.expert_groups());
   mixtures_.push_back({layer, made.get()});
   return made;
 }

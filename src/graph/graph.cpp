@@ -35,6 +35,10 @@ std::string_view name(Axis axis) {
       return "edp";
     case Axis::ep:
       return "ep";
+    case Axis::ep_inter:
+      return "ep_inter";
+    case Axis::ep_intra:
+      return "ep_intra";
     case Axis::etp:
       return "etp";
     case Axis::tie:

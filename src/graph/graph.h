@@ -37,9 +37,9 @@ enum class OpKind : std::uint8_t { gemm, attention, memory, collective };
 [[nodiscard]] std::string_view name(OpKind kind);
 
 // Groups of ranks that talk, by the labels of their communicators. tie: the two ends of a pipeline that share
-// the embedding.
-enum class Axis : std::uint8_t { tp, cp, pp, dp, tp_dp, edp, ep, etp, tie, world };
-inline constexpr std::int32_t kNumAxes = 10;
+// the embedding. ep_inter, ep_intra: layout::expert_nodes.
+enum class Axis : std::uint8_t { tp, cp, pp, dp, tp_dp, edp, ep, ep_inter, ep_intra, etp, tie, world };
+inline constexpr std::int32_t kNumAxes = 12;
 [[nodiscard]] std::string_view name(Axis axis);
 
 enum class Call : std::uint8_t {
@@ -111,6 +111,8 @@ struct RoutingCounts {
   // [layer][world rank][expert]. Ranks that are not in the expert group (etp x ep) of the rank in question
   // may be empty. No layers: perfectly balanced (balanced_routing).
   std::vector<std::vector<std::vector<std::int64_t>>> kept;
+  // [layer][world rank][node of its ep group]: tokens with a kept choice there. Hierarchical dispatch only.
+  std::vector<std::vector<std::vector<std::int64_t>>> node_rows;
 };
 // Choice k of token i of a micro-batch goes to expert (i K + k) mod E, for one micro-batch; over capacity the
 // first stay.

@@ -60,7 +60,12 @@ struct MoeSizes {
   bool drops = false;                    // with a capacity
   bool drops_by_weight = false;
   bool experts_choose = false;
-  bool gathers = false;       // all rows to all ep ranks, else all_to_all_v
+  bool gathers = false;  // all rows to all ep ranks, else all_to_all_v
+  // Hierarchical: N nodes; what follows below is then of the rows that this rank takes on, inside its node.
+  std::int32_t nodes = 1;
+  std::int64_t unique = 0;  // rows sent to nodes, a token once to each
+  std::int64_t unique_to_others = 0;
+  std::int64_t taken_from_others = 0;
   std::int64_t max_rows = 0;  // rows that can arrive
   std::int64_t max_sent = 0;  // rows that this rank can send of a micro-batch
   std::int64_t padded = 0;    // rows that are computed of a micro-batch whatever arrives; 0: no padding

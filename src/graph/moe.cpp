@@ -23,13 +23,31 @@ std::int64_t token_bytes(const Sizes& s, const MoeSizes& m, std::int64_t columns
   return m.row_microbatches * (s.ep - 1) * s.local_tokens() * columns * s.element;
 }
 
+bool by_node(const MoeSizes& m) {
+  return m.nodes > 1;
+}
+
+// Ranks that exchange rows by all_to_all_v, and the experts that they share: all of ep, or those of a node.
+std::int64_t exchanging_ranks(const Sizes& s, const MoeSizes& m) {
+  return div_exact(std::int64_t{s.ep}, std::int64_t{m.nodes});
+}
+std::int64_t exchanged_experts(const MoeSizes& m) {
+  return div_exact(m.num_experts, std::int64_t{m.nodes});
+}
+Axis exchange_axis(const MoeSizes& m) {
+  return by_node(m) ? Axis::ep_intra : Axis::ep;
+}
+
 // Row numbers are sums over m.row_microbatches micro-batches.
 void to_experts(OpWriter& w, const Sizes& s, const MoeSizes& m) {
   const std::int64_t row = s.hidden * s.element;
   if (m.gathers) {
     w.collective("rows there", Axis::ep, Call::all_gather, token_bytes(s, m, s.hidden));
-  } else if (s.ep > 1) {
-    w.collective("rows there", Axis::ep, Call::all_to_all_v, m.sent_to_others * row);
+  } else if (by_node(m)) {
+    w.collective("rows to nodes", Axis::ep_inter, Call::all_to_all_v, m.unique_to_others * row);
+  }
+  if (!m.gathers && exchanging_ranks(s, m) > 1) {
+    w.collective("rows there", exchange_axis(m), Call::all_to_all_v, m.sent_to_others * row);
   }
   if (s.etp > 1) w.collective("rows to slices", Axis::etp, Call::all_gather_v, (s.etp - 1) * m.part * row);
   w.memory("order rows", 2 * m.received * s.hidden);
@@ -44,24 +62,49 @@ void from_experts(OpWriter& w, const Sizes& s, const MoeSizes& m) {
   if (m.gathers) {
     w.memory("sums of own experts", (m.part + s.ep * m.row_microbatches * s.local_tokens()) * s.hidden);
     w.collective("rows back", Axis::ep, Call::reduce_scatter_v, token_bytes(s, m, s.hidden));
-  } else if (s.ep > 1) {
-    w.collective("rows back", Axis::ep, Call::all_to_all_v, m.part_from_others * row);
+    return;
   }
+  if (exchanging_ranks(s, m) > 1) {
+    w.collective("rows back", exchange_axis(m), Call::all_to_all_v, m.part_from_others * row);
+  }
+  if (!by_node(m)) return;
+  w.collective("rows from nodes", Axis::ep_inter, Call::all_to_all_v, m.taken_from_others * row);
+  w.memory("sum of nodes", (m.unique + 2 * m.row_microbatches * s.local_tokens()) * s.hidden);
+}
+
+constexpr std::int64_t kIndex = 4;
+constexpr std::int64_t kCount = 8;
+
+// Of hierarchical dispatch: which rows go to which node, and the choices of those that this rank takes on.
+void keep_nodes(OpWriter& w, const Sizes& s, const MoeSizes& m) {
+  const std::int64_t t = s.local_tokens();
+  const std::int64_t unique = t * std::min<std::int64_t>(m.nodes, m.choices);
+  const std::int64_t taken = m.nodes * t;
+  w.keep(t * m.choices, kIndex);  // position of each choice
+  w.keep(t * m.nodes, kIndex);    // row for each node
+  w.keep(unique, kIndex);         // token of each row
+  w.keep(std::int64_t{m.nodes} * m.nodes, kIndex);
+  w.keep(m.nodes, kCount);
+  w.keep(m.nodes, kCount);
+  w.keep(unique * m.choices, kIndex);
+  w.keep(unique * m.choices);
+  w.keep(taken * m.choices, kIndex);
+  w.keep(taken * m.choices);
 }
 
 // What a slot of the dispatch plan holds, the results of the experts included.
 void keep_dispatch(OpWriter& w, const Sizes& s, const MoeSizes& m) {
-  constexpr std::int64_t kIndex = 4;
-  constexpr std::int64_t kCount = 8;
-  const std::int64_t choices = s.local_tokens() * m.choices;
+  const std::int64_t choices = m.nodes * s.local_tokens() * m.choices;
   const std::int64_t local = div_exact(m.num_experts, s.ep);
+  const std::int64_t ranks = exchanging_ranks(s, m);
+  if (by_node(m)) keep_nodes(w, s, m);
   w.keep(choices, kIndex);    // position of each choice
   w.keep(local + 1, kIndex);  // first row of each expert
-  if (exchanges(s)) {
-    w.keep(std::int64_t{s.etp} * s.ep * local, kIndex);  // counts by sender
-    w.keep(std::int64_t{s.etp} * s.ep * local, kIndex);  // their starts
-    w.keep(m.max_rows, kIndex);                          // order, there
-    w.keep(m.max_rows, kIndex);                          // and back
+  if (ranks * s.etp > 1) {
+    w.keep(s.etp * ranks * local, kIndex);  // counts by sender
+    w.keep(s.etp * ranks * local, kIndex);  // their starts
+    w.keep(m.max_rows, kIndex);             // order, there
+    w.keep(m.max_rows, kIndex);             // and back
     w.keep(s.etp, kCount);
   }
   if (m.gathers) {
@@ -74,32 +117,42 @@ void keep_dispatch(OpWriter& w, const Sizes& s, const MoeSizes& m) {
     w.keep(results * s.hidden);
     return;
   }
-  w.keep(choices, kIndex);               // token of each row
-  w.keep(s.ep * m.num_experts, kIndex);  // counts by ep rank
+  w.keep(choices, kIndex);                       // token of each row
+  w.keep(ranks * exchanged_experts(m), kIndex);  // counts by ep rank
   w.keep(m.max_sent * s.hidden);
-  if (!exchanges(s)) return;
-  w.keep(s.ep, kCount);
-  w.keep(s.ep, kCount);
+  if (ranks * s.etp == 1) return;
+  w.keep(ranks, kCount);
+  w.keep(ranks, kCount);
 }
 
 void plan_rows(OpWriter& f, const Sizes& s, const MoeSizes& m) {
-  constexpr std::int64_t kIndex = 4;
   const std::int64_t choices = s.local_tokens() * m.choices;
   f.memory("plan rows", 0);
   keep_dispatch(f, s, m);
+  if (by_node(m)) {
+    const std::int64_t others = m.nodes - 1;
+    f.collective("row counts of nodes", Axis::ep_inter, Call::all_gather, others * m.nodes * kIndex);
+    f.per_microbatches(m.row_microbatches);
+    const std::int64_t sent = m.unique_to_others * m.choices;
+    f.collective("choices to nodes", Axis::ep_inter, Call::all_to_all_v, sent * kIndex);
+    f.collective("weights to nodes", Axis::ep_inter, Call::all_to_all_v, sent * s.element);
+    f.per_microbatches(1);
+  }
+  const std::int64_t ranks = exchanging_ranks(s, m);
   if (m.gathers) {
     f.collective("choices of all", Axis::ep, Call::all_gather, (s.ep - 1) * choices * kIndex);
     f.collective("weights of all", Axis::ep, Call::all_gather, (s.ep - 1) * choices * s.element);
-  } else if (s.ep > 1) {
-    f.collective("row counts", Axis::ep, Call::all_gather, (s.ep - 1) * m.num_experts * kIndex);
+  } else if (ranks > 1) {
+    f.collective("row counts", exchange_axis(m), Call::all_gather,
+                 (ranks - 1) * exchanged_experts(m) * kIndex);
   }
   if (s.etp > 1) {
-    f.collective("row counts of slices", Axis::etp, Call::all_gather, (s.etp - 1) * m.num_experts * kIndex);
+    f.collective("row counts of slices", Axis::etp, Call::all_gather,
+                 (s.etp - 1) * exchanged_experts(m) * kIndex);
   }
 }
 
 void route(OpWriter& f, const Sizes& s, const MoeSizes& m) {
-  constexpr std::int64_t kIndex = 4;
   const std::int64_t t = s.local_tokens();
   f.gemm("router", t, m.num_experts, s.hidden);
   f.memory("choose", 2 * t * m.num_experts + 2 * t * m.choices);
@@ -183,6 +236,7 @@ void forward(OpList& out, const Sizes& s, const MoeSizes& m, const std::string& 
   route(f, s, m);
   if (shared) shared_forward(f, s, m);
   f.per_microbatches(m.row_microbatches);
+  if (by_node(m)) f.memory("pack rows", 2 * m.unique * H);
   if (!m.gathers) f.memory("gather rows", 2 * m.sent * H);
   if (exchanges(s)) to_experts(f, s, m);
   const std::int64_t groups = products(s, m);
@@ -211,6 +265,10 @@ void backward_input(OpList& out, const Sizes& s, const MoeSizes& m, const std::s
   i.per_microbatches(m.row_microbatches);
   if (!m.gathers) i.memory("combine backward", t * H * m.row_microbatches + 2 * m.sent * H);
   if (exchanges(s)) to_experts(i, s, m);
+  if (by_node(m)) {
+    i.collective("weight gradients", Axis::ep_inter, Call::all_to_all_v,
+                 m.taken_from_others * m.choices * s.element);
+  }
   if (m.gathers) {
     i.memory("combine backward", s.ep * t * H * m.row_microbatches + 2 * m.part * H);
     i.collective("weight gradients", Axis::ep, Call::reduce_scatter_v, token_bytes(s, m, m.choices));

@@ -27,6 +27,30 @@ std::int64_t expert_capacity(const spec::Job& job) {
   return r.router == spec::RouterChoice::expert_choice ? std::min(rows, tokens) : rows;
 }
 
+// Of the balanced routing: tokens of this rank with a kept choice on each node.
+std::vector<std::int64_t> balanced_node_rows(const spec::Job& job, const layout::Layout& layout, Rank rank) {
+  const std::int64_t num_experts = job.model.moe->num_experts;
+  const std::int64_t top_k = job.model.moe->num_experts_per_tok;
+  const std::int32_t nodes = dispatch_nodes(job);
+  const std::int64_t per_node = div_exact(num_experts, nodes);
+  if (job.train.moe.router == spec::RouterChoice::expert_choice) {  // a token has all experts or none
+    return std::vector<std::int64_t>(at(nodes), balanced_routing(job, layout, rank).front());
+  }
+  const std::int64_t tokens = job.train.micro_batch_size * job.train.sequence_length;
+  const std::int64_t local = div_exact(tokens, job.parallel.tp);
+  const std::int64_t first = layout.dense.coordinate(rank, layout::Axis::tp) * local;
+  const std::int64_t capacity = job.train.moe.capacity_factor > 0.0 ? expert_capacity(job) : tokens * top_k;
+  std::vector<std::int64_t> rows(at(nodes), 0);
+  std::vector<std::int64_t> last(at(nodes), -1);  // token that was counted
+  for (std::int64_t i = first * top_k; i < (first + local) * top_k; ++i) {
+    const std::size_t node = at(i % num_experts / per_node);
+    if (i / num_experts >= capacity || last[node] == i / top_k) continue;
+    last[node] = i / top_k;
+    ++rows[node];
+  }
+  return rows;
+}
+
 }  // namespace
 
 RoutingRows::RoutingRows(const spec::Job& job, const layout::Layout& layout, Rank rank,
@@ -68,6 +92,14 @@ void RoutingRows::check_routing() const {
                            r.value),
                "give one count an expert for every rank of the expert group");
       }
+      const std::int32_t nodes = dispatch_nodes(job_);
+      for (const Rank r : nodes > 1 ? expert_group() : std::vector<Rank>{}) {
+        if (std::ssize(routing_.node_rows) == num_layers && std::ssize(routing_.node_rows[at(l)]) > r.value &&
+            std::ssize(routing_.node_rows[at(l)][at(r.value)]) == nodes)
+          continue;
+        refuse(fmt::format("no rows for {} nodes of layer {}, rank {}", nodes, l, r.value),
+               "give the rows that each rank sends to each node, or use moe.dispatch: all_to_all");
+      }
     }
   }
 }
@@ -77,25 +109,50 @@ std::vector<std::int64_t> RoutingRows::kept(std::int32_t layer, Rank r) const {
   return routing_.kept[at(layer)][at(r.value)];
 }
 
+std::vector<std::int64_t> RoutingRows::node_rows(std::int32_t layer, Rank r) const {
+  if (routing_.kept.empty()) return balanced_node_rows(job_, layout_, r);
+  return routing_.node_rows[at(layer)][at(r.value)];
+}
+
 void RoutingRows::count_rows(MoeSizes& m, std::int32_t layer) const {
   const std::vector<Rank> group = expert_group();
   const std::int64_t local = div_exact(m.num_experts, sizes_.ep);
   const std::int32_t my_ep = layout_.expert.coordinate(rank_, layout::Axis::ep);
   const std::int32_t my_etp = layout_.expert.coordinate(rank_, layout::Axis::etp);
+  const std::int32_t per_node = sizes_.ep / m.nodes;
   for (std::size_t g = 0; g < group.size(); ++g) {
     const std::vector<std::int64_t> rows = kept(layer, group[g]);
-    const auto etp = static_cast<std::int32_t>(g) % sizes_.etp;
+    const bool my_slice = static_cast<std::int32_t>(g) % sizes_.etp == my_etp;
     const auto ep = static_cast<std::int32_t>(g) / sizes_.etp;
+    // Whose rows this rank sends to experts: its own, with nodes also those that it takes on.
+    const bool mine = my_slice && (m.nodes > 1 ? ep % per_node == my_ep % per_node : ep == my_ep);
     for (std::int64_t e = 0; e < m.num_experts; ++e) {
       const bool here = e / local == my_ep;
+      const bool my_node = m.nodes == 1 || e / local / per_node == my_ep / per_node;
       const std::int64_t n = rows[at(e)];
-      if (group[g] == rank_) m.sent += n;
-      if (group[g] == rank_ && !here) m.sent_to_others += n;
+      if (mine && my_node) m.sent += n;
+      if (mine && my_node && !here) m.sent_to_others += n;
       if (!here) continue;
       m.received += n;
-      if (etp == my_etp) m.part += n;
-      if (etp == my_etp && ep != my_ep) m.part_from_others += n;
+      if (my_slice) m.part += n;
+      if (my_slice && !mine) m.part_from_others += n;
     }
+    if (m.nodes > 1 && mine) count_node_rows(m, layer, ep, group[g]);
+  }
+}
+
+// Of rank r, ep rank `ep`, in this rank's place on its node.
+void RoutingRows::count_node_rows(MoeSizes& m, std::int32_t layer, std::int32_t ep, Rank r) const {
+  const std::vector<std::int64_t> rows = node_rows(layer, r);
+  const std::int32_t my_node = layout_.expert.coordinate(rank_, layout::Axis::ep) / (sizes_.ep / m.nodes);
+  if (r != rank_) {
+    m.taken_from_others += rows[at(my_node)];
+    return;
+  }
+  TESSERA_CHECK_EQ(ep / (sizes_.ep / m.nodes), my_node, "a rank is on its own node");
+  for (std::int32_t n = 0; n < m.nodes; ++n) {
+    m.unique += rows[at(n)];
+    if (n != my_node) m.unique_to_others += rows[at(n)];
   }
 }
 
@@ -129,6 +186,7 @@ MoeSizes RoutingRows::of_layer(std::int32_t layer) const {
   m.drops_by_weight = r.drop_policy == spec::DropPolicy::probs || m.experts_choose;
   m.row_microbatches = routing_.kept.empty() ? 1 : routing_.num_microbatches;
   m.gathers = sizes_.ep > 1 && dispatch_form(job_) == spec::DispatchForm::all_gather;
+  m.nodes = dispatch_nodes(job_);
   const std::int64_t local = div_exact(m.num_experts, sizes_.ep);
   m.max_rows = std::int64_t{sizes_.ep} * sizes_.etp * sizes_.local_tokens() * std::min(m.choices, local);
   m.max_sent = sizes_.local_tokens() * m.choices;
@@ -138,6 +196,9 @@ MoeSizes RoutingRows::of_layer(std::int32_t layer) const {
     m.max_rows = std::min(m.max_rows, meeting);
     m.max_sent = std::min(m.max_sent, m.num_experts * capacity);
     if (r.pad_to_capacity) m.padded = meeting;
+  }
+  if (m.nodes > 1) {
+    m.max_sent = m.nodes * sizes_.local_tokens() * std::min(m.choices, div_exact(m.num_experts, m.nodes));
   }
   count_rows(m, layer);
   return m;

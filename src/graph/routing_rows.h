@@ -19,7 +19,9 @@ class RoutingRows {
   [[nodiscard]] std::vector<Rank> expert_group() const;  // etp fastest
   void check_routing() const;
   [[nodiscard]] std::vector<std::int64_t> kept(std::int32_t layer, Rank r) const;
+  [[nodiscard]] std::vector<std::int64_t> node_rows(std::int32_t layer, Rank r) const;
   void count_rows(MoeSizes& m, std::int32_t layer) const;
+  void count_node_rows(MoeSizes& m, std::int32_t layer, std::int32_t ep, Rank r) const;
   [[nodiscard]] std::int64_t replicas_in_group() const;
 
   const spec::Job& job_;

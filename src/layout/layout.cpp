@@ -124,6 +124,20 @@ std::vector<StageId> Layout::stages_of(Rank rank) const {
   return result;
 }
 
+NodeGroups expert_nodes(const Layout& layout, Rank rank, std::int32_t nodes) {
+  const std::vector<Rank> group = layout.expert.group(rank, {Axis::ep});
+  const auto size = static_cast<std::int32_t>(group.size());
+  TESSERA_CHECK_EQ(size % nodes, 0, "nodes share the ep ranks evenly");
+  const std::int32_t per_node = size / nodes;
+  const std::int32_t own = layout.expert.coordinate(rank, Axis::ep);
+  NodeGroups g;
+  for (std::int32_t i = 0; i < size; ++i) {
+    if (i % per_node == own % per_node) g.across.push_back(group[index(i)]);
+    if (i / per_node == own / per_node) g.inside.push_back(group[index(i)]);
+  }
+  return g;
+}
+
 Layout make_layout(const spec::ModelSpec& model, const spec::ParallelSpec& parallel, Placement placement) {
   const spec::ParallelSpec& p = parallel;
   TESSERA_CHECK_EQ(std::int64_t{p.tp} * p.cp * p.dp, std::int64_t{p.etp} * p.ep * p.edp(),

@@ -208,6 +208,13 @@ enum class Placement : std::uint8_t { loop, vee };
 // A tied head or MTP layers: the last stage has a copy of the embedding.
 [[nodiscard]] bool shares_embedding(const spec::ModelSpec& model);
 
+// Of the ep group of `rank`, spread over `nodes` nodes in order: the ranks in its place on each node, and
+// those on its own node. REQUIRES nodes to divide ep.
+struct NodeGroups {
+  std::vector<Rank> across, inside;
+};
+[[nodiscard]] NodeGroups expert_nodes(const Layout& layout, Rank rank, std::int32_t nodes);
+
 // Human-readable table of ranks, coordinates and stages.
 [[nodiscard]] std::string describe(const Layout& layout);
 

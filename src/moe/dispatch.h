@@ -4,6 +4,9 @@
 //   all_to_all  a token's row goes once to each of its experts, the results come back and are weighted here;
 //   all_gather  all rows go to all ep ranks; each weights and sums the results of its own experts for every
 //               token, and these sums are added in the order of the ep ranks (reduce_scatter_v);
+//   hierarchical  a token's row goes once to each node that has experts for it, to the rank in this one's
+//   place
+//               there; that rank takes it on inside the node by all_to_all and sends one weighted sum back.
 //
 // Orders of rows (n of all_to_all; N = ep t tokens of all ep ranks):
 //   sent   (expert, token): the kept choices of this rank's tokens, n of them;
@@ -11,7 +14,8 @@
 //   full   (etp rank, part order of that rank): what the all_gather_v over etp brings;
 //   expert (local expert, ep rank, etp rank, token): R rows, what the experts see. Ranks count etp
 //          first, so inside an expert this is the order of the batch of the whole group, for any ep and etp,
-//          and for every form: the bits of what experts compute do not depend on the form.
+//          and for every form but hierarchical (by the rank that takes a row on, then as above): the bits of
+//          what experts compute do not depend on the form.
 // Experts sliced over etp see the rows of all etp ranks; their results are summed over them in rank order.
 // combine adds the results of a token in the order of its choices (local, all_to_all) or of the ranks.
 //
@@ -32,6 +36,8 @@
 // Bytes that a rank sends over ep, b bytes an element, n_other rows for other ep ranks, m_other rows from
 // them: all_to_all: plan (ep - 1) E * 4; each of F and I n_other H b there and m_other H b back.
 // all_gather: plan (ep - 1) t K (4 + b); F 2 (ep - 1) t H b; I 2 (ep - 1) t H b + (ep - 1) t K b.
+// hierarchical, N nodes, u_other rows to other nodes, l_other from them, over ep_inter: plan (N - 1) N 4 +
+// u_other K (4 + b); F u_other H b + l_other H b; I the same and l_other K b; inside the node as all_to_all.
 // Over etp all forms: plan (etp - 1) E * 4; F and I (etp - 1) R_own H b and (R - R_own) H b.
 // No allocation after reserve. Errors: more rows than the buffers hold is Error{internal}.
 #pragma once
@@ -48,7 +54,7 @@ using nn::Arena;
 using nn::Kernels;
 using nn::Tensor;
 
-enum class DispatchForm : std::uint8_t { all_to_all, all_gather };
+enum class DispatchForm : std::uint8_t { all_to_all, all_gather, hierarchical };
 
 // The plan of one micro-batch and what combine keeps for the gradient. Of index tensors only the first n, R,
 // ... rows mean something. Forms leave empty what they do not use.
@@ -68,6 +74,15 @@ struct DispatchSlot {
   Tensor index_NK, weights_NK;  // choices (i32, below 0: dropped) and weights of all ep ranks' tokens
   Tensor pos_NK;                // i32: row of results of each choice, below 0: not an expert of this rank
   Tensor token_R;               // i32: token (of N) of each row in expert order, with etp > 1 in part order
+  // hierarchical; the fields of all_to_all are then those of the rows that this rank takes on:
+  Tensor node_pos_tN;               // i32: row sent to each node, below 0: none
+  Tensor token_u;                   // i32: token of each row sent
+  Tensor node_counts_NN;            // i32: rows from the ranks in this place on each node, for each node
+  Tensor send_rows_N, recv_rows_N;  // i64
+  Tensor index_uK, weights_uK;      // choices that the node serves, from its first expert, and weights
+  Tensor taken_index_LK, taken_weights_LK, taken_pos_LK;
+  std::int64_t unique = 0;  // u
+  std::int64_t taken = 0;   // L
   // Rows exchanged:
   Tensor counts_QPe, start_QPe;       // i32: rows for the local experts by sender; their start in full order
   Tensor from_full_R, from_expert_R;  // i32: expert order by full index, and its inverse
@@ -82,6 +97,7 @@ struct Travel {
   Tensor gathered_NH, partial_NH, sum_tH, dweights_NK;  // all_gather
   Tensor y_RH;  // results, where combine does not keep them as they are
   Tensor x_tH;  // local: the view that end_rows reads
+  Tensor unique_uH, taken_LH, dweights_uK, dweights_LK;  // hierarchical
   comm::CommWorker* worker = nullptr;
   comm::CommWorker::Ticket ticket;
   std::int64_t hidden_ns = 0;  // for which rows travelled while this thread did something else
@@ -125,8 +141,16 @@ class Dispatch {
                        kernels::Write write) const = 0;
 };
 
-// ep and etp outlive the object.
+// The ranks that share the experts; all outlive what is made with them.
+struct ExpertGroups {
+  comm::Communicator& ep;
+  comm::Communicator& etp;
+  // hierarchical only: the ranks of ep in this one's place on each node (node n has the n-th block of
+  // experts), and those on this node, in order of their experts.
+  comm::Communicator* across = nullptr;
+  comm::Communicator* inside = nullptr;
+};
 [[nodiscard]] std::unique_ptr<Dispatch> make_dispatch(const Dispatch::Options& options,
-                                                      comm::Communicator& ep, comm::Communicator& etp);
+                                                      const ExpertGroups& groups);
 
 }  // namespace tessera::moe

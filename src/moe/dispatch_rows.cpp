@@ -128,9 +128,10 @@ void finish(Travel& tr) {
   tr.worker = nullptr;
 }
 
-std::unique_ptr<Dispatch> make_dispatch(const Dispatch::Options& options, comm::Communicator& ep,
-                                        comm::Communicator& etp) {
+std::unique_ptr<Dispatch> make_dispatch(const Dispatch::Options& options, const ExpertGroups& groups) {
   Dispatch::Options o = options;
+  comm::Communicator& ep = groups.ep;
+  comm::Communicator& etp = groups.etp;
   if (o.max_sent == 0) o.max_sent = o.tokens * o.top_k;
   if (ep.size() == 1 && etp.size() == 1) return make_local(o);
   if (ep.size() == 1) return make_all_to_all(o, ep, etp);  // no rows over ep: only etp is left
@@ -139,6 +140,11 @@ std::unique_ptr<Dispatch> make_dispatch(const Dispatch::Options& options, comm::
       return make_all_to_all(o, ep, etp);
     case DispatchForm::all_gather:
       return make_all_gather(o, ep, etp);
+    case DispatchForm::hierarchical:
+      TESSERA_CHECK(groups.across != nullptr && groups.inside != nullptr,
+                    "hierarchical dispatch knows its nodes");
+      TESSERA_CHECK_EQ(groups.across->size() * groups.inside->size(), ep.size(), "nodes x their ranks");
+      return make_hierarchical(o, groups);
   }
   return nullptr;
 }

@@ -58,5 +58,7 @@ void finish(Travel& tr);
                                                         comm::Communicator& ep, comm::Communicator& etp);
 [[nodiscard]] std::unique_ptr<Dispatch> make_all_gather(const Dispatch::Options& options,
                                                         comm::Communicator& ep, comm::Communicator& etp);
+[[nodiscard]] std::unique_ptr<Dispatch> make_hierarchical(const Dispatch::Options& options,
+                                                          const ExpertGroups& groups);
 
 }  // namespace tessera::moe

@@ -63,18 +63,19 @@ std::int64_t MoeLayer::buffer_rows(const Options& o, std::int32_t ep, std::int32
   return div_exact(o.num_experts, ep) * capacity(o) * o.units_in_group;
 }
 
-MoeLayer::MoeLayer(Options options, Params params, comm::Communicator& ep, comm::Communicator& etp)
+MoeLayer::MoeLayer(Options options, Params params, const ExpertGroups& groups)
     : o_(options),
       p_(std::move(params)),
       kernel_options_(kernel_options(options)),
       width_(choice_width(options)),
-      max_rows_(max_rows(options, ep.size(), etp.size())),
-      buffer_rows_(buffer_rows(options, ep.size(), etp.size())),
-      adds_down_bias_(etp.rank() == 0),
-      dispatch_(make_dispatch(dispatch_options(options, max_rows_), ep, etp)),
+      max_rows_(max_rows(options, groups.ep.size(), groups.etp.size())),
+      buffer_rows_(buffer_rows(options, groups.ep.size(), groups.etp.size())),
+      adds_down_bias_(groups.etp.rank() == 0),
+      num_nodes_(options.dispatch == DispatchForm::hierarchical ? groups.across->size() : 0),
+      dispatch_(make_dispatch(dispatch_options(options, max_rows_), groups)),
       shared_(make_shared(options, p_.shared)),
       frequency_(static_cast<std::size_t>(options.num_experts), 1.0 / options.num_experts) {
-  TESSERA_CHECK_EQ(p_.experts.size(), o_.num_experts / ep.size(), "an ep rank holds E / ep experts");
+  TESSERA_CHECK_EQ(p_.experts.size(), o_.num_experts / groups.ep.size(), "an ep rank holds E / ep experts");
   TESSERA_CHECK(!padded() || capacity(o_) > 0, "rows are padded to a capacity");
   TESSERA_CHECK(o_.joined == nullptr || o_.unit != BalanceUnit::global_batch,
                 "layers are joined within a micro-batch");
@@ -88,11 +89,14 @@ MoeLayer::MoeLayer(Options options, Params params, comm::Communicator& ep, comm:
 void MoeLayer::reset_stats() {
   std::vector<std::int64_t> chosen = std::move(stats_.chosen);
   std::vector<std::int64_t> dropped = std::move(stats_.dropped);
+  std::vector<std::int64_t> node_rows = std::move(stats_.node_rows);
   chosen.assign(static_cast<std::size_t>(o_.num_experts), 0);
   dropped.assign(static_cast<std::size_t>(o_.num_experts), 0);
   stats_ = Stats{};
   stats_.chosen = std::move(chosen);
   stats_.dropped = std::move(dropped);
+  node_rows.assign(static_cast<std::size_t>(num_nodes_), 0);
+  stats_.node_rows = std::move(node_rows);
 }
 
 void MoeLayer::set_global_frequency(std::span<const double> frequency) {

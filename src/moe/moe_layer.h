@@ -130,12 +130,12 @@ struct Stats {
   double max_abs_logit = 0.0;
   std::int64_t hidden_transfer_ns = 0;  // rows travelled while this thread computed
   std::int64_t received_rows = 0;       // rows this rank's experts computed, without padding
+  std::vector<std::int64_t> node_rows;  // [N] hierarchical: rows sent to each node
 };
 
 class MoeLayer : public nn::Layer {
  public:
-  // ep and etp outlive the layer.
-  MoeLayer(Options options, Params params, comm::Communicator& ep, comm::Communicator& etp);
+  MoeLayer(Options options, Params params, const ExpertGroups& groups);
   void reserve_saved(Arena& arena) override;
   void reserve_deferred(Arena& arena) override;
   void measure_scratch(Arena& counting) const override;
@@ -221,6 +221,7 @@ class MoeLayer : public nn::Layer {
   std::int64_t max_rows_, buffer_rows_;
   bool adds_down_bias_;
   std::vector<std::int32_t> padded_begins_;
+  std::int32_t num_nodes_;  // 0: not hierarchical
   std::unique_ptr<Dispatch> dispatch_;
   std::optional<SharedExpert> shared_;
   std::vector<double> frequency_;  // [E]

@@ -122,6 +122,8 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
                 .first_token = first_token(ctx)},
                o_, ctx.weights.z_token);
   stats_.received_rows += s.dispatch.received;
+  for (std::int32_t n = 0; n < num_nodes_; ++n)
+    stats_.node_rows[static_cast<std::size_t>(n)] += s.dispatch.send_rows_N.as<std::int64_t>()[n];
 }
 
 // The results of the experts for the rows that are on their way.

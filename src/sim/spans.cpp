@@ -35,6 +35,10 @@ trace::Axis axis_of(graph::Axis axis) {
       return trace::Axis::edp;
     case graph::Axis::ep:
       return trace::Axis::ep;
+    case graph::Axis::ep_inter:
+      return trace::Axis::ep_inter;
+    case graph::Axis::ep_intra:
+      return trace::Axis::ep_intra;
     case graph::Axis::etp:
       return trace::Axis::etp;
     case graph::Axis::tie:

@@ -47,9 +47,9 @@ enum class RouterChoice : std::uint8_t { model, hash, expert_choice };
 // loss: a term of the training loss; bias: a bias of the choice moved after each step (arXiv 2408.15664).
 enum class Balancing : std::uint8_t { loss, bias, none };
 enum class AuxNormalisation : std::uint8_t { tessera, huggingface, megatron };
-// How rows travel to experts of other ranks: once to each expert, or all rows to all ranks; automatic: what
-// sends fewer bytes (graph::dispatch_form).
-enum class DispatchForm : std::uint8_t { automatic, all_to_all, all_gather };
+// How rows travel to experts of other ranks: once to each expert, all rows to all ranks, or once to each node
+// (ParallelSpec::ranks_per_node) and there to its experts; automatic: graph::dispatch_form.
+enum class DispatchForm : std::uint8_t { automatic, all_to_all, all_gather, hierarchical };
 enum class LrDecay : std::uint8_t { constant, cosine, wsd };
 
 struct OptimizerSpec {  // AdamW
@@ -122,7 +122,8 @@ struct ParallelSpec {
   // Of the axes in the world, the first has stride 1: a permutation of the five words. Where ep stands
   // changes nothing: it folds over tp, cp and dp.
   std::string order = "tp-cp-ep-dp-pp";
-  std::string schedule = "1f1b";  // a name of the schedule room
+  std::int32_t ranks_per_node = 0;  // of consecutive ranks; 0: all on one node
+  std::string schedule = "1f1b";    // a name of the schedule room
   std::vector<std::int32_t>
       stage_layers;  // transformer layers per stage; empty: even, first stages take the remainder
   [[nodiscard]] std::int32_t world_size() const { return tp * cp * dp * pp; }

@@ -120,6 +120,12 @@ void check_train(const Job& job, Checker& c) {
           "remove it, or set model.num_nextn_predict_layers: 1 in a deepseek_v3 model");
 }
 
+std::string_view word(DispatchForm form) {
+  return form == DispatchForm::all_gather     ? "all_gather"
+         : form == DispatchForm::hierarchical ? "hierarchical"
+                                              : "all_to_all";
+}
+
 std::string_view word(RouterChoice router) {
   return router == RouterChoice::hash ? "hash" : "expert_choice";
 }
@@ -190,8 +196,7 @@ void check_moe(const Job& job, Checker& c) {
   moe_only(m.balancing != Balancing::bias, "moe.balancing", "bias");
   moe_only(!m.bias_update_centred, "moe.bias_update_centred", "true");
   moe_only(!m.pad_to_capacity, "moe.pad_to_capacity", "true");
-  moe_only(m.dispatch == DispatchForm::automatic, "moe.dispatch",
-           m.dispatch == DispatchForm::all_gather ? "all_gather" : "all_to_all");
+  moe_only(m.dispatch == DispatchForm::automatic, "moe.dispatch", std::string(word(m.dispatch)));
   moe_only(m.overlap_dispatch, "moe.overlap_dispatch", "false");
   moe_only(job.parallel.ep <= 1, "parallel.ep", fmt::format("{}", job.parallel.ep));
   moe_only(job.parallel.etp <= 1, "parallel.etp", fmt::format("{}", job.parallel.etp));
@@ -243,6 +248,30 @@ void check_experts(const Job& job, Checker& c) {
   c.check(replica % experts == 0, {"parallel.ep", "parallel.etp", "model"},
           fmt::format("etp={} * ep={} = {} does not divide tp * cp * dp = {}", p.etp, p.ep, experts, replica),
           fmt::format("use etp * ep in {} (etp * ep * edp = tp * cp * dp)", divisor_choices(replica)));
+}
+
+// Nodes and the ep groups on them.
+void check_nodes(const Job& job, Checker& c) {
+  const ParallelSpec& p = job.parallel;
+  if (!at_least_zero(c, "parallel.ranks_per_node", p.ranks_per_node) || !job.model.moe) return;
+  const DispatchForm form = job.train.moe.dispatch;
+  const std::int32_t group = p.ep * p.etp;
+  if (p.ranks_per_node == 0 || group <= p.ranks_per_node) {
+    c.check(form != DispatchForm::hierarchical, {"moe.dispatch", "parallel.ranks_per_node"},
+            p.ranks_per_node == 0
+                ? "dispatch=hierarchical needs to know the nodes: parallel.ranks_per_node is not set"
+                : fmt::format("dispatch=hierarchical with an expert group of {} ranks on one node of {}",
+                              group, p.ranks_per_node),
+            "set parallel.ranks_per_node to less than etp * ep, or use dispatch: auto");
+    return;
+  }
+  if (form == DispatchForm::all_to_all || form == DispatchForm::all_gather) return;
+  c.check(group % p.ranks_per_node == 0 && p.ranks_per_node % p.etp == 0,
+          {"parallel.ranks_per_node", "parallel.ep", "parallel.etp"},
+          fmt::format("nodes of {} ranks do not share etp={} * ep={} = {} ranks evenly", p.ranks_per_node,
+                      p.etp, p.ep, group),
+          fmt::format("use ranks_per_node in {} that etp divides, or moe.dispatch: all_to_all",
+                      divisor_choices(group)));
 }
 
 void check_batch(const Job& job, Checker& c) {
@@ -420,6 +449,7 @@ void validate_job(const Job& job, Checker& c, JobUse use) {
     if (c.sound({"model"})) {
       if (use == JobUse::plan) check_tp(job, c, use);
       check_experts(job, c);
+      check_nodes(job, c);
     }
   }
   if (use == JobUse::train) check_engine(job, c);

@@ -39,10 +39,11 @@ struct EnumNames<BalanceUnit> {
 };
 template <>
 struct EnumNames<DispatchForm> {
-  static constexpr std::array<std::pair<DispatchForm, std::string_view>, 3> kAll = {
+  static constexpr std::array<std::pair<DispatchForm, std::string_view>, 4> kAll = {
       {{DispatchForm::automatic, "auto"},
        {DispatchForm::all_to_all, "all_to_all"},
-       {DispatchForm::all_gather, "all_gather"}}};
+       {DispatchForm::all_gather, "all_gather"},
+       {DispatchForm::hierarchical, "hierarchical"}}};
 };
 template <>
 struct EnumNames<DropPolicy> {
@@ -124,6 +125,7 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("vpp", job.parallel.vpp);
   v.optional("sequence_parallel", job.parallel.sequence_parallel);
   v.optional("order", job.parallel.order);
+  v.optional("ranks_per_node", job.parallel.ranks_per_node);
   v.optional("schedule", job.parallel.schedule);
   v.optional("stage_layers", job.parallel.stage_layers);
   v.section("data");

@@ -77,6 +77,10 @@ std::string_view name(Axis axis) {
       return "etp";
     case Axis::ep:
       return "ep";
+    case Axis::ep_inter:
+      return "ep_inter";
+    case Axis::ep_intra:
+      return "ep_intra";
     case Axis::edp:
       return "edp";
     case Axis::tp_dp:

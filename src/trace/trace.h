@@ -47,8 +47,8 @@ inline constexpr std::int32_t kNumCategories = 9;
 [[nodiscard]] bool is_compute(Category category);  // forward, backward_input, backward_weight, optimizer
 
 // Axis of the group that communicates.
-enum class Axis : std::uint8_t { none, tp, cp, dp, pp, etp, ep, edp, tp_dp, world };
-inline constexpr std::int32_t kNumAxes = 10;
+enum class Axis : std::uint8_t { none, tp, cp, dp, pp, etp, ep, edp, tp_dp, world, ep_inter, ep_intra };
+inline constexpr std::int32_t kNumAxes = 12;
 [[nodiscard]] std::string_view name(Axis axis);
 
 // Which of a rank's threads ran the span. What the rank's own thread communicates, it computes not meanwhile,

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "exec/measure_steps.h"
 #include "graph/graph.h"
 #include "run.h"
 
@@ -61,29 +62,22 @@ inline Observed observe(const spec::Job& job) {
   Observed o;
   const std::int32_t world = job.parallel.world_size();
   o.ranks.resize(world);
-  if (job.model.moe) {
-    o.routing.num_microbatches = static_cast<std::int32_t>(job.train.global_batch_size /
-                                                           (job.train.micro_batch_size * job.parallel.dp));
-    o.routing.kept.assign(job.model.num_hidden_layers + job.model.num_nextn_predict_layers,
-                          std::vector<std::vector<std::int64_t>>(world));
-  }
+  o.routing = exec::no_routing(plan::make_plan(job));
   (void)run_job(job, {.steps = 2, .inspect = [&](exec::RankEngine& engine) {
                         const std::int32_t rank = engine.rank().value;
                         o.ranks[rank] = counted(engine);
-                        for (exec::Stage& stage : engine.stages()) {
-                          for (const exec::Stage::Mixture& m : stage.mixtures()) {
-                            std::vector<std::int64_t> kept = m.moe->stats().chosen;
-                            for (std::size_t e = 0; e < kept.size(); ++e)
-                              kept[e] -= m.moe->stats().dropped[e];
-                            o.routing.kept[m.layer][rank] = kept;
-                          }
-                        }
+                        exec::note_routing(engine, o.routing);
                       }});
   return o;
 }
 
 inline spec::ParallelSpec scheduled(spec::ParallelSpec p, const char* schedule) {
   p.schedule = schedule;
+  return p;
+}
+
+inline spec::ParallelSpec on_nodes(spec::ParallelSpec p, std::int32_t ranks_per_node) {
+  p.ranks_per_node = ranks_per_node;
   return p;
 }
 
@@ -147,6 +141,18 @@ inline void all_gather_drops(spec::Recipe& r) {
   all_gather(r);
   selective(r);
   r.moe.capacity_factor = 0.9;
+}
+inline void by_node(spec::Recipe& r) {
+  r.moe.dispatch = spec::DispatchForm::hierarchical;
+}
+inline void by_node_selective_drops(spec::Recipe& r) {
+  by_node(r);
+  selective(r);
+  r.moe.capacity_factor = 0.9;
+}
+inline void by_node_full(spec::Recipe& r) {
+  by_node(r);
+  full(r);
 }
 inline void everything(spec::Recipe& r) {
   zero(r);
@@ -254,6 +260,12 @@ inline std::vector<Case> agreement_cases() {
       Case{"moe_all_gather", true, false, {.dp = 4, .ep = 4}, all_gather},
       Case{"moe_all_gather_etp", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, all_gather},
       Case{"moe_all_gather_drops", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, all_gather_drops},
+      Case{"moe_by_node", true, false, on_nodes({.dp = 4, .ep = 4}, 2), by_node},
+      Case{"moe_by_node_of_one", true, false, on_nodes({.dp = 4, .ep = 4}, 1)},
+      Case{"moe_by_node_etp", true, false, on_nodes({.tp = 2, .dp = 4, .ep = 4, .etp = 2}, 4), by_node},
+      Case{"moe_by_node_tp_drops", true, false, on_nodes({.tp = 2, .dp = 2, .pp = 2, .ep = 4}, 2),
+           by_node_selective_drops},
+      Case{"moe_by_node_full", true, false, on_nodes({.tp = 4, .ep = 2, .etp = 2}, 2), by_node_full},
       Case{"moe_global_unit", true, false, {.tp = 4, .ep = 2}, global_unit},
       Case{"moe_no_aux", true, false, {.tp = 4, .ep = 2}, no_aux},
       Case{"moe_hash", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, hash},

@@ -1,8 +1,8 @@
 // Any layout equals one rank: loss, gradient norm, every gradient, updated weights and router counts after
 // three optimiser steps in f64, within 1e-10 of each tensor's largest value.
 //
-// The matrix: {dense, mixtral-like, with drops, tied, all-gather dispatch} x every layout of 2, 4 and 8 ranks
-// over tp, pp, dp, ep, etp x every schedule x ZeRO off/on. The ordinary run takes 512 of them, the same ones
+// The matrix: {dense, mixtral-like, with drops, tied, all-gather dispatch, dispatch by node} x every layout of 2, 4 and 8 ranks
+// over tp, pp, dp, ep, etp x every schedule x ZeRO off/on. The ordinary run takes 576 of them, the same ones
 // in every run, evenly over the layouts of each model and over model x world x schedule x ZeRO;
 // TESSERA_PARITY=all takes all.
 #include <fmt/format.h>
@@ -73,15 +73,18 @@ void add_schedules(std::vector<Combination>& out, const std::string& model, spec
 
 std::vector<Combination> all_combinations() {
   std::vector<Combination> out;
-  for (const std::string model : {"dense", "moe", "drops", "tied", "gathered"}) {
-    const bool moe = model == "moe" || model == "drops" || model == "gathered";
+  for (const std::string model : {"dense", "moe", "drops", "tied", "gathered", "by_node"}) {
+    const bool moe = model != "dense" && model != "tied";
+    const bool travels = model == "gathered" || model == "by_node";
     for (const std::int32_t world : {2, 4, 8}) {
       for (std::int32_t tp = 1; tp <= world; tp *= 2) {
         for (std::int32_t pp = 1; pp * tp <= world; pp *= 2) {
           const std::int32_t dp = world / tp / pp;
-          for (std::int32_t ep = model == "gathered" ? 2 : 1; ep <= (moe ? tp * dp : 1); ep *= 2) {
+          for (std::int32_t ep = travels ? 2 : 1; ep <= (moe ? tp * dp : 1); ep *= 2) {
             for (std::int32_t etp = 1; etp * ep <= (moe ? tp * dp : 1); etp *= 2) {
-              add_schedules(out, model, {.tp = tp, .dp = dp, .pp = pp, .ep = ep, .etp = etp});
+              spec::ParallelSpec p{.tp = tp, .dp = dp, .pp = pp, .ep = ep, .etp = etp};
+              if (model == "by_node") p.ranks_per_node = ep * etp / 2;
+              add_schedules(out, model, p);
             }
           }
         }
@@ -124,8 +127,8 @@ TEST(Parity, TheSampleTakesEveryLayoutAndEveryKind) {
     layouts[c.layout()] = 0;
     kinds[c.kind()] = 0;
   }
-  EXPECT_EQ(kinds.size(), 5U * 3U * 6U * 2U);
-  for (const Combination& c : spread(all, 512)) {
+  EXPECT_EQ(kinds.size(), 6U * 3U * 6U * 2U);
+  for (const Combination& c : spread(all, 576)) {
     ++layouts[c.layout()];
     ++kinds[c.kind()];
   }
@@ -137,7 +140,7 @@ TEST(Parity, AnyLayoutEqualsOneRank) {
   std::vector<Combination> chosen = all_combinations();
   const std::size_t all = chosen.size();
   const char* wanted = std::getenv("TESSERA_PARITY");
-  if (wanted == nullptr || std::string(wanted) != "all") chosen = spread(std::move(chosen), 512);
+  if (wanted == nullptr || std::string(wanted) != "all") chosen = spread(std::move(chosen), 576);
   std::size_t ran = 0;
   for (const Combination& c : chosen) {
     spec::Job job = job_of(c.model, c.layers());

@@ -97,7 +97,7 @@ LayerProblem joined_problem(const MoeCase& c) {
       moe::Options o = moe_options(c, dims, place.layout);
       o.joined = counts;
       auto layer =
-          std::make_unique<moe::MoeLayer>(o, moe_params(c, place, params, first), *place.ep, *place.etp);
+          std::make_unique<moe::MoeLayer>(o, moe_params(c, place, params, first), expert_groups(place));
       first += once;
       return layer;
     };
@@ -170,7 +170,7 @@ TEST(JoinedBalancing, OfOneLayerIsTheLayersOwnLossTimesTopK) {
     const MoeCase half{.aux = 0.3};  // top-2
     moe::Options o = moe_options(half, dims, place.layout);
     o.joined = counts.get();
-    return std::make_unique<moe::MoeLayer>(o, moe_params(half, place, params), *place.ep, *place.etp);
+    return std::make_unique<moe::MoeLayer>(o, moe_params(half, place, params), expert_groups(place));
   };
   p.extra_loss = [](nn::Layer&, std::int32_t) { return 0.0; };
   const LayerResult got = run_layer(p, {});
@@ -224,7 +224,7 @@ TEST(Correction, CuresACollapsedRouter) {
   moe::Params list = moe_params(c, groups.place, params);
   const Owned bias = tensor_of(DType::f64, {kExperts}, {0, 0, 0, 0});
   list.correction_E.weight.value_NK = bias;
-  moe::MoeLayer layer(moe_options(c, p.dims, {}), std::move(list), *groups.place.ep, *groups.place.etp);
+  moe::MoeLayer layer(moe_options(c, p.dims, {}), std::move(list), {*groups.place.ep, *groups.place.etp});
   tensor::Arena slots(Bytes(1 << 20)), scratch(Bytes(1 << 20));
   layer.reserve_saved(slots);
   nn::Context ctx{.kernels = *kernels, .tp = *groups.place.tp, .scratch = scratch, .weights = p.weights};

@@ -20,8 +20,16 @@ struct Case {
 };
 std::string text(const Case& c) {
   return fmt::format("ep{} etp{} {}", c.layout.ep, c.layout.etp,
-                     c.form == DispatchForm::all_gather ? "all_gather" : "all_to_all");
+                     c.form == DispatchForm::all_gather     ? "all_gather"
+                     : c.form == DispatchForm::hierarchical ? fmt::format("{} nodes", c.layout.nodes)
+                                                            : "all_to_all");
 }
+const RankLayout kNodeLayouts[] = {{.dp = 4, .ep = 4, .nodes = 2},
+                                   {.dp = 4, .ep = 4, .nodes = 4},
+                                   {.dp = 2, .ep = 2, .nodes = 2},
+                                   {.dp = 4, .ep = 2, .etp = 2, .nodes = 2},
+                                   {.tp = 2, .dp = 4, .ep = 4, .etp = 2, .nodes = 2},
+                                   {.dp = 4, .ep = 4, .worker = true, .nodes = 2}};
 const std::vector<Case>& cases() {
   static const std::vector<Case> list = [] {
     std::vector<Case> all = {{}, {{.dp = 2, .etp = 2}}};
@@ -32,6 +40,7 @@ const std::vector<Case>& cases() {
         all.push_back({l, form});
       }
     }
+    for (const RankLayout& l : kNodeLayouts) all.push_back({l, DispatchForm::hierarchical});
     return all;
   }();
   return list;
@@ -40,7 +49,7 @@ const std::vector<Case>& cases() {
 // One rank's dispatch over its own random choices; a share of them dropped.
 struct DispatchRig {
   DispatchRig(RankGroups& g, DispatchForm form, double drop_share,
-              std::int64_t max_rows = 4 * kTokens * kTopK)
+              std::int64_t max_rows = 8 * kTokens * kTopK)
       : worker(g.place.worker),
         dispatch(moe::make_dispatch({.dtype = DType::f64,
                                      .hidden = kHidden,
@@ -49,7 +58,7 @@ struct DispatchRig {
                                      .num_experts = kExperts,
                                      .max_rows = max_rows,
                                      .form = form},
-                                    *g.place.ep, *g.place.etp)),
+                                    expert_groups(g.place))),
         kernels(kernels::make_reference()) {
     tensor::Arena counting;
     (void)dispatch->reserve(counting);
@@ -196,6 +205,7 @@ TEST(Dispatch, GradientsAreAdjoint) {
 // Rows carry (rank, token): inside an expert they ascend, as in the batch of all ranks one after another.
 TEST(Dispatch, OrdersTheRowsOfAnExpertLikeTheWholeBatch) {
   for (const Case& c : cases()) {
+    if (c.form == DispatchForm::hierarchical) continue;  // by the rank that took a row on
     SCOPED_TRACE(text(c));
     on_every_rank(c.layout, [&](RankGroups& g) {
       DispatchRig rig(g, c.form, 0.2);
@@ -271,6 +281,61 @@ TEST(AllGatherDispatch, GivesTheExpertsTheSameBits) {
   }
 }
 
+TEST(HierarchicalDispatch, EqualsOneRankInEveryGradient) {
+  for (MoeCase c : layer_cases()) {
+    const LayerResult want = run_layer(moe_problem(c), {});
+    c.dispatch = DispatchForm::hierarchical;
+    for (const RankLayout& layout : kNodeLayouts) {
+      if (layout.world() > 4) continue;  // as many micro-batches as the problem has
+      SCOPED_TRACE(text({layout, c.dispatch}));
+      const LayerProblem p = moe_problem(c);
+      WorldStats stats;
+      expect_near(p, run_moe(p, layout, stats), want, 1e-12);
+    }
+  }
+}
+
+// Rows over the node boundary: one for each token and other node with a kept choice there, counted from the
+// choices themselves. Then a row, its choices and weights there; a row back; in backward the same, with the
+// weights' gradients.
+TEST(HierarchicalDispatch, SendsATokenOnceToANode) {
+  const RankLayout layout{.dp = 4, .ep = 4, .nodes = 2};
+  on_every_rank(layout, [&](RankGroups& g) {
+    DispatchRig rig(g, DispatchForm::hierarchical, 0.2);
+    const std::int32_t other = 1 - g.place.across->rank();
+    std::int64_t rows = 0, choices = 0;
+    for (std::int64_t t = 0; t < kTokens; ++t) {
+      bool sent = false;
+      for (std::int64_t i = t * kTopK; i < (t + 1) * kTopK; ++i) {
+        const bool there = rig.kept[i] >= 0 && static_cast<std::int32_t>(get(rig.index, i)) / 2 == other;
+        sent = sent || there;
+        choices += there ? 1 : 0;
+      }
+      rows += sent ? 1 : 0;
+    }
+    EXPECT_EQ(rig.slot.send_rows_N.as<std::int64_t>()[other], rows);
+    EXPECT_LE(rows, choices);
+    constexpr std::int64_t kRow = kHidden * 8;
+    const auto sent_now = [&] {
+      const std::int64_t bytes = g.place.across->bytes_sent().value;
+      g.place.across->reset_counters();
+      return bytes;
+    };
+    EXPECT_EQ(sent_now(), 2 * 4 + rows * kTopK * (4 + 8)) << "counts of two nodes; choices and weights";
+    rig.there();
+    EXPECT_EQ(sent_now(), rows * kRow);
+    const std::int64_t taken = rig.slot.recv_rows_N.as<std::int64_t>()[other];
+    (void)rig.back(rig.rows);
+    EXPECT_EQ(sent_now(), taken * kRow);
+    const Owned g_tH = random(DType::f64, {kTokens, kHidden}, 5);
+    const Owned dweights(DType::f64, {kTokens, kTopK});
+    (void)rig.gradient_there(g_tH, dweights);
+    EXPECT_EQ(sent_now(), rows * kRow + taken * kTopK * 8);
+    (void)rig.gradient_back(rig.rows, kernels::Write::overwrite, 0);
+    EXPECT_EQ(sent_now(), taken * kRow);
+  });
+}
+
 TEST(OverlappedDispatch, GivesTheSameBitsAsInLine) {
   for (MoeCase c : layer_cases()) {
     for (const DispatchForm form : {DispatchForm::all_to_all, DispatchForm::all_gather}) {
@@ -282,6 +347,12 @@ TEST(OverlappedDispatch, GivesTheSameBitsAsInLine) {
         expect_same_bits(run_layer(p, layout), in_line);
       }
     }
+    c.dispatch = DispatchForm::hierarchical;
+    RankLayout layout{.dp = 4, .ep = 4, .nodes = 2};
+    const LayerProblem p = moe_problem(c);
+    const LayerResult in_line = run_layer(p, layout);
+    layout.worker = true;
+    expect_same_bits(run_layer(p, layout), in_line);
   }
 }
 

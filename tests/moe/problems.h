@@ -41,6 +41,10 @@ struct MoeCase {
   moe::DispatchForm dispatch = moe::DispatchForm::all_to_all;
 };
 
+[[nodiscard]] inline moe::ExpertGroups expert_groups(const Place& place) {
+  return {*place.ep, *place.etp, place.across, place.inside};
+}
+
 inline constexpr double kCorrection[kExperts] = {0.25, -0.2, 0.1, -0.15};
 
 [[nodiscard]] inline moe::Options moe_options(const MoeCase& c, const nn::Dims& dims,
@@ -179,7 +183,7 @@ struct MoeParams {
     moe::Params list = moe_params(c, place, params);
     if (c.correction) list.correction_E.weight.value_NK = correction->tensor();
     auto layer = std::make_unique<moe::MoeLayer>(moe_options(c, dims, place.layout), std::move(list),
-                                                 *place.ep, *place.etp);
+                                                 expert_groups(place));
     if (c.unit == moe::BalanceUnit::global_batch) {
       const double frequency[kExperts] = {0.4, 0.1, 0.2, 0.3};
       layer->set_global_frequency(frequency);

@@ -37,7 +37,8 @@ using Values = std::vector<double>;
 
 struct RankLayout {
   std::int32_t tp = 1, dp = 1, ep = 1, etp = 1;
-  bool worker = false;  // every rank has a helper thread for collectives
+  bool worker = false;     // every rank has a helper thread for collectives
+  std::int32_t nodes = 1;  // that the ep ranks are spread over, in order
   [[nodiscard]] std::int32_t world() const { return tp * dp; }
 };
 
@@ -114,6 +115,7 @@ struct Place {
   comm::Communicator* tp = nullptr;
   comm::Communicator* ep = nullptr;
   comm::Communicator* etp = nullptr;
+  comm::Communicator *across = nullptr, *inside = nullptr;  // ep ranks of other nodes, and of this one
   comm::CommWorker* worker = nullptr;
   [[nodiscard]] std::int32_t dp_rank() const { return rank / layout.tp; }
 };
@@ -289,6 +291,13 @@ class RankGroups {
     place.tp = tp_.get();
     place.ep = ep_.get();
     place.etp = etp_.get();
+    const std::int32_t per_node = l.ep / l.nodes;
+    const std::int32_t ep_rank = ep_->rank();
+    const std::int32_t first = rank - ep_rank * l.etp;
+    across_ = make(first + ep_rank % per_node * l.etp, per_node * l.etp, l.nodes, "across");
+    inside_ = make(first + ep_rank / per_node * per_node * l.etp, l.etp, per_node, "inside");
+    place.across = across_.get();
+    place.inside = inside_.get();
     if (!l.worker) return;
     comm::CommWorker::Options options;
     if (world != nullptr) options.on_unwind = [world, rank] { world->abort(Rank(rank), "left"); };
@@ -298,7 +307,7 @@ class RankGroups {
   Place place;
 
  private:
-  std::unique_ptr<comm::Communicator> tp_, ep_, etp_;
+  std::unique_ptr<comm::Communicator> tp_, ep_, etp_, across_, inside_;
   std::unique_ptr<comm::CommWorker> worker_;  // last: it uses the communicators
 };
 

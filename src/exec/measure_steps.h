@@ -1,0 +1,25 @@
+// Steps of a plan on random tokens: how long they take, and the rows that experts got.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "graph/graph.h"
+#include "plan/plan.h"
+
+namespace tessera::exec {
+
+class RankEngine;
+
+struct MeasuredSteps {
+  std::vector<double> seconds;   // wall, of each step
+  graph::RoutingCounts routing;  // of mixtures: of the last step
+};
+// Of the right shape and without a row; of dense models empty.
+[[nodiscard]] graph::RoutingCounts no_routing(const plan::Plan& plan);
+// Puts the rows of the rank's last step in their place. Of different ranks at the same time: safe.
+void note_routing(RankEngine& engine, graph::RoutingCounts& routing);
+
+// Trains `steps` steps on random tokens after one to warm up, every rank a thread.
+[[nodiscard]] MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps);
+
+}  // namespace tessera::exec
