@@ -1,9 +1,10 @@
 // Any layout equals one rank: loss, gradient norm, every gradient, updated weights and router counts after
 // three optimiser steps in f64, within 1e-10 of each tensor's largest value.
 //
-// The matrix: {dense, mixtral-like, with drops, tied, all-gather dispatch, dispatch by node} x every layout of 2, 4 and 8 ranks
-// over tp, pp, dp, ep, etp x every schedule x ZeRO off/on. The ordinary run takes 576 of them, the same ones
-// in every run, evenly over the layouts of each model and over model x world x schedule x ZeRO;
+// The matrix: {dense, mixtral-like, with drops, tied, all-gather dispatch, dispatch by node} x every layout
+// of 2, 4 and 8 ranks over tp, pp, dp, ep, etp x every schedule x ZeRO off/on. The ordinary run takes 576 of
+// them, the same ones in every run, evenly over the layouts of each model and over model x world x schedule x
+// ZeRO;
 // TESSERA_PARITY=all takes all.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
