@@ -123,7 +123,8 @@ class LayerBench {
     timed("router_product", [&] { k.linear(logits_, x_, router_.weight); });
     timed("router", [&] { k.router(probs_, lse_, index_, weights_, logits_, Tensor(), options); });
     timed("count", [&] { moe::count_choices(counts_, index_, layer_options_, 0); });
-    timed("plan", [&] { dispatch_->plan(slot_, index_, weights_); });
+    nn::Context ctx{.kernels = *kernels_, .tp = *tp_, .scratch = scratch_, .weights = {}};
+    timed("plan", [&] { dispatch_->plan(ctx, slot_, index_, weights_); });
     moe::Stats stats;
     stats.chosen.resize(shape_.experts);
     stats.dropped.resize(shape_.experts);

@@ -197,7 +197,8 @@ void add_schedule(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
   auto& f = all.schedule;
   CLI::App* c = add(app, "schedule", "Draw a pipeline schedule, check it and print its bubble",
                     "tessera schedule --kind zb-h1 --pp 4 --microbatches 8", f);
-  c->add_option("--kind", f.kind, "naive, gpipe, 1f1b, interleaved, zb-h1 or zb-v")->capture_default_str();
+  c->add_option("--kind", f.kind, "naive, gpipe, 1f1b, interleaved, zb-h1, zb-v or combined-1f1b")
+      ->capture_default_str();
   c->add_option("--pp", f.pp, "Pipeline ranks")
       ->check(CLI::Range(std::int64_t{1}, kMost))
       ->capture_default_str();
@@ -297,7 +298,8 @@ void add_simulated_layout(CLI::App& c, tessera::cli::SimulateFlags& f) {
       ->check(CLI::Range(std::int64_t{1}, kMost));
   c.add_option("--seq", f.sequence_length, "Tokens of a sequence")->check(CLI::Range(std::int64_t{1}, kMost));
   c.add_option("--precision", f.precision, "bf16 (default), fp16, fp8, fp8_block, mxfp8, nvfp4, f32, f64");
-  c.add_option("--schedule", f.schedule, "1f1b, interleaved, zb-h1, zb-v, gpipe, naive (default: by --vpp)");
+  c.add_option("--schedule", f.schedule,
+               "1f1b, interleaved, zb-h1, zb-v, combined-1f1b, gpipe, naive (default: by --vpp)");
   c.add_option("--recompute", f.recompute, "none, full, selective or selective:layernorm+moe_act");
   c.add_option("--order", f.order, "Of the axes: tp-cp-ep-dp-pp or tp-cp-ep-pp-dp");
   c.add_option("--capacity-factor", f.capacity_factor, "Of experts (default 0: nothing is dropped)")

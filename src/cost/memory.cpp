@@ -225,6 +225,8 @@ double in_flight(schedule::Kind kind, std::int32_t pp, std::int32_t vpp, std::in
       return static_cast<double>(m);
     case schedule::Kind::one_f_one_b:
       return static_cast<double>(std::min<std::int64_t>(m, pp - pipeline_rank));
+    case schedule::Kind::combined:
+      return static_cast<double>(std::min<std::int64_t>(m, std::int64_t{2} * (pp - pipeline_rank)));
     case schedule::Kind::zb_h1:
     case schedule::Kind::zb_v:
       return static_cast<double>(std::min<std::int64_t>(m, pp));

@@ -48,6 +48,7 @@ double pipeline_time(const PipelineShape& shape, std::span<const PipelineRank> r
       return m * (sum + ends);
     case schedule::Kind::gpipe:
     case schedule::Kind::one_f_one_b:
+    case schedule::Kind::combined:
       return (m - 1.0) * slowest + sum + steady + ends;
     case schedule::Kind::interleaved:
       return m * slowest + (sum - slowest) / vpp + steady + ends;

@@ -1,7 +1,10 @@
 // The actions of a schedule, as the rank engine runs them: which slots, which messages.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <utility>
 
+#include "base/clock.h"
 #include "exec/rank_engine.h"
 
 namespace tessera::exec {
@@ -57,7 +60,7 @@ void RankEngine::run(const schedule::Action& a) {
       run_backward_weight(s, mb);
       return;
     case ActionKind::backward:
-      run_backward(s, mb);
+      run_backward(s, mb, *ctx_);
       return;
     case ActionKind::send_forward: {
       const std::int32_t slot = live_slot(s, mb);
@@ -87,6 +90,65 @@ void RankEngine::run(const schedule::Action& a) {
       TESSERA_CHECK_EQ(s.num_weight_done, options_.plan->num_microbatches(), "all weight gradients are done");
       return;
   }
+}
+
+bool RankEngine::runs_pairs() const {
+  const spec::Job& job = options_.plan->job;
+  return (options_.worker != nullptr || options_.dry_run) && job.train.moe.overlap_dispatch &&
+         job.model.moe && comms_.ep->size() * comms_.etp->size() > 1 &&
+         job.train.recompute != spec::Recompute::full &&
+         options_.plan->schedule.kind == schedule::Kind::combined;
+}
+
+std::int64_t RankEngine::pair_at(std::size_t i) const {
+  const schedule::ActionList& list = actions();
+  if (!pair_ || list[i].kind != ActionKind::forward) return -1;
+  std::size_t next = i + 1;
+  if (next < list.size() && list[next].kind == ActionKind::send_forward) ++next;
+  if (next >= list.size() || !schedule::may_run_beside(list[i], list[next])) return -1;
+  return static_cast<std::int64_t>(next);
+}
+
+void RankEngine::run_timed(std::size_t i) {
+  ActionTime& t = times_[i];
+  t.start_ns = wall_ns();
+  const std::int64_t cpu = thread_cpu_ns();
+  run(actions()[i]);
+  t.cpu_ns = thread_cpu_ns() - cpu;
+  t.end_ns = wall_ns();
+  if (observer_ != nullptr) observer_->action(actions()[i], t);
+}
+
+// The two share the wall time by their CPU times, F first, so that the actions of a rank do not overlap.
+void RankEngine::run_pair(std::size_t forward, std::size_t backward) {
+  const schedule::ActionList& list = actions();
+  const std::int64_t start = wall_ns();
+  std::int64_t cpu_f = 0, cpu_b = 0;
+  comm::CommWorker* const worker = std::exchange(ctx_->worker, options_.worker);
+  ctx_->turn = pair_.get();
+  pair_ctx_->weights = ctx_->weights;
+  pair_->run(
+      [&] {
+        const std::int64_t before = thread_cpu_ns();
+        for (std::size_t i = forward; i < backward; ++i) run(list[i]);  // and its send
+        cpu_f = thread_cpu_ns() - before;
+      },
+      [&] {
+        const std::int64_t before = thread_cpu_ns();
+        run_backward(state(list[backward].stage), list[backward].microbatch, *pair_ctx_);
+        cpu_b = thread_cpu_ns() - before;
+      });
+  ctx_->turn = nullptr;
+  ctx_->worker = worker;
+  const std::int64_t end = wall_ns();
+  const double share =
+      static_cast<double>(cpu_f) / static_cast<double>(std::max<std::int64_t>(1, cpu_f + cpu_b));
+  const std::int64_t middle = start + std::llround(share * static_cast<double>(end - start));
+  std::fill(&times_[forward], &times_[backward], ActionTime{middle, middle, 0});
+  times_[forward] = {start, middle, cpu_f};
+  times_[backward] = {middle, end, cpu_b};
+  if (observer_ == nullptr) return;
+  for (const std::size_t i : {forward, backward}) observer_->action(list[i], times_[i]);
 }
 
 void RankEngine::claim_output(StageState& s, std::int32_t live) {
@@ -140,12 +202,12 @@ void RankEngine::run_backward_weight(StageState& s, MicrobatchId mb) {
   free_deferred(s, mb);
 }
 
-void RankEngine::run_backward(StageState& s, MicrobatchId mb) {
+void RankEngine::run_backward(StageState& s, MicrobatchId mb, nn::Context& ctx) {
   pull_gradient(s, mb);
   const StageSlot slot{
       .live = live_slot(s, mb), .deferred = take_deferred(s, mb), .gradient = gradient_slot(s, mb)};
   ++s.num_weight_done;
-  s.stage->backward(*ctx_, slot, microbatch(mb),
+  s.stage->backward(ctx, slot, microbatch(mb),
                     [this, &s](std::int32_t position) { reduce_completed(s, position); });
   free_deferred(s, mb);
 }

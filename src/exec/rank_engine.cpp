@@ -125,6 +125,16 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
                                                 .scratch = scratch_,
                                                 .weights = {},
                                                 .worker = overlaps_dispatch() ? options_.worker : nullptr});
+  if (runs_pairs()) {
+    pair_scratch_ = Arena(planned_scratch_);
+    pair_ctx_ = std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
+                                                          .tp = *comms_.tp,
+                                                          .scratch = pair_scratch_,
+                                                          .weights = {},
+                                                          .worker = options_.worker});
+    pair_ = std::make_unique<PassPair>();
+    pair_ctx_->turn = pair_.get();
+  }
   times_.resize(actions().size());
 }
 
@@ -206,7 +216,8 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
     planned_scratch_ = std::max(planned_scratch_, stage.scratch_bytes());
     states_.push_back(std::move(s));
   }
-  memory[MemoryKind::scratch] = planned_scratch_ + options_.kernels->workspace_bytes();
+  memory[MemoryKind::scratch] =
+      planned_scratch_ * (runs_pairs() ? 2 : 1) + options_.kernels->workspace_bytes();
   grown(MemoryKind::tokens, [&] { reserve_step_buffers(arena); });
   link_stages();
 }
@@ -285,6 +296,7 @@ RankEngine::StageState& RankEngine::state(StageId stage) {
 plan::RankMemory RankEngine::measured_memory() const {
   plan::RankMemory m = planned_;
   m[plan::MemoryKind::scratch] += scratch_.peak() - planned_scratch_;
+  if (pair_) m[plan::MemoryKind::scratch] += pair_scratch_.peak() - planned_scratch_;
   m[plan::MemoryKind::saved] += arena_.peak() - planned_arena_;
   return m;
 }
@@ -369,13 +381,13 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
   timed_phase("begin", start, start_cpu);
   const schedule::ActionList& list = actions();
   for (std::size_t i = 0; i < list.size(); ++i) {
-    ActionTime& t = times_[i];
-    t.start_ns = wall_ns();
-    const std::int64_t cpu = thread_cpu_ns();
-    run(list[i]);
-    t.cpu_ns = thread_cpu_ns() - cpu;
-    t.end_ns = wall_ns();
-    if (observer_ != nullptr) observer_->action(list[i], t);
+    const std::int64_t backward = pair_at(i);
+    if (backward < 0) {
+      run_timed(i);
+    } else {
+      run_pair(i, static_cast<std::size_t>(backward));
+      i = static_cast<std::size_t>(backward);
+    }
   }
   finish_reductions();
   step_flops_ = options_.kernels->flops();

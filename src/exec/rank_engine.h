@@ -15,6 +15,7 @@
 #include "exec/batch_source.h"
 #include "exec/communicators.h"
 #include "exec/param_store.h"
+#include "exec/pass_pair.h"
 #include "exec/stage.h"
 #include "plan/memory.h"
 #include "plan/plan.h"
@@ -136,7 +137,14 @@ class RankEngine {
   void run_forward(StageState& s, MicrobatchId mb);
   void run_backward_input(StageState& s, MicrobatchId mb);
   void run_backward_weight(StageState& s, MicrobatchId mb);
-  void run_backward(StageState& s, MicrobatchId mb);
+  void run_backward(StageState& s, MicrobatchId mb, nn::Context& ctx);
+  // Forward and backward of different micro-batches that stand together run beside each other, one computing
+  // while rows of the other travel. Needs a worker; full recomputation has one slot for both.
+  [[nodiscard]] bool runs_pairs() const;
+  // The position of the B that may run beside the F at i; none: -1.
+  [[nodiscard]] std::int64_t pair_at(std::size_t i) const;
+  void run_timed(std::size_t i);
+  void run_pair(std::size_t forward, std::size_t backward);
   void pull_gradient(StageState& s, MicrobatchId mb);
 
   void reduce_completed(StageState& s, std::int32_t position);
@@ -151,7 +159,8 @@ class RankEngine {
   Options options_;
   plan::RankMemory planned_;
   Bytes planned_arena_, planned_scratch_;
-  Arena arena_, scratch_;  // before the communicators, which take back unread messages before memory goes
+  Arena arena_, scratch_,
+      pair_scratch_;  // before the communicators, which take back unread messages before memory goes
   Communicators comms_;
   std::unique_ptr<ParamStore> store_;
   std::vector<Stage> stages_;
@@ -163,6 +172,9 @@ class RankEngine {
   Tensor sums_, counts_;             // world sums: f64, i64
   Tensor frequencies_;               // [MoE layers, E], see routing_frequencies
   std::unique_ptr<nn::Context> ctx_;
+  // Of the second pass of a pair; null: pairs run one after the other.
+  std::unique_ptr<nn::Context> pair_ctx_;
+  std::unique_ptr<PassPair> pair_;
   StepResult result_;
   double local_ce_ = 0.0, local_mtp_ = 0.0;
   Flops step_flops_;

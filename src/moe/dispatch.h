@@ -20,19 +20,20 @@
 // combine adds the results of a token in the order of its choices (local, all_to_all) or of the ranks.
 //
 //   Travel tr = dispatch->travel(ctx.scratch);                           // takes scratch; F and I each
-//   dispatch->plan(slot, index_tK, weights_tK);                          // pos: < 0 dropped in
-//   dispatch->begin_rows(k, tr, slot, n_tH, worker);                     // rows travel ...
+//   dispatch->plan(ctx, slot, index_tK, weights_tK);                     // pos: < 0 dropped in
+//   dispatch->begin_rows(ctx, tr, slot, n_tH);                           // rows travel ...
 //   ... what leaves n_tH, ep and etp alone: a shared expert ...
-//   dispatch->end_rows(k, tr, slot, rows_RH);                            // ... and are here
+//   dispatch->end_rows(ctx, tr, slot, rows_RH);                          // ... and are here
 //   experts: dispatch->result_rows(tr, slot) = f(rows_RH)
-//   dispatch->combine(k, tr, slot, y_tH, x_tH, weights_tK);              // y = x + sum w f
-//   dispatch->begin_gradient(k, tr, slot, g_tH, weights_tK, dweights_tK, worker);  // backward, likewise
-//   dispatch->end_gradient(k, tr, slot, dy_RH, weights_tK, dweights_tK);
+//   dispatch->combine(ctx, tr, slot, y_tH, x_tH, weights_tK);            // y = x + sum w f
+//   dispatch->begin_gradient(ctx, tr, slot, g_tH, weights_tK, dweights_tK);  // backward, likewise
+//   dispatch->end_gradient(ctx, tr, slot, dy_RH, weights_tK, dweights_tK);
 //   experts: drows_RH from dy_RH
-//   dispatch->scatter(k, tr, slot, dn_tH, drows_RH, write);              // dn (+)= sum of the rows
+//   dispatch->scatter(ctx, tr, slot, dn_tH, drows_RH, write);            // dn (+)= sum of the rows
 //
-// Collective: plan, and everything after it, are called by every rank of both groups, also without rows. The
-// worker (may be null: in line) runs the collectives between begin and end; the results are the same bits.
+// Collective: plan, and everything after it, are called by every rank of both groups, also without rows.
+// Context::worker (may be null: in line) runs the collectives between begin and end; with Context::turn all
+// of them, and the other pass computes while rows travel. The results are the same bits.
 // Bytes that a rank sends over ep, b bytes an element, n_other rows for other ep ranks, m_other rows from
 // them: all_to_all: plan (ep - 1) E * 4; each of F and I n_other H b there and m_other H b back.
 // all_gather: plan (ep - 1) t K (4 + b); F 2 (ep - 1) t H b; I 2 (ep - 1) t H b + (ep - 1) t K b.
@@ -44,6 +45,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 
 #include "comm/worker.h"
 #include "nn/layer.h"
@@ -51,6 +53,7 @@
 namespace tessera::moe {
 
 using nn::Arena;
+using nn::Context;
 using nn::Kernels;
 using nn::Tensor;
 
@@ -91,6 +94,23 @@ struct DispatchSlot {
   [[nodiscard]] std::span<const std::int32_t> begins() const { return begin_e1.span<std::int32_t>(); }
 };
 
+// A transfer that was posted and not waited for. When an error unwinds what it reads and writes, it ends
+// first.
+struct InFlight {
+  comm::CommWorker* worker = nullptr;  // null: nothing is on its way
+  comm::CommWorker::Ticket ticket;
+  InFlight() = default;
+  InFlight(InFlight&& other) noexcept : worker(std::exchange(other.worker, nullptr)), ticket(other.ticket) {}
+  InFlight& operator=(InFlight&& other) noexcept {
+    std::swap(worker, other.worker);
+    std::swap(ticket, other.ticket);
+    return *this;
+  }
+  ~InFlight() {
+    if (worker != nullptr) worker->drain();
+  }
+};
+
 // Work space of one forward or one backward-input, and the transfer on its way.
 struct Travel {
   Tensor sent_nH, part_RH, full_RH;                     // all_to_all
@@ -98,8 +118,7 @@ struct Travel {
   Tensor y_RH;  // results, where combine does not keep them as they are
   Tensor x_tH;  // local: the view that end_rows reads
   Tensor unique_uH, taken_LH, dweights_uK, dweights_LK;  // hierarchical
-  comm::CommWorker* worker = nullptr;
-  comm::CommWorker::Ticket ticket;
+  InFlight in_flight;
   std::int64_t hidden_ns = 0;  // for which rows travelled while this thread did something else
 };
 
@@ -121,23 +140,22 @@ class Dispatch {
   [[nodiscard]] virtual Travel travel(Arena& scratch) const = 0;
 
   // Fills the slot from the chosen experts. In: pos_tK below 0 for dropped choices, else anything.
-  virtual void plan(DispatchSlot& slot, Tensor index_tK, Tensor weights_tK) const = 0;
+  virtual void plan(Context& ctx, DispatchSlot& slot, Tensor index_tK, Tensor weights_tK) const = 0;
 
-  virtual void begin_rows(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor n_tH,
-                          comm::CommWorker* worker) const = 0;
-  virtual void end_rows(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor rows_RH) const = 0;
+  virtual void begin_rows(Context& ctx, Travel& tr, const DispatchSlot& slot, Tensor n_tH) const = 0;
+  virtual void end_rows(Context& ctx, Travel& tr, const DispatchSlot& slot, Tensor rows_RH) const = 0;
   // Where the results of the experts go, [R, H].
   [[nodiscard]] virtual Tensor result_rows(const Travel& tr, const DispatchSlot& slot) const = 0;
-  virtual void combine(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor y_tH, Tensor x_tH,
+  virtual void combine(Context& ctx, Travel& tr, const DispatchSlot& slot, Tensor y_tH, Tensor x_tH,
                        Tensor weights_tK) const = 0;
 
   // dy_RH = w dy at the experts, dweights_tK = <dy, results>.
-  virtual void begin_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor g_tH,
-                              Tensor weights_tK, Tensor dweights_tK, comm::CommWorker* worker) const = 0;
-  virtual void end_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor dy_RH,
+  virtual void begin_gradient(Context& ctx, Travel& tr, const DispatchSlot& slot, Tensor g_tH,
+                              Tensor weights_tK, Tensor dweights_tK) const = 0;
+  virtual void end_gradient(Context& ctx, Travel& tr, const DispatchSlot& slot, Tensor dy_RH,
                             Tensor weights_tK, Tensor dweights_tK) const = 0;
   // dn_tH = or += sum over the choices of a token of their rows.
-  virtual void scatter(Kernels& kernels, Travel& tr, const DispatchSlot& slot, Tensor dn_tH, Tensor drows_RH,
+  virtual void scatter(Context& ctx, Travel& tr, const DispatchSlot& slot, Tensor dn_tH, Tensor drows_RH,
                        kernels::Write write) const = 0;
 };
 

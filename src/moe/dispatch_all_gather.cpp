@@ -40,63 +40,69 @@ class AllGather final : public Dispatch {
     return tr;
   }
 
-  void plan(DispatchSlot& s, Tensor index_tK, Tensor weights_tK) const override {
+  void plan(Context& ctx, DispatchSlot& s, Tensor index_tK, Tensor weights_tK) const override {
     const std::int64_t own = ep_.rank() * o_.tokens;
     const std::int32_t* chosen = index_tK.as<std::int32_t>();
     const std::int32_t* pos = s.pos_tK.as<std::int32_t>();
     const Tensor own_tK = s.index_NK.narrow_rows(own, o_.tokens);
     std::int32_t* index = own_tK.as<std::int32_t>();
     for (std::int64_t i = 0; i < index_tK.num_elements(); ++i) index[i] = pos[i] < 0 ? -1 : chosen[i];
-    ep_.all_gather(s.index_NK, own_tK);
-    ep_.all_gather(s.weights_NK, weights_tK);
+    share_now(ctx, [this, s = &s, &own_tK, &weights_tK] {
+      ep_.all_gather(s->index_NK, own_tK);
+      ep_.all_gather(s->weights_NK, weights_tK);
+    });
     count_rows(s);
-    order_.index(s);
+    order_.index(ctx, s);
     place_rows(s);
   }
 
-  void begin_rows(Kernels& /*kernels*/, Travel& tr, const DispatchSlot& /*s*/, Tensor n_tH,
-                  comm::CommWorker* worker) const override {
-    send(tr, n_tH, worker);
+  void begin_rows(Context& ctx, Travel& tr, const DispatchSlot& /*s*/, Tensor n_tH) const override {
+    send(ctx, tr, n_tH);
   }
-  void end_rows(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const override {
-    finish(tr);
+  void end_rows(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const override {
+    finish(ctx, tr);
     const Tensor to = sliced_ ? part(tr, s) : rows_RH;
-    kernels.gather_rows(to, tr.gathered_NH, s.token_R.narrow_rows(0, to.rows()));
-    if (sliced_) spread(kernels, tr, s, rows_RH);
+    ctx.kernels.gather_rows(to, tr.gathered_NH, s.token_R.narrow_rows(0, to.rows()));
+    if (sliced_) spread(ctx, tr, s, rows_RH);
   }
 
   [[nodiscard]] Tensor result_rows(const Travel& tr, const DispatchSlot& s) const override {
     return (sliced_ ? tr.y_RH : s.results).narrow_rows(0, s.received);
   }
-  void combine(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor y_tH, Tensor x_tH,
+  void combine(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor y_tH, Tensor x_tH,
                Tensor /*weights_tK*/) const override {
-    if (sliced_) bring_back(kernels, tr, s, results(s), result_rows(tr, s));
-    kernels.combine(tr.partial_NH, Tensor(), results(s), s.pos_NK, s.weights_NK);
-    ep_.reduce_scatter_v(tr.sum_tH, tr.partial_NH, token_rows_);
-    kernels.add(y_tH, x_tH, tr.sum_tH);
+    if (sliced_) bring_back(ctx, tr, s, results(s), result_rows(tr, s));
+    ctx.kernels.combine(tr.partial_NH, Tensor(), results(s), s.pos_NK, s.weights_NK);
+    transfer_now(ctx, tr,
+                 [this, tr = &tr] { ep_.reduce_scatter_v(tr->sum_tH, tr->partial_NH, token_rows_); });
+    ctx.kernels.add(y_tH, x_tH, tr.sum_tH);
   }
 
-  void begin_gradient(Kernels& /*kernels*/, Travel& tr, const DispatchSlot& /*s*/, Tensor g_tH,
-                      Tensor /*weights_tK*/, Tensor /*dweights_tK*/,
-                      comm::CommWorker* worker) const override {
-    send(tr, g_tH, worker);
+  void begin_gradient(Context& ctx, Travel& tr, const DispatchSlot& /*s*/, Tensor g_tH, Tensor /*weights_tK*/,
+                      Tensor /*dweights_tK*/) const override {
+    send(ctx, tr, g_tH);
   }
-  void end_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor dy_RH, Tensor /*weights_tK*/,
+  void end_gradient(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor dy_RH, Tensor /*weights_tK*/,
                     Tensor dweights_tK) const override {
-    finish(tr);
-    kernels.combine_backward(sliced_ ? part(tr, s) : dy_RH, tr.dweights_NK, tr.gathered_NH, results(s),
-                             s.pos_NK, s.weights_NK);
+    finish(ctx, tr);
+    ctx.kernels.combine_backward(sliced_ ? part(tr, s) : dy_RH, tr.dweights_NK, tr.gathered_NH, results(s),
+                                 s.pos_NK, s.weights_NK);
     // One rank has the product of a choice, the others 0.
-    ep_.reduce_scatter_v(dweights_tK, tr.dweights_NK, token_rows_);
-    if (sliced_) spread(kernels, tr, s, dy_RH);
+    share_now(ctx, [this, tr = &tr, &dweights_tK] {
+      ep_.reduce_scatter_v(dweights_tK, tr->dweights_NK, token_rows_);
+    });
+    if (sliced_) spread(ctx, tr, s, dy_RH);
   }
-  void scatter(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor dn_tH, Tensor drows_RH,
+  void scatter(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor dn_tH, Tensor drows_RH,
                kernels::Write write) const override {
-    if (sliced_) bring_back(kernels, tr, s, part(tr, s), drows_RH);
-    kernels.sum_rows(tr.partial_NH, sliced_ ? part(tr, s) : drows_RH, s.pos_NK, kernels::Write::overwrite);
+    if (sliced_) bring_back(ctx, tr, s, part(tr, s), drows_RH);
+    ctx.kernels.sum_rows(tr.partial_NH, sliced_ ? part(tr, s) : drows_RH, s.pos_NK,
+                         kernels::Write::overwrite);
     const bool accumulate = write == kernels::Write::accumulate;
-    ep_.reduce_scatter_v(accumulate ? tr.sum_tH : dn_tH, tr.partial_NH, token_rows_);
-    if (accumulate) kernels.accumulate(dn_tH, tr.sum_tH);
+    const Tensor own_tH = accumulate ? tr.sum_tH : dn_tH;
+    transfer_now(ctx, tr,
+                 [this, tr = &tr, &own_tH] { ep_.reduce_scatter_v(own_tH, tr->partial_NH, token_rows_); });
+    if (accumulate) ctx.kernels.accumulate(dn_tH, tr.sum_tH);
   }
 
  private:
@@ -150,19 +156,20 @@ class AllGather final : public Dispatch {
     }
   }
 
-  void send(Travel& tr, Tensor x_tH, comm::CommWorker* worker) const {
-    start(tr, worker, [this, to = tr.gathered_NH, x_tH] { ep_.all_gather(to, x_tH); });
+  void send(Context& ctx, Travel& tr, Tensor x_tH) const {
+    start(ctx, tr, [this, to = tr.gathered_NH, x_tH] { ep_.all_gather(to, x_tH); });
   }
   // rows_RH (expert order) = the part_RH of all etp ranks; and back, summed.
-  void spread(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const {
+  void spread(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const {
     const Tensor full = tr.full_RH.narrow_rows(0, s.received);
-    order_.gather(full, part(tr, s), s);
-    kernels.gather_rows(rows_RH, full, s.from_full_R.narrow_rows(0, s.received));
+    const Tensor own = part(tr, s);
+    transfer_now(ctx, tr, [this, &full, &own, s = &s] { order_.gather(full, own, *s); });
+    ctx.kernels.gather_rows(rows_RH, full, s.from_full_R.narrow_rows(0, s.received));
   }
-  void bring_back(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor part_RH, Tensor rows_RH) const {
+  void bring_back(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor part_RH, Tensor rows_RH) const {
     const Tensor full = tr.full_RH.narrow_rows(0, s.received);
-    kernels.gather_rows(full, rows_RH, s.from_expert_R.narrow_rows(0, s.received));
-    order_.sum(part_RH, full, s);
+    ctx.kernels.gather_rows(full, rows_RH, s.from_expert_R.narrow_rows(0, s.received));
+    transfer_now(ctx, tr, [this, &full, &part_RH, s = &s] { order_.sum(part_RH, full, *s); });
   }
 
   Options o_;

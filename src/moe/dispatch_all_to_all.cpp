@@ -31,10 +31,10 @@ class AllToAll final : public Dispatch {
     return tr;
   }
 
-  void plan(DispatchSlot& s, Tensor index_tK, Tensor /*weights_tK*/) const override {
+  void plan(Context& ctx, DispatchSlot& s, Tensor index_tK, Tensor /*weights_tK*/) const override {
     const Tensor own_1E = s.counts_PE.narrow_rows(ep_.rank(), 1);
     s.sent = sort_choices(s.pos_tK, s.token_n, own_1E, index_tK);
-    if (crosses_) ep_.all_gather(s.counts_PE, own_1E);
+    if (crosses_) share_now(ctx, [this, s = &s, &own_1E] { ep_.all_gather(s->counts_PE, own_1E); });
     const std::int64_t e = order_.local_experts();
     const std::int32_t* all = s.counts_PE.as<std::int32_t>();
     std::int32_t* mine = order_.own_counts(s).as<std::int32_t>();
@@ -50,45 +50,44 @@ class AllToAll final : public Dispatch {
         mine[p * e + i] = n;
       }
     }
-    order_.index(s);
+    order_.index(ctx, s);
   }
 
-  void begin_rows(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor n_tH,
-                  comm::CommWorker* worker) const override {
-    kernels.gather_rows(tr.sent_nH.narrow_rows(0, s.sent), n_tH, s.token_n.narrow_rows(0, s.sent));
-    send(tr, s, worker);
+  void begin_rows(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor n_tH) const override {
+    ctx.kernels.gather_rows(tr.sent_nH.narrow_rows(0, s.sent), n_tH, s.token_n.narrow_rows(0, s.sent));
+    send(ctx, tr, s);
   }
-  void end_rows(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const override {
-    finish(tr);
-    kernels.gather_rows(rows_RH, full(tr, s), s.from_full_R.narrow_rows(0, s.received));
+  void end_rows(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const override {
+    finish(ctx, tr);
+    ctx.kernels.gather_rows(rows_RH, full(tr, s), s.from_full_R.narrow_rows(0, s.received));
   }
 
   [[nodiscard]] Tensor result_rows(const Travel& tr, const DispatchSlot& s) const override {
     return tr.y_RH.narrow_rows(0, s.received);
   }
-  void combine(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor y_tH, Tensor x_tH,
+  void combine(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor y_tH, Tensor x_tH,
                Tensor weights_tK) const override {
     const Tensor results = s.results.narrow_rows(0, s.sent);
-    bring_back(kernels, tr, s, results, result_rows(tr, s));
-    kernels.combine(y_tH, x_tH, results, s.pos_tK, weights_tK);
+    bring_back(ctx, tr, s, results, result_rows(tr, s));
+    ctx.kernels.combine(y_tH, x_tH, results, s.pos_tK, weights_tK);
   }
 
-  void begin_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor g_tH, Tensor weights_tK,
-                      Tensor dweights_tK, comm::CommWorker* worker) const override {
+  void begin_gradient(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor g_tH, Tensor weights_tK,
+                      Tensor dweights_tK) const override {
     // Every row in send order belongs to one kept choice, so all of them are written.
-    kernels.combine_backward(tr.sent_nH.narrow_rows(0, s.sent), dweights_tK, g_tH,
-                             s.results.narrow_rows(0, s.sent), s.pos_tK, weights_tK);
-    send(tr, s, worker);
+    ctx.kernels.combine_backward(tr.sent_nH.narrow_rows(0, s.sent), dweights_tK, g_tH,
+                                 s.results.narrow_rows(0, s.sent), s.pos_tK, weights_tK);
+    send(ctx, tr, s);
   }
-  void end_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor dy_RH, Tensor /*weights_tK*/,
+  void end_gradient(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor dy_RH, Tensor /*weights_tK*/,
                     Tensor /*dweights_tK*/) const override {
-    end_rows(kernels, tr, s, dy_RH);
+    end_rows(ctx, tr, s, dy_RH);
   }
-  void scatter(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor dn_tH, Tensor drows_RH,
+  void scatter(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor dn_tH, Tensor drows_RH,
                kernels::Write write) const override {
     const Tensor sent_nH = tr.sent_nH.narrow_rows(0, s.sent);
-    bring_back(kernels, tr, s, sent_nH, drows_RH);
-    kernels.sum_rows(dn_tH, sent_nH, s.pos_tK, write);
+    bring_back(ctx, tr, s, sent_nH, drows_RH);
+    ctx.kernels.sum_rows(dn_tH, sent_nH, s.pos_tK, write);
   }
 
  private:
@@ -99,8 +98,8 @@ class AllToAll final : public Dispatch {
     return sliced_ ? tr.full_RH.narrow_rows(0, s.received) : part(tr, s);
   }
 
-  void send(Travel& tr, const DispatchSlot& s, comm::CommWorker* worker) const {
-    start(tr, worker, [this, tr = &tr, s = &s] {
+  void send(Context& ctx, Travel& tr, const DispatchSlot& s) const {
+    start(ctx, tr, [this, tr = &tr, s = &s] {
       if (crosses_) {
         ep_.all_to_all_v(part(*tr, *s), s->recv_rows_P.span<std::int64_t>(),
                          tr->sent_nH.narrow_rows(0, s->sent), s->send_rows_P.span<std::int64_t>());
@@ -109,14 +108,16 @@ class AllToAll final : public Dispatch {
     });
   }
   // back_nH (sent order) = rows_RH of the experts, summed over etp.
-  void bring_back(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor back_nH, Tensor rows_RH) const {
+  void bring_back(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor back_nH, Tensor rows_RH) const {
     const Tensor all = full(tr, s);
-    kernels.gather_rows(all, rows_RH, s.from_expert_R.narrow_rows(0, s.received));
+    ctx.kernels.gather_rows(all, rows_RH, s.from_expert_R.narrow_rows(0, s.received));
     const Tensor own = crosses_ ? part(tr, s) : back_nH;
-    if (sliced_) order_.sum(own, all, s);
-    if (crosses_) {
-      ep_.all_to_all_v(back_nH, s.send_rows_P.span<std::int64_t>(), own, s.recv_rows_P.span<std::int64_t>());
-    }
+    transfer_now(ctx, tr, [this, s = &s, &all, &own, &back_nH] {
+      if (sliced_) order_.sum(own, all, *s);
+      if (!crosses_) return;
+      ep_.all_to_all_v(back_nH, s->send_rows_P.span<std::int64_t>(), own,
+                       s->recv_rows_P.span<std::int64_t>());
+    });
   }
 
   Options o_;

@@ -20,7 +20,7 @@ class Local final : public Dispatch {
   }
   [[nodiscard]] Travel travel(Arena& /*scratch*/) const override { return {}; }
 
-  void plan(DispatchSlot& s, Tensor index_tK, Tensor /*weights_tK*/) const override {
+  void plan(Context& /*ctx*/, DispatchSlot& s, Tensor index_tK, Tensor /*weights_tK*/) const override {
     s.sent = s.received = sort_choices(s.pos_tK, s.token_n, s.counts_PE, index_tK);
     const std::int32_t* count = s.counts_PE.as<std::int32_t>();
     std::int32_t* begin = s.begin_e1.as<std::int32_t>();
@@ -28,34 +28,32 @@ class Local final : public Dispatch {
     for (std::int64_t e = 0; e < o_.num_experts; ++e) begin[e + 1] = begin[e] + count[e];
   }
 
-  void begin_rows(Kernels& /*kernels*/, Travel& tr, const DispatchSlot& /*s*/, Tensor n_tH,
-                  comm::CommWorker* /*worker*/) const override {
+  void begin_rows(Context& /*ctx*/, Travel& tr, const DispatchSlot& /*s*/, Tensor n_tH) const override {
     tr.x_tH = n_tH;
   }
-  void end_rows(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const override {
-    kernels.gather_rows(rows_RH, tr.x_tH, s.token_n.narrow_rows(0, s.sent));
+  void end_rows(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const override {
+    ctx.kernels.gather_rows(rows_RH, tr.x_tH, s.token_n.narrow_rows(0, s.sent));
   }
   [[nodiscard]] Tensor result_rows(const Travel& /*tr*/, const DispatchSlot& s) const override {
     return s.results.narrow_rows(0, s.sent);
   }
-  void combine(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor y_tH, Tensor x_tH,
+  void combine(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor y_tH, Tensor x_tH,
                Tensor weights_tK) const override {
-    kernels.combine(y_tH, x_tH, result_rows(tr, s), s.pos_tK, weights_tK);
+    ctx.kernels.combine(y_tH, x_tH, result_rows(tr, s), s.pos_tK, weights_tK);
   }
 
-  void begin_gradient(Kernels& /*kernels*/, Travel& tr, const DispatchSlot& /*s*/, Tensor g_tH,
-                      Tensor /*weights_tK*/, Tensor /*dweights_tK*/,
-                      comm::CommWorker* /*worker*/) const override {
+  void begin_gradient(Context& /*ctx*/, Travel& tr, const DispatchSlot& /*s*/, Tensor g_tH,
+                      Tensor /*weights_tK*/, Tensor /*dweights_tK*/) const override {
     tr.x_tH = g_tH;
   }
   // Every row belongs to one kept choice, so all of them are written.
-  void end_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor dy_RH, Tensor weights_tK,
+  void end_gradient(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor dy_RH, Tensor weights_tK,
                     Tensor dweights_tK) const override {
-    kernels.combine_backward(dy_RH, dweights_tK, tr.x_tH, result_rows(tr, s), s.pos_tK, weights_tK);
+    ctx.kernels.combine_backward(dy_RH, dweights_tK, tr.x_tH, result_rows(tr, s), s.pos_tK, weights_tK);
   }
-  void scatter(Kernels& kernels, Travel& /*tr*/, const DispatchSlot& s, Tensor dn_tH, Tensor drows_RH,
+  void scatter(Context& ctx, Travel& /*tr*/, const DispatchSlot& s, Tensor dn_tH, Tensor drows_RH,
                kernels::Write write) const override {
-    kernels.sum_rows(dn_tH, drows_RH, s.pos_tK, write);
+    ctx.kernels.sum_rows(dn_tH, drows_RH, s.pos_tK, write);
   }
 
  private:

@@ -57,72 +57,75 @@ class Hierarchical final : public Dispatch {
     return tr;
   }
 
-  void plan(DispatchSlot& s, Tensor index_tK, Tensor weights_tK) const override {
+  void plan(Context& ctx, DispatchSlot& s, Tensor index_tK, Tensor weights_tK) const override {
     sort_by_node(s, index_tK, weights_tK);
-    across_.all_gather(s.node_counts_NN, s.node_counts_NN.narrow_rows(across_.rank(), 1));
+    share_now(ctx, [this, s = &s] {
+      across_.all_gather(s->node_counts_NN, s->node_counts_NN.narrow_rows(across_.rank(), 1));
+    });
     const std::int32_t* counts = s.node_counts_NN.as<std::int32_t>();
     s.taken = 0;
     for (std::int64_t n = 0; n < nodes_; ++n) {
       s.send_rows_N.as<std::int64_t>()[n] = counts[across_.rank() * nodes_ + n];
       s.taken += s.recv_rows_N.as<std::int64_t>()[n] = counts[n * nodes_ + across_.rank()];
     }
-    there(s.taken_index_LK, s.index_uK, s);
-    there(s.taken_weights_LK, s.weights_uK, s);
+    share_now(ctx, [this, s = &s] {
+      there(s->taken_index_LK, s->index_uK, *s);
+      there(s->taken_weights_LK, s->weights_uK, *s);
+    });
 
     DispatchSlot in = inside(s);
     const std::int32_t* index = s.taken_index_LK.as<std::int32_t>();
     std::transform(index, index + s.taken * o_.top_k, in.pos_tK.as<std::int32_t>(),
                    [](std::int32_t e) { return e < 0 ? -1 : 0; });
-    inside_->plan(in, s.taken_index_LK.narrow_rows(0, s.taken), s.taken_weights_LK.narrow_rows(0, s.taken));
+    inside_->plan(ctx, in, s.taken_index_LK.narrow_rows(0, s.taken),
+                  s.taken_weights_LK.narrow_rows(0, s.taken));
     s.sent = in.sent;
     s.received = in.received;
   }
 
-  void begin_rows(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor n_tH,
-                  comm::CommWorker* worker) const override {
-    send(kernels, tr, s, n_tH, worker);
+  void begin_rows(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor n_tH) const override {
+    send(ctx, tr, s, n_tH);
   }
-  void end_rows(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const override {
-    finish(tr);
+  void end_rows(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor rows_RH) const override {
+    finish(ctx, tr);
     const DispatchSlot in = inside(s);
-    inside_->begin_rows(kernels, tr, in, taken(tr, s), nullptr);
-    inside_->end_rows(kernels, tr, in, rows_RH);
+    inside_->begin_rows(ctx, tr, in, taken(tr, s));
+    inside_->end_rows(ctx, tr, in, rows_RH);
   }
   [[nodiscard]] Tensor result_rows(const Travel& tr, const DispatchSlot& s) const override {
     return inside_->result_rows(tr, s);
   }
-  void combine(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor y_tH, Tensor x_tH,
+  void combine(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor y_tH, Tensor x_tH,
                Tensor /*weights_tK*/) const override {
-    inside_->combine(kernels, tr, inside(s), taken(tr, s), Tensor(),
-                     s.taken_weights_LK.narrow_rows(0, s.taken));
-    back(tr.unique_uH, tr.taken_LH, s);
-    kernels.sum_rows(tr.sum_tH, tr.unique_uH.narrow_rows(0, s.unique), s.node_pos_tN,
-                     kernels::Write::overwrite);
-    kernels.add(y_tH, x_tH, tr.sum_tH);
+    inside_->combine(ctx, tr, inside(s), taken(tr, s), Tensor(), s.taken_weights_LK.narrow_rows(0, s.taken));
+    transfer_now(ctx, tr, [this, tr = &tr, s = &s] { back(tr->unique_uH, tr->taken_LH, *s); });
+    ctx.kernels.sum_rows(tr.sum_tH, tr.unique_uH.narrow_rows(0, s.unique), s.node_pos_tN,
+                         kernels::Write::overwrite);
+    ctx.kernels.add(y_tH, x_tH, tr.sum_tH);
   }
 
-  void begin_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor g_tH, Tensor /*weights_tK*/,
-                      Tensor /*dweights_tK*/, comm::CommWorker* worker) const override {
-    send(kernels, tr, s, g_tH, worker);
+  void begin_gradient(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor g_tH, Tensor /*weights_tK*/,
+                      Tensor /*dweights_tK*/) const override {
+    send(ctx, tr, s, g_tH);
   }
-  void end_gradient(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor dy_RH, Tensor /*weights_tK*/,
+  void end_gradient(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor dy_RH, Tensor /*weights_tK*/,
                     Tensor dweights_tK) const override {
-    finish(tr);
+    finish(ctx, tr);
     const DispatchSlot in = inside(s);
     const Tensor weights_LK = s.taken_weights_LK.narrow_rows(0, s.taken);
     const Tensor dweights_LK = tr.dweights_LK.narrow_rows(0, s.taken);
-    inside_->begin_gradient(kernels, tr, in, taken(tr, s), weights_LK, dweights_LK, nullptr);
-    inside_->end_gradient(kernels, tr, in, dy_RH, weights_LK, dweights_LK);
+    inside_->begin_gradient(ctx, tr, in, taken(tr, s), weights_LK, dweights_LK);
+    inside_->end_gradient(ctx, tr, in, dy_RH, weights_LK, dweights_LK);
     // One node has the product of a choice, the others 0.
-    back(tr.dweights_uK, tr.dweights_LK, s);
-    kernels.sum_rows(dweights_tK, tr.dweights_uK.narrow_rows(0, s.unique), s.node_pos_tN,
-                     kernels::Write::overwrite);
+    share_now(ctx, [this, tr = &tr, s = &s] { back(tr->dweights_uK, tr->dweights_LK, *s); });
+    ctx.kernels.sum_rows(dweights_tK, tr.dweights_uK.narrow_rows(0, s.unique), s.node_pos_tN,
+                         kernels::Write::overwrite);
   }
-  void scatter(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor dn_tH, Tensor drows_RH,
+  void scatter(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor dn_tH, Tensor drows_RH,
                kernels::Write write) const override {
-    inside_->scatter(kernels, tr, inside(s), taken(tr, s), drows_RH, kernels::Write::overwrite);
-    back(tr.unique_uH, tr.taken_LH, s);
-    kernels.sum_rows(dn_tH, tr.unique_uH.narrow_rows(0, s.unique), s.node_pos_tN, write);
+    inside_->scatter(ctx, tr, inside(s), taken(tr, s), drows_RH, kernels::Write::overwrite);
+    transfer_now(ctx, tr, [this, tr = &tr, s = &s] { back(tr->unique_uH, tr->taken_LH, *s); });
+    ctx.kernels.sum_rows(dn_tH, tr.unique_uH.narrow_rows(0, s.unique), s.node_pos_tN, write);
   }
 
  private:
@@ -174,10 +177,9 @@ class Hierarchical final : public Dispatch {
       std::copy_n(weights + static_cast<std::size_t>(s.token_u.as<std::int32_t>()[u]) * bytes, bytes, to);
   }
 
-  void send(Kernels& kernels, Travel& tr, const DispatchSlot& s, Tensor x_tH,
-            comm::CommWorker* worker) const {
-    kernels.gather_rows(tr.unique_uH.narrow_rows(0, s.unique), x_tH, s.token_u.narrow_rows(0, s.unique));
-    start(tr, worker, [this, tr = &tr, s = &s] { there(tr->taken_LH, tr->unique_uH, *s); });
+  void send(Context& ctx, Travel& tr, const DispatchSlot& s, Tensor x_tH) const {
+    ctx.kernels.gather_rows(tr.unique_uH.narrow_rows(0, s.unique), x_tH, s.token_u.narrow_rows(0, s.unique));
+    start(ctx, tr, [this, tr = &tr, s = &s] { there(tr->taken_LH, tr->unique_uH, *s); });
   }
   void there(Tensor taken_L, Tensor unique_u, const DispatchSlot& s) const {
     across_.all_to_all_v(taken_L.narrow_rows(0, s.taken), s.recv_rows_N.span<std::int64_t>(),

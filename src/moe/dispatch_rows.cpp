@@ -68,8 +68,10 @@ std::int64_t RowOrder::most_part_rows() const {
   return std::min(o_.max_rows, ep_size_ * o_.tokens * std::min<std::int64_t>(o_.top_k, local_experts()));
 }
 
-void RowOrder::index(DispatchSlot& slot) const {
-  if (etp_size_ > 1) etp_.all_gather(slot.counts_QPe, own_counts(slot));
+void RowOrder::index(Context& ctx, DispatchSlot& slot) const {
+  if (etp_size_ > 1) {
+    share_now(ctx, [this, s = &slot] { etp_.all_gather(s->counts_QPe, own_counts(*s)); });
+  }
   const std::int64_t e = local_experts();
   const std::int32_t* count = slot.counts_QPe.as<std::int32_t>();
   std::int32_t* start = slot.start_QPe.as<std::int32_t>();
@@ -119,13 +121,15 @@ void RowOrder::sum(Tensor part_RH, Tensor full_RH, const DispatchSlot& slot) con
   etp_.reduce_scatter_v(part_RH, full_RH, slot.part_rows_Q.span<std::int64_t>());
 }
 
-void finish(Travel& tr) {
-  if (tr.worker == nullptr) return;
+void finish(Context& ctx, Travel& tr) {
+  comm::CommWorker* worker = tr.in_flight.worker;
+  if (worker == nullptr) return;
+  if (ctx.turn != nullptr) ctx.turn->pass();
   const std::int64_t start = wall_ns();
-  tr.worker->wait(tr.ticket);
-  const comm::CommWorker::Timing timing = tr.worker->timing(tr.ticket);
+  worker->wait(tr.in_flight.ticket);
+  const comm::CommWorker::Timing timing = worker->timing(tr.in_flight.ticket);
   tr.hidden_ns += std::max<std::int64_t>(0, std::min(start, timing.end_ns) - timing.start_ns);
-  tr.worker = nullptr;
+  tr.in_flight.worker = nullptr;
 }
 
 std::unique_ptr<Dispatch> make_dispatch(const Dispatch::Options& options, const ExpertGroups& groups) {

@@ -22,7 +22,7 @@ class RowOrder {
   // This rank's counts by sender: [ep][e] of counts_QPe, to be filled before index().
   [[nodiscard]] Tensor own_counts(const DispatchSlot& slot) const;
   // Collective over etp. From the counts: received, begin_e1, from_full_R, from_expert_R, part_rows_Q.
-  void index(DispatchSlot& slot) const;
+  void index(Context& ctx, DispatchSlot& slot) const;
 
   [[nodiscard]] std::int64_t part_rows(const DispatchSlot& slot) const;  // of this rank
   [[nodiscard]] std::int64_t most_part_rows() const;
@@ -41,17 +41,37 @@ class RowOrder {
   std::int64_t ep_size_, etp_size_;
 };
 
-// Runs `transfer` on the worker, or here without one. finish waits for it.
+// Runs `transfer` on the worker, or here without one. finish waits for it, the other pass first.
 template <class Transfer>
-void start(Travel& tr, comm::CommWorker* worker, const Transfer& transfer) {
-  tr.worker = worker;
-  if (worker == nullptr) {
+void start(Context& ctx, Travel& tr, const Transfer& transfer) {
+  if (ctx.worker == nullptr) {
+    transfer();
+    return;
+  }
+  tr.in_flight.ticket = ctx.worker->post(transfer);
+  tr.in_flight.worker = ctx.worker;
+}
+void finish(Context& ctx, Travel& tr);
+
+// A transfer with nothing beside it but the other pass, if there is one.
+template <class Transfer>
+void transfer_now(Context& ctx, Travel& tr, const Transfer& transfer) {
+  if (ctx.turn == nullptr) {
+    transfer();
+    return;
+  }
+  start(ctx, tr, transfer);
+  finish(ctx, tr);
+}
+// Few bytes, needed at once.
+template <class Transfer>
+void share_now(Context& ctx, const Transfer& transfer) {
+  if (ctx.turn == nullptr) {
     transfer();
   } else {
-    tr.ticket = worker->post(transfer);
+    ctx.worker->wait(ctx.worker->post(transfer));
   }
 }
-void finish(Travel& tr);
 
 [[nodiscard]] std::unique_ptr<Dispatch> make_local(const Dispatch::Options& options);
 [[nodiscard]] std::unique_ptr<Dispatch> make_all_to_all(const Dispatch::Options& options,

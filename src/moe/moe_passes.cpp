@@ -109,7 +109,7 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
   choose(ctx, s, mb, logits_tE);
   balance(ctx, s, mb, scratch.counts_UE, pass);
   drop(ctx, s, scratch);
-  dispatch_->plan(s.dispatch, s.index_tK, s.weights_tK);
+  dispatch_->plan(ctx, s.dispatch, s.index_tK, s.weights_tK);
 
   if (pass == Pass::recompute) return;
   add_to_stats(stats_,
@@ -136,7 +136,7 @@ void MoeLayer::run_experts(Context& ctx, Saved& s, ForwardScratch& scratch) {
   const Tensor y_RH = padded() ? scratch.padded_RH.narrow_rows(0, rows) : done_RH;
   Kernels& k = ctx.kernels;
 
-  dispatch_->end_rows(k, scratch.travel, s.dispatch, arrived_RH);
+  dispatch_->end_rows(ctx, scratch.travel, s.dispatch, arrived_RH);
   if (padded()) pad_rows(k, rows_RH, begins(s), arrived_RH, s.dispatch.begins());
   experts_forward(k, expert_list(), begins(s),
                   {.y_RH = y_RH,
@@ -158,7 +158,7 @@ void MoeLayer::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x
   s.x_tH = x_tH;
   k.rms_norm(n_tH, s.rstd_t, x_tH, p_.norm_H.weight.value_NK, o_.norm_eps);
   route(ctx, s, mb, n_tH, pass);
-  dispatch_->begin_rows(k, scratch.travel, s.dispatch, n_tH, ctx.worker);
+  dispatch_->begin_rows(ctx, scratch.travel, s.dispatch, n_tH);
   Tensor shared_tH;
   if (shared_) {
     const Tensor kept_tH = shared_->kept_result(slots.saved);
@@ -166,7 +166,7 @@ void MoeLayer::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x
     shared_->forward(ctx, slots.saved, n_H, shared_tH);
   }
   run_experts(ctx, s, scratch);
-  dispatch_->combine(k, scratch.travel, s.dispatch, y_tH, x_tH, s.weights_tK);
+  dispatch_->combine(ctx, scratch.travel, s.dispatch, y_tH, x_tH, s.weights_tK);
   stats_.hidden_transfer_ns += scratch.travel.hidden_ns;
   if (shared_) shared_->add(ctx, slots.saved, y_tH, shared_tH);
 }
@@ -186,13 +186,12 @@ void MoeLayer::experts_input(Context& ctx, const Saved& s, Slots slots, Backward
   const Tensor done_RH = padded() ? compact_RH : drows_RH;
   Kernels& k = ctx.kernels;
 
-  dispatch_->begin_gradient(k, scratch.travel, s.dispatch, g_tH, s.weights_tK, scratch.dweights_tK,
-                            ctx.worker);
+  dispatch_->begin_gradient(ctx, scratch.travel, s.dispatch, g_tH, s.weights_tK, scratch.dweights_tK);
   if (shared_) {  // while the gradients travel
     k.fill(f.dn_tH, 0.0);
     shared_->backward_input(ctx, slots, f.dn_tH, g_tH);
   }
-  dispatch_->end_gradient(k, scratch.travel, s.dispatch, arrived_RH, s.weights_tK, scratch.dweights_tK);
+  dispatch_->end_gradient(ctx, scratch.travel, s.dispatch, arrived_RH, s.weights_tK, scratch.dweights_tK);
   if (padded()) pad_rows(k, dy_RH, begins(s), arrived_RH, s.dispatch.begins());
   experts_backward_input(k, expert_list(), begins(s),
                          {.drows_RH = drows_RH,
@@ -201,7 +200,7 @@ void MoeLayer::experts_input(Context& ctx, const Saved& s, Slots slots, Backward
                           .dy_RH = dy_RH,
                           .gate_up = s.gate_up.narrow_rows(0, rows)});
   if (padded()) unpad_rows(k, done_RH, s.dispatch.begins(), drows_RH, begins(s));
-  dispatch_->scatter(k, scratch.travel, s.dispatch, f.dn_tH, done_RH,
+  dispatch_->scatter(ctx, scratch.travel, s.dispatch, f.dn_tH, done_RH,
                      shared_ ? Write::accumulate : Write::overwrite);
   stats_.hidden_transfer_ns += scratch.travel.hidden_ns;
 }

@@ -84,6 +84,15 @@ struct Microbatch {
   Tensor slots_T, positions_T;
 };
 
+// Two passes of one rank that take turns on its core: where one waits for rows on their way, the other
+// computes.
+class Turn {
+ public:
+  virtual ~Turn() = default;
+  // Lets the other pass run until it waits itself or ends. At the same points of the passes on every rank.
+  virtual void pass() = 0;
+};
+
 struct Context {
   Kernels& kernels;
   comm::Communicator& tp;
@@ -91,6 +100,9 @@ struct Context {
   LossWeights weights;
   bool training = true;                // false: no noise
   comm::CommWorker* worker = nullptr;  // runs collectives beside compute; null: in line
+  // Not null: another pass is under way, so whatever goes to experts must go through the worker, in its
+  // order.
+  Turn* turn = nullptr;
 };
 
 enum class Pass : std::uint8_t { forward, recompute };

@@ -95,8 +95,8 @@ void gpipe(const Builder& out, std::int32_t rank, std::int32_t m) {
   for (std::int32_t k = 0; k < m; ++k) out.add(ActionKind::backward, rank, k);
 }
 
-void one_f_one_b(const Builder& out, std::int32_t rank, std::int32_t pp, std::int32_t m) {
-  const std::int32_t warm_up = std::min(m, pp - 1 - rank);
+void one_f_one_b(const Builder& out, std::int32_t rank, std::int32_t m, std::int32_t warm_up_forwards) {
+  const std::int32_t warm_up = std::min(m, warm_up_forwards);
   for (std::int32_t k = 0; k < warm_up; ++k) out.add(ActionKind::forward, rank, k);
   for (std::int32_t k = 0; k < m; ++k) {
     if (k + warm_up < m) out.add(ActionKind::forward, rank, k + warm_up);
@@ -159,7 +159,10 @@ Schedule generate(const GenerateOptions& options) {
         gpipe(out, r, m);
         break;
       case Kind::one_f_one_b:
-        one_f_one_b(out, r, options.pp, m);
+        one_f_one_b(out, r, m, options.pp - 1 - r);
+        break;
+      case Kind::combined:
+        one_f_one_b(out, r, m, combined_warm_up(options.pp, r));
         break;
       case Kind::interleaved:
         interleaved(out, r, options);

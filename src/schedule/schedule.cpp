@@ -80,12 +80,15 @@ std::string_view name(Kind kind) {
       return "zb-h1";
     case Kind::zb_v:
       return "zb-v";
+    case Kind::combined:
+      return "combined-1f1b";
   }
   return "?";
 }
 
 const std::vector<std::string>& kind_names() {
-  static const std::vector<std::string> names = {"naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v"};
+  static const std::vector<std::string> names = {"naive", "gpipe", "1f1b",         "interleaved",
+                                                 "zb-h1", "zb-v",  "combined-1f1b"};
   return names;
 }
 
@@ -109,6 +112,7 @@ std::int32_t required_vpp(Kind kind) {
     case Kind::gpipe:
     case Kind::one_f_one_b:
     case Kind::zb_h1:
+    case Kind::combined:
       return 1;
     case Kind::zb_v:
       return 2;
@@ -164,35 +168,83 @@ std::vector<std::int64_t> last_weight_action(const ActionList& list, std::int32_
   }
   return last;
 }
+
+// One rank's compute actions with their messages.
+class Lowering {
+ public:
+  Lowering(const Schedule& s, std::int32_t rank, const ActionList& list)
+      : schedule_(s), rank_(rank), list_(list), last_(last_weight_action(list, s.num_stages())) {
+    out_.reserve(list.size() * 3);
+  }
+
+  [[nodiscard]] ActionList run() {
+    for (std::size_t i = 0; i < list_.size(); ++i) {
+      const bool pair =
+          schedule_.kind == Kind::combined && i + 1 < list_.size() &&
+          may_run_beside(list_[i], list_[i + 1]) &&
+          list_[i].microbatch.value - list_[i + 1].microbatch.value == combined_warm_up(schedule_.pp, rank_);
+      add(i, pair ? i + 2 : i + 1);
+      if (pair) ++i;
+    }
+    return std::move(out_);
+  }
+
+ private:
+  [[nodiscard]] bool crosses(StageId lower_stage) const {  // from lower_stage to the next
+    return schedule_.rank_of(lower_stage) != schedule_.rank_of(StageId(lower_stage.value + 1));
+  }
+  static bool is_gradient(const Action& a) {
+    return a.kind == ActionKind::backward_input || a.kind == ActionKind::backward;
+  }
+
+  // What [begin, end) receives; the actions, each with what it sends; reductions.
+  void add(std::size_t begin, std::size_t end) {
+    const auto each = [&](const auto& body) {
+      for (std::size_t i = begin; i < end; ++i) {
+        const StageId s = list_[i].stage;
+        const bool has_previous = s.value > 0 && crosses(StageId(s.value - 1));
+        const bool has_next = s.value < schedule_.num_stages() - 1 && crosses(s);
+        body(list_[i], has_previous, has_next);
+      }
+    };
+    each([&](const Action& a, bool previous, bool next) {
+      if (a.kind == ActionKind::forward && previous) put(ActionKind::recv_forward, a);
+      if (is_gradient(a) && next) put(ActionKind::recv_backward, a);
+    });
+    each([&](const Action& a, bool previous, bool next) {
+      out_.push_back(a);
+      if (a.kind == ActionKind::forward && next) put(ActionKind::send_forward, a);
+      if (is_gradient(a) && previous) put(ActionKind::send_backward, a);
+    });
+    for (std::size_t i = begin; i < end; ++i) {
+      if (last_[static_cast<std::size_t>(list_[i].stage.value)] == static_cast<std::int64_t>(i))
+        out_.push_back({ActionKind::reduce_grad, list_[i].stage, MicrobatchId(0)});
+    }
+  }
+  void put(ActionKind kind, const Action& of) { out_.push_back({kind, of.stage, of.microbatch}); }
+
+  const Schedule& schedule_;
+  std::int32_t rank_;
+  const ActionList& list_;
+  std::vector<std::int64_t> last_;
+  ActionList out_;
+};
 }  // namespace
+
+std::int32_t combined_warm_up(std::int32_t pp, std::int32_t rank) {
+  return 2 * (pp - 1 - rank) + 1;
+}
+
+bool may_run_beside(const Action& forward, const Action& backward) {
+  return forward.kind == ActionKind::forward && backward.kind == ActionKind::backward &&
+         forward.microbatch != backward.microbatch;
+}
 
 Schedule lower(const Schedule& schedule) {
   Schedule out = compute_only(schedule);
-  const std::int32_t last_stage = schedule.num_stages() - 1;
-  const auto crosses = [&](StageId lower_stage) {  // from lower_stage to the next
-    return schedule.rank_of(lower_stage) != schedule.rank_of(StageId(lower_stage.value + 1));
-  };
-  for (ActionList& list : out.ranks) {
-    const std::vector<std::int64_t> last = last_weight_action(list, schedule.num_stages());
-    ActionList lowered;
-    lowered.reserve(list.size() * 3);
-    for (std::size_t i = 0; i < list.size(); ++i) {
-      const Action a = list[i];
-      const StageId s = a.stage;
-      const bool has_previous = s.value > 0 && crosses(StageId(s.value - 1));
-      const bool has_next = s.value < last_stage && crosses(s);
-      const bool forward = a.kind == ActionKind::forward;
-      const bool gradient = a.kind == ActionKind::backward_input || a.kind == ActionKind::backward;
-      if (forward && has_previous) lowered.push_back({ActionKind::recv_forward, s, a.microbatch});
-      if (gradient && has_next) lowered.push_back({ActionKind::recv_backward, s, a.microbatch});
-      lowered.push_back(a);
-      if (forward && has_next) lowered.push_back({ActionKind::send_forward, s, a.microbatch});
-      if (gradient && has_previous) lowered.push_back({ActionKind::send_backward, s, a.microbatch});
-      if (last[static_cast<std::size_t>(s.value)] == static_cast<std::int64_t>(i)) {
-        lowered.push_back({ActionKind::reduce_grad, s, MicrobatchId(0)});
-      }
-    }
-    list = std::move(lowered);
+  for (std::int32_t r = 0; r < out.pp; ++r) {
+    ActionList& list = out.ranks[static_cast<std::size_t>(r)];
+    list = Lowering(out, r, list).run();
   }
   return out;
 }

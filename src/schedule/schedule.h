@@ -51,8 +51,8 @@ using ActionList = std::vector<Action>;
 enum class Placement : std::uint8_t { loop, vee };
 [[nodiscard]] std::string_view name(Placement placement);
 
-enum class Kind : std::uint8_t { naive, gpipe, one_f_one_b, interleaved, zb_h1, zb_v };
-[[nodiscard]] std::string_view name(Kind kind);  // naive, gpipe, 1f1b, interleaved, zb-h1, zb-v
+enum class Kind : std::uint8_t { naive, gpipe, one_f_one_b, interleaved, zb_h1, zb_v, combined };
+[[nodiscard]] std::string_view name(Kind kind);  // naive, gpipe, 1f1b, ..., combined-1f1b
 [[nodiscard]] const std::vector<std::string>& kind_names();
 
 // Throws Error{config} with the nearest known name; `where` is the place of the word in the user's input.
@@ -119,12 +119,25 @@ inline constexpr std::int64_t kMaxCells = std::int64_t{1} << 24;
 //
 // zb_v: V placement, at most 2 * pp live chunk activations per rank, order chosen by the costs (Qi et al.
 // 2024, arXiv 2405.15362). Idles (pp-1)F/2 when F = I = W and m >= 2 pp.
+//
+// combined: 1F1B with twice the warm-up and one more, so that F and B of a steady pair are of different
+// micro-batches on every rank and independent: they may run beside each other, one computing while rows of
+// the other travel to experts (Megatron-Core's combined 1F1B; DeepSeek-V3's DualPipe, arXiv 2412.19437
+// section
+// 3.2.1, without its second direction). Run one after the other it idles (pp-1)(F+B); rank r keeps
+// 2 (pp - r) micro-batches.
 [[nodiscard]] Schedule generate(const GenerateOptions& options);
 
 // Adds a receive directly before each consumer and a send directly after each producer whose neighbour stage
-// lies on another rank, and REDUCE_GRAD of a stage directly after its last W or B. Messages already there are
-// replaced, so lower(lower(s)) == lower(s).
+// lies on another rank (of `combined`: receives before a pair of F and B), and REDUCE_GRAD of a stage
+// directly after its last W or B. Messages already there are replaced, so lower(lower(s)) == lower(s).
 [[nodiscard]] Schedule lower(const Schedule& schedule);
+
+// Forwards of a rank before its first pair in `combined`.
+[[nodiscard]] std::int32_t combined_warm_up(std::int32_t pp, std::int32_t rank);
+// Of F and B that stand one after the other, with nothing but SEND_F between: they are of different
+// micro-batches, so nothing orders them.
+[[nodiscard]] bool may_run_beside(const Action& forward, const Action& backward);
 
 // Drops everything but F, I, W, B.
 [[nodiscard]] Schedule compute_only(const Schedule& schedule);

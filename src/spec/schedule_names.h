@@ -11,13 +11,14 @@ struct ScheduleName {
   std::string_view name;
   std::int32_t vpp;  // 0: 2 or more, the user's choice
 };
-inline constexpr std::array<ScheduleName, 6> kScheduleNames = {{
+inline constexpr std::array<ScheduleName, 7> kScheduleNames = {{
     {.name = "naive", .vpp = 1},
     {.name = "gpipe", .vpp = 1},
     {.name = "1f1b", .vpp = 1},
     {.name = "interleaved", .vpp = 0},
     {.name = "zb-h1", .vpp = 1},
     {.name = "zb-v", .vpp = 2},
+    {.name = "combined-1f1b", .vpp = 1},
 }};
 
 }  // namespace tessera::spec

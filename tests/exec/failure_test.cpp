@@ -90,5 +90,36 @@ TEST(Failure, AnywhereInAStepOfAnyRankEndsTheRunWithItsCause) {
   }
 }
 
+// Throws in the middle of a forward pass, when the rank has routed `passes` times.
+class FailingRouting : public exec::RoutingListener {
+ public:
+  explicit FailingRouting(std::int32_t passes) : left_(passes) {}
+  void on_routed(const exec::Mixture& /*mixture*/, const nn::Microbatch& /*mb*/,
+                 std::int32_t /*slot*/) override {
+    if (left_-- == 0) throw text_is_gone();
+  }
+
+ private:
+  std::int32_t left_;
+};
+
+TEST(Failure, OfAForwardPassEndsTheBackwardPassBesideIt) {
+  spec::Job job = small_job({.moe = true});
+  job.train.global_batch_size = 16;
+  job.parallel = {.dp = 2, .pp = 2, .ep = 2, .schedule = "combined-1f1b"};
+  for (std::int32_t at = 0; at < 12; ++at) {
+    const std::int32_t rank = at % 4;
+    FailingRouting listener(at);
+    const auto start = [&](exec::RankEngine& engine) {
+      engine.initialise();
+      if (engine.rank().value != rank) return;
+      for (exec::Stage& stage : engine.stages()) stage.set_routing_listener(&listener);
+    };
+    SCOPED_TRACE(fmt::format("rank {}, after {} passes", rank, at));
+    expect_failure(job, {.worker = true, .start = start}, rank);
+    if (HasFailure()) break;
+  }
+}
+
 }  // namespace
 }  // namespace tessera::testing

@@ -50,8 +50,7 @@ const std::vector<Case>& cases() {
 struct DispatchRig {
   DispatchRig(RankGroups& g, DispatchForm form, double drop_share,
               std::int64_t max_rows = 8 * kTokens * kTopK)
-      : worker(g.place.worker),
-        dispatch(moe::make_dispatch({.dtype = DType::f64,
+      : dispatch(moe::make_dispatch({.dtype = DType::f64,
                                      .hidden = kHidden,
                                      .tokens = kTokens,
                                      .top_k = kTopK,
@@ -59,7 +58,12 @@ struct DispatchRig {
                                      .max_rows = max_rows,
                                      .form = form},
                                     expert_groups(g.place))),
-        kernels(kernels::make_reference()) {
+        kernels(kernels::make_reference()),
+        ctx{.kernels = *kernels,
+            .tp = *g.place.tp,
+            .scratch = scratch,
+            .weights = {},
+            .worker = g.place.worker} {
     tensor::Arena counting;
     (void)dispatch->reserve(counting);
     memory = tensor::Arena(counting.peak());
@@ -81,37 +85,37 @@ struct DispatchRig {
     kept = values(slot.pos_tK);
     x = random(DType::f64, {kTokens, kHidden}, seed);
     weights = random(DType::f64, {kTokens, kTopK}, seed + 100);
-    dispatch->plan(slot, index, weights);
+    dispatch->plan(ctx, slot, index, weights);
     rows = Owned(DType::f64, {slot.received, kHidden});
   }
   void there() {
-    dispatch->begin_rows(*kernels, travel, slot, x, worker);
-    dispatch->end_rows(*kernels, travel, slot, rows);
+    dispatch->begin_rows(ctx, travel, slot, x);
+    dispatch->end_rows(ctx, travel, slot, rows);
   }
   Values back(const Tensor& results) {
     const Owned y(DType::f64, {kTokens, kHidden});
     set_values(dispatch->result_rows(travel, slot), values(results));
-    dispatch->combine(*kernels, travel, slot, y, x, weights);
+    dispatch->combine(ctx, travel, slot, y, x, weights);
     return values(y);
   }
   // dy of the rows; dweights of the choices.
   Values gradient_there(const Tensor& g, const Tensor& dweights) {
     const Owned dy(DType::f64, rows.tensor().shape());
-    dispatch->begin_gradient(*kernels, travel, slot, g, weights, dweights, worker);
-    dispatch->end_gradient(*kernels, travel, slot, dy, weights, dweights);
+    dispatch->begin_gradient(ctx, travel, slot, g, weights, dweights);
+    dispatch->end_gradient(ctx, travel, slot, dy, weights, dweights);
     return values(dy);
   }
   Values gradient_back(const Tensor& drows, kernels::Write write, double before) {
     const Owned dn(DType::f64, {kTokens, kHidden});
     set_all(dn, before);
-    dispatch->scatter(*kernels, travel, slot, dn, drows, write);
+    dispatch->scatter(ctx, travel, slot, dn, drows, write);
     return values(dn);
   }
 
-  comm::CommWorker* worker;
   std::unique_ptr<moe::Dispatch> dispatch;
   std::unique_ptr<kernels::Kernels> kernels;
   tensor::Arena memory, scratch;
+  nn::Context ctx;
   moe::DispatchSlot slot;
   moe::Travel travel;
   Owned index = Owned(DType::i32, {kTokens, kTopK});

@@ -36,7 +36,7 @@ TEST(Naive, IdlesFractionOfStagesMinusOneOverStages) {
 }
 
 TEST(GPipeAndOneFOneB, IdleStagesMinusOneTimesForwardAndBackward) {
-  for (const Kind kind : {Kind::gpipe, Kind::one_f_one_b}) {
+  for (const Kind kind : {Kind::gpipe, Kind::one_f_one_b, Kind::combined}) {
     for (std::int32_t p = 1; p <= 16; ++p) {
       for (const std::int32_t m : {1, 2, 3, 7, 16, 64}) {
         const Schedule s = make(kind, p, m);
@@ -153,6 +153,31 @@ TEST(Naive, KeepsOneMicrobatch) {
 TEST(OneFOneB, RankKeepsAtMostStagesMinusRankActivations) {
   EXPECT_EQ(peaks(make(Kind::one_f_one_b, 8, 24)), (std::vector<std::int32_t>{8, 7, 6, 5, 4, 3, 2, 1}));
   EXPECT_EQ(peaks(make(Kind::one_f_one_b, 4, 2)), (std::vector<std::int32_t>{2, 2, 2, 1}));
+}
+
+TEST(Combined, KeepsTwiceTheStagesFromTheRankOn) {
+  EXPECT_EQ(peaks(make(Kind::combined, 4, 24)), (std::vector<std::int32_t>{8, 6, 4, 2}));
+  EXPECT_EQ(peaks(make(Kind::combined, 4, 3)), (std::vector<std::int32_t>{3, 3, 3, 2}));
+}
+
+// Every steady F stands before a B of another micro-batch, with nothing but its send between.
+TEST(Combined, PairsForwardAndBackwardOfDifferentMicrobatchesOnEveryRank) {
+  for (const std::int32_t pp : {1, 2, 4, 7}) {
+    for (const std::int32_t m : {1, 2, 5, 16, 40}) {
+      const Schedule s = lower(make(Kind::combined, pp, m));
+      for (std::int32_t r = 0; r < pp; ++r) {
+        const ActionList& list = s.ranks[static_cast<std::size_t>(r)];
+        std::int32_t pairs = 0;
+        for (std::size_t i = 0; i + 1 < list.size(); ++i) {
+          const std::size_t next = list[i + 1].kind == ActionKind::send_forward ? i + 2 : i + 1;
+          if (next >= list.size()) continue;
+          const std::int32_t ahead = list[i].microbatch.value - list[next].microbatch.value;
+          pairs += may_run_beside(list[i], list[next]) && ahead == combined_warm_up(pp, r) ? 1 : 0;
+        }
+        EXPECT_EQ(pairs, std::max(0, m - (2 * (pp - 1 - r) + 1))) << pp << " " << m << " rank " << r;
+      }
+    }
+  }
 }
 
 TEST(ZbH1, KeepsAsManyActivationsAsStagesOnEveryRank) {
@@ -319,6 +344,10 @@ TEST(Lower, TakesNoTimeOfItsOwn) {
     const Schedule s = make(kind, 4, 6);
     StageCosts costs = per_rank(s, 1, 1.3, 0.7);
     costs.p2p_latency = Seconds(0.1);
+    if (kind == Kind::combined) {  // a pair's F waits for the gradient of its B
+      EXPECT_LE(simulate(s, costs).makespan, simulate(lower(s), costs).makespan);
+      continue;
+    }
     EXPECT_EQ(simulate(s, costs).makespan, simulate(lower(s), costs).makespan) << name(kind);
   }
 }

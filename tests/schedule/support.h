@@ -10,8 +10,8 @@
 
 namespace tessera::schedule {
 
-inline constexpr Kind kAllKinds[] = {Kind::naive,       Kind::gpipe, Kind::one_f_one_b,
-                                     Kind::interleaved, Kind::zb_h1, Kind::zb_v};
+inline constexpr Kind kAllKinds[] = {Kind::naive, Kind::gpipe, Kind::one_f_one_b, Kind::interleaved,
+                                     Kind::zb_h1, Kind::zb_v,  Kind::combined};
 
 // A schedule of the kind with the chunks it needs (interleaved: `vpp`).
 inline Schedule make(Kind kind, std::int32_t pp, std::int32_t m, std::int32_t vpp = 2) {
