@@ -220,21 +220,47 @@ double balance_value(const Routed& r, const Options& o) {
   return value;
 }
 
+namespace {
+struct LogitSums {
+  double entropy = 0.0, squares = 0.0, largest = 0.0;
+};
+// Of one token's scores. Softmax: log p = z - lse, and no logarithm is needed.
+template <class T>
+LogitSums logit_sums(const T* scores, const T* logits, std::int64_t experts, bool softmax, double score_sum,
+                     double lse) {
+  LogitSums s;
+  for (std::int64_t e = 0; e < experts; ++e) {
+    const double p = static_cast<double>(scores[e]) / score_sum;
+    const double z = static_cast<double>(logits[e]);
+    if (softmax) {
+      s.entropy += p * (lse - z);
+    } else if (p > 0.0) {
+      s.entropy -= p * std::log(p);
+    }
+    s.squares += z * z;
+    s.largest = std::max(s.largest, std::abs(z));
+  }
+  return s;
+}
+}  // namespace
+
 void add_to_stats(Stats& stats, const Routed& r, const Options& o, double token_weight) {
   const std::int64_t tokens = r.probs_tE.rows();
   const std::int64_t experts = r.probs_tE.dim(1);
+  const bool softmax = o.router.score != kernels::RouterScore::sigmoid;
   count_routes(stats, r, o);
   double lse_squares = 0.0;
   for (std::int64_t t = 0; t < tokens; ++t) {
     const double sum = score_sum(r, o, t);
-    for (std::int64_t i = t * experts; i < (t + 1) * experts; ++i) {
-      const double p = read(r.probs_tE, i) / sum;
-      if (p > 0.0) stats.entropy -= p * std::log(p);
-      const double z = read(r.logits_tE, i);
-      stats.logit_squares += z * z;
-      stats.max_abs_logit = std::max(stats.max_abs_logit, std::abs(z));
-    }
     const double lse = read(r.lse_t, t);
+    const auto sums = [&]<class T>(T) {
+      return logit_sums(r.probs_tE.as<T>() + t * experts, r.logits_tE.as<T>() + t * experts, experts, softmax,
+                        sum, lse);
+    };
+    const LogitSums s = r.probs_tE.dtype() == nn::DType::f64 ? sums(double{}) : sums(float{});
+    stats.entropy += s.entropy;
+    stats.logit_squares += s.squares;
+    stats.max_abs_logit = std::max(stats.max_abs_logit, s.largest);
     lse_squares += lse * lse;
   }
   stats.tokens += tokens;

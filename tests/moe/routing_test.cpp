@@ -106,7 +106,11 @@ TEST(Balance, LossIsTheCoefficientAtPerfectBalance) {
     const Owned index = tensor_of(DType::i32, {6, 2}, {0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2, 0});
     const Owned probs(DType::f64, {6, 3});
     set_all(probs, 1.0 / 3);
-    const Owned lse = zeros(DType::f64, {6});
+    const Owned lse(DType::f64, {6});
+    set_all(lse, std::log(3.0));
+    set(lse, 0, 1 + std::log(3.0));
+    set(lse, 1, -3 + std::log(3.0));
+    set(lse, 4, 2 + std::log(3.0));
     const Owned pos = zeros(DType::i32, {6, 2});
     const std::int64_t units = moe::num_units(o);
     const Owned counts(DType::i32, {units, 3});
@@ -118,18 +122,18 @@ TEST(Balance, LossIsTheCoefficientAtPerfectBalance) {
       moe::balance_from_counts(aux, counts, o, 1.0 / static_cast<double>(units));
     }
     moe::Stats stats{.chosen = {0, 0, 0}, .dropped = {0, 0, 0}};
-    moe::add_to_stats(
-        stats,
-        {.probs_tE = probs,
-         .lse_t = lse,
-         .logits_tE = tensor_of(DType::f64, {6, 3}, {1, 0, 0, 0, -3, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0}),
-         .index_tK = index,
-         .pos_tK = pos,
-         .aux_UE = aux,
-         .first_token = 0},
-        o, 1.0 / 6);
+    moe::add_to_stats(stats,
+                      {.probs_tE = probs,
+                       .lse_t = lse,
+                       .logits_tE = tensor_of(DType::f64, {6, 3},
+                                              {1, 1, 1, -3, -3, -3, 0, 0, 0, 0, 0, 0, 2, 2, 2, 0, 0, 0}),
+                       .index_tK = index,
+                       .pos_tK = pos,
+                       .aux_UE = aux,
+                       .first_token = 0},
+                      o, 1.0 / 6);
     EXPECT_EQ(stats.max_abs_logit, 3.0);
-    EXPECT_EQ(stats.logit_squares, 14.0);
+    EXPECT_EQ(stats.logit_squares, 42.0);
     EXPECT_EQ(stats.unserved, 0);
     EXPECT_NEAR(stats.aux_loss, 0.5, 1e-14);
     EXPECT_NEAR(stats.entropy, 6 * std::log(3.0), 1e-12);

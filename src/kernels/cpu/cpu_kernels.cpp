@@ -150,32 +150,48 @@ void CpuKernels::do_gather_rows(Tensor dst, Tensor src, Tensor index) {
   with_scalar(dst, [&]<class T>(T) {
     const std::int32_t* from = index.as<std::int32_t>();
     const std::int64_t h = src.dim(1);
-    for (std::int64_t r = 0; r < dst.dim(0); r++) copy(dst.as<T>() + r * h, src.as<T>() + from[r] * h, h);
+    for (std::int64_t r = 0; r < dst.dim(0); r++) {
+      loops<T>().stream_scale(dst.as<T>() + r * h, T(1), src.as<T>() + from[r] * h, h);
+    }
+    loops<T>().finish_streams();
   });
 }
 
+namespace {
+// The rows of a token's choices, a few at a time.
+template <class T>
+struct ChosenRows {
+  static constexpr std::int64_t kMost = 16;
+  const T* rows[kMost];
+  T weights[kMost];
+  std::int64_t count = 0;
+};
+
+// y = base + sum of the token's rows, weighted or not. base: may be y, or null.
+template <class T>
+void sum_choices(const Loops<T>& loops, T* y, const T* base, Tensor rows, const std::int32_t* at,
+                 const T* weights, std::int64_t top_k, std::int64_t h) {
+  ChosenRows<T> chosen;
+  for (std::int64_t k = 0; k < top_k; k++) {
+    if (at[k] >= 0) {
+      chosen.rows[chosen.count] = rows.as<T>() + at[k] * h;
+      if (weights != nullptr) chosen.weights[chosen.count] = weights[k];
+      chosen.count++;
+    }
+    if (k + 1 < top_k && chosen.count < ChosenRows<T>::kMost) continue;
+    loops.sum_scaled(y, base, weights == nullptr ? nullptr : chosen.weights, chosen.rows, chosen.count, h);
+    base = y;
+    chosen.count = 0;
+  }
+}
+}  // namespace
+
 void CpuKernels::do_combine(Tensor y, Tensor x, Tensor rows, Tensor pos, Tensor weights) {
   with_scalar(y, [&]<class T>(T) {
-    const std::int32_t* at = pos.as<std::int32_t>();
     const std::int64_t h = y.dim(1), top_k = pos.dim(1);
     for (std::int64_t t = 0; t < y.dim(0); t++) {
-      T* to = y.as<T>() + t * h;
-      const T* base = x.empty() ? nullptr : x.as<T>() + t * h;
-      for (std::int64_t i = t * top_k; i < (t + 1) * top_k; i++) {
-        if (at[i] < 0) continue;
-        const T* row = rows.as<T>() + at[i] * h;
-        if (base == nullptr) {
-          loops<T>().scale(to, weights.as<T>()[i], row, h);
-        } else {
-          loops<T>().add_scaled(to, base, weights.as<T>()[i], row, h);
-        }
-        base = to;
-      }
-      if (base == nullptr) {
-        loops<T>().fill(to, T(0), h);
-      } else if (base != to) {
-        copy(to, base, h);
-      }
+      sum_choices(loops<T>(), y.as<T>() + t * h, x.empty() ? nullptr : x.as<T>() + t * h, rows,
+                  pos.as<std::int32_t>() + t * top_k, weights.as<T>() + t * top_k, top_k, h);
     }
   });
 }
@@ -191,29 +207,19 @@ void CpuKernels::do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, T
       *dw = T(0);
       if (at[i] < 0) continue;
       *dw = loops<T>().dot(d, rows.as<T>() + at[i] * h, h);
-      loops<T>().scale(drows.as<T>() + at[i] * h, weights.as<T>()[i], d, h);
+      loops<T>().stream_scale(drows.as<T>() + at[i] * h, weights.as<T>()[i], d, h);
     }
+    loops<T>().finish_streams();
   });
 }
 
 void CpuKernels::do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) {
   with_scalar(dx, [&]<class T>(T) {
-    const std::int32_t* at = pos.as<std::int32_t>();
     const std::int64_t h = dx.dim(1), top_k = pos.dim(1);
     for (std::int64_t t = 0; t < dx.dim(0); t++) {
       T* to = dx.as<T>() + t * h;
-      bool first = write == Write::overwrite;
-      for (std::int64_t i = t * top_k; i < (t + 1) * top_k; i++) {
-        if (at[i] < 0) continue;
-        const T* row = rows.as<T>() + at[i] * h;
-        if (first) {
-          copy(to, row, h);
-        } else {
-          loops<T>().add(to, to, row, h);
-        }
-        first = false;
-      }
-      if (first) loops<T>().fill(to, T(0), h);
+      sum_choices<T>(loops<T>(), to, write == Write::accumulate ? to : nullptr, rows,
+                     pos.as<std::int32_t>() + t * top_k, nullptr, top_k, h);
     }
   });
 }

@@ -134,8 +134,14 @@ struct Loops {
   void (*exp)(T* y, const T* x, std::int64_t n);
   void (*add)(T* y, const T* a, const T* b, std::int64_t n);
   void (*fill)(T* y, T value, std::int64_t n);
-  void (*scale)(T* y, T s, const T* x, std::int64_t n);                   // y = s x
+  void (*scale)(T* y, T s, const T* x, std::int64_t n);  // y = s x
+  // The same past the caches where y is aligned to the vector; finish_streams before another thread reads it.
+  void (*stream_scale)(T* y, T s, const T* x, std::int64_t n);
+  void (*finish_streams)();
   void (*add_scaled)(T* y, const T* a, T s, const T* x, std::int64_t n);  // y = a + s x; y may be a
+  // y = base + sum_k s[k] x[k], in the order of k; base may be y, or null: nothing. s null: factors of one.
+  // All rows are read side by side.
+  void (*sum_scaled)(T* y, const T* base, const T* s, const T* const* x, std::int64_t count, std::int64_t n);
   T (*dot)(const T* x, const T* y, std::int64_t n);
   void (*sigmoid)(T* y, const T* x, std::int64_t n);
   std::int64_t (*largest)(const T* x, std::int64_t n);  // the first of the largest; NaN: any
