@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "base/clock.h"
@@ -127,17 +128,17 @@ void RankEngine::run_pair(std::size_t forward, std::size_t backward) {
   comm::CommWorker* const worker = std::exchange(ctx_->worker, options_.worker);
   ctx_->turn = pair_.get();
   pair_ctx_->weights = ctx_->weights;
-  pair_->run(
-      [&] {
-        const std::int64_t before = thread_cpu_ns();
-        for (std::size_t i = forward; i < backward; ++i) run(list[i]);  // and its send
-        cpu_f = thread_cpu_ns() - before;
-      },
-      [&] {
-        const std::int64_t before = thread_cpu_ns();
-        run_backward(state(list[backward].stage), list[backward].microbatch, *pair_ctx_);
-        cpu_b = thread_cpu_ns() - before;
-      });
+  const auto run_first = [&] {
+    const std::int64_t before = thread_cpu_ns();
+    for (std::size_t i = forward; i < backward; ++i) run(list[i]);  // and its send
+    cpu_f = thread_cpu_ns() - before;
+  };
+  const auto run_second = [&] {
+    const std::int64_t before = thread_cpu_ns();
+    run_backward(state(list[backward].stage), list[backward].microbatch, *pair_ctx_);
+    cpu_b = thread_cpu_ns() - before;
+  };
+  pair_->run(std::cref(run_first), std::cref(run_second));  // by reference: nothing is allocated
   ctx_->turn = nullptr;
   ctx_->worker = worker;
   const std::int64_t end = wall_ns();

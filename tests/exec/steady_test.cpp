@@ -81,6 +81,15 @@ INSTANTIATE_TEST_SUITE_P(
         Steady{"zb_v_drops",
                {.dp = 2, .pp = 2, .ep = 2, .vpp = 2, .schedule = "zb-v"},
                [](spec::Job& j) { j.train.moe.capacity_factor = 1.0; }},
+        Steady{"hierarchical_beside",
+               {.dp = 4, .ep = 4, .ranks_per_node = 2, .schedule = "combined-1f1b"},
+               [](spec::Job&) {}},
+        Steady{"mtp",
+               {.tp = 2, .dp = 2, .ep = 2},
+               [](spec::Job& j) {
+                 j.model = mtp_model(1);
+                 j.train.mtp_loss_coef = 0.3;
+               }},
         Steady{"full_recompute",
                {.pp = 2, .schedule = "zb-h1"},
                [](spec::Job& j) { j.train.recompute = spec::Recompute::full; }}),
