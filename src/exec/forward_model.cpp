@@ -102,7 +102,8 @@ std::unique_ptr<Stage> ForwardModel::make_stage(std::int64_t batch, std::int64_t
                                                          .tp = options_.parallel.tp},
                                                 .etp = options_.parallel.etp,
                                                 .units_in_group = replicas_in_expert_group(layout_, rank_),
-                                                .cached = cached},
+                                                .cached = cached,
+                                                .slot_of_expert = layout_.slot_of_expert},
                                  *store_, comms_, cos_, sin_);
 }
 

@@ -192,7 +192,8 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
                        .etp = job.parallel.etp,
                        .units_in_group = replicas_in_expert_group(plan.layout, options_.rank),
                        .aux_loss_scale = aux_loss_scale(job),
-                       .dispatch = to_moe(graph::dispatch_form(job))},
+                       .dispatch = to_moe(graph::dispatch_form(job)),
+                       .slot_of_expert = plan.layout.slot_of_expert},
         *store_, comms_, cos_, sin_);
   }
   const StoreBytes& stored = store_->bytes();

@@ -302,7 +302,10 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, Taker& params, co
                    .router_jitter = r.router_jitter,
                    .seed = options_.recipe.seed,
                    .layer = layer,
-                   .joined = layer_counts_.get()},
+                   .joined = layer_counts_.get(),
+                   .slot_of_expert = options_.slot_of_expert.empty()
+                                         ? std::vector<std::int32_t>{}
+                                         : options_.slot_of_expert[static_cast<std::size_t>(layer)]},
       take_moe(layer, params), comms.expert_groups());
   mixtures_.push_back({layer, made.get()});
   return made;

@@ -28,7 +28,8 @@ std::int64_t expert_capacity(const spec::Job& job) {
 }
 
 // Of the balanced routing: tokens of this rank with a kept choice on each node.
-std::vector<std::int64_t> balanced_node_rows(const spec::Job& job, const layout::Layout& layout, Rank rank) {
+std::vector<std::int64_t> balanced_node_rows(const spec::Job& job, const layout::Layout& layout,
+                                             std::int32_t layer, Rank rank) {
   const std::int64_t num_experts = job.model.moe->num_experts;
   const std::int64_t top_k = job.model.moe->num_experts_per_tok;
   const std::int32_t nodes = dispatch_nodes(job);
@@ -43,7 +44,10 @@ std::vector<std::int64_t> balanced_node_rows(const spec::Job& job, const layout:
   std::vector<std::int64_t> rows(at(nodes), 0);
   std::vector<std::int64_t> last(at(nodes), -1);  // token that was counted
   for (std::int64_t i = first * top_k; i < (first + local) * top_k; ++i) {
-    const std::size_t node = at(i % num_experts / per_node);
+    const std::size_t expert = at(i % num_experts);
+    const bool in_order = layout.slot_of_expert.empty();
+    const std::int64_t slot = in_order ? i % num_experts : layout.slot_of_expert[at(layer)][expert];
+    const std::size_t node = at(slot / per_node);
     if (i / num_experts >= capacity || last[node] == i / top_k) continue;
     last[node] = i / top_k;
     ++rows[node];
@@ -110,7 +114,7 @@ std::vector<std::int64_t> RoutingRows::kept(std::int32_t layer, Rank r) const {
 }
 
 std::vector<std::int64_t> RoutingRows::node_rows(std::int32_t layer, Rank r) const {
-  if (routing_.kept.empty()) return balanced_node_rows(job_, layout_, r);
+  if (routing_.kept.empty()) return balanced_node_rows(job_, layout_, layer, r);
   return routing_.node_rows[at(layer)][at(r.value)];
 }
 
@@ -126,10 +130,10 @@ void RoutingRows::count_rows(MoeSizes& m, std::int32_t layer) const {
     const auto ep = static_cast<std::int32_t>(g) / sizes_.etp;
     // Whose rows this rank sends to experts: its own, with nodes also those that it takes on.
     const bool mine = my_slice && (m.nodes > 1 ? ep % per_node == my_ep % per_node : ep == my_ep);
-    for (std::int64_t e = 0; e < m.num_experts; ++e) {
-      const bool here = e / local == my_ep;
-      const bool my_node = m.nodes == 1 || e / local / per_node == my_ep / per_node;
-      const std::int64_t n = rows[at(e)];
+    for (std::int32_t slot = 0; slot < m.num_experts; ++slot) {
+      const bool here = slot / local == my_ep;
+      const bool my_node = m.nodes == 1 || slot / local / per_node == my_ep / per_node;
+      const std::int64_t n = rows[at(layout_.expert_at(layer, slot))];
       if (mine && my_node) m.sent += n;
       if (mine && my_node && !here) m.sent_to_others += n;
       if (!here) continue;

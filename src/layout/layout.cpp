@@ -124,6 +124,28 @@ std::vector<StageId> Layout::stages_of(Rank rank) const {
   return result;
 }
 
+namespace {
+void place_experts(Layout& layout, const spec::ModelSpec& model, const std::vector<std::int32_t>& slots) {
+  if (slots.empty()) return;
+  const std::int64_t experts = model.moe->num_experts;
+  const std::int32_t layers = model.num_hidden_layers + model.num_nextn_predict_layers;
+  layout.expert_of_slot.resize(index(layers));
+  layout.slot_of_expert.resize(index(layers));
+  auto first = slots.begin();
+  for (const std::int32_t l : spec::moe_layers(model)) {
+    std::vector<std::int32_t>& inverse = layout.slot_of_expert[index(l)];
+    layout.expert_of_slot[index(l)].assign(first, first + experts);
+    inverse.resize(index(experts));
+    for (std::int32_t s = 0; s < experts; ++s) inverse[index(first[s])] = s;
+    first += experts;
+  }
+}
+}  // namespace
+
+std::int32_t Layout::expert_at(std::int32_t layer, std::int32_t slot) const {
+  return expert_of_slot.empty() ? slot : expert_of_slot[index(layer)][index(slot)];
+}
+
 NodeGroups expert_nodes(const Layout& layout, Rank rank, std::int32_t nodes) {
   const std::vector<Rank> group = layout.expert.group(rank, {Axis::ep});
   const auto size = static_cast<std::int32_t>(group.size());
@@ -166,6 +188,7 @@ Layout make_layout(const spec::ModelSpec& model, const spec::ParallelSpec& paral
     next += layers;
   }
   TESSERA_CHECK_EQ(next, model.num_hidden_layers, "the stages hold every layer once");
+  place_experts(layout, model, p.expert_slots);
   return layout;
 }
 

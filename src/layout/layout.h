@@ -171,7 +171,11 @@ struct Layout {
   std::vector<StageCut> stages;  // pp * vpp
   // Pipeline rank of each stage; a loop (s % pp) or a vee (ZB-V).
   std::vector<std::int32_t> stage_rank;
+  // [layer of the model] the expert of each slot and the slot of each expert (ParallelSpec::expert_slots);
+  // empty: slot i has expert i.
+  std::vector<std::vector<std::int32_t>> expert_of_slot, slot_of_expert;
 
+  [[nodiscard]] std::int32_t expert_at(std::int32_t layer, std::int32_t slot) const;
   [[nodiscard]] std::int32_t world_size() const { return dense.world_size(); }
   [[nodiscard]] std::vector<StageId> stages_of(Rank rank) const;  // ascending
   friend bool operator==(const Layout&, const Layout&) = default;

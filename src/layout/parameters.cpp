@@ -253,8 +253,10 @@ class ParameterList {
                Split::whole);
     }
     const auto local = static_cast<std::int32_t>(div_exact(e.num_experts, layout_.expert.size(Axis::ep)));
-    for (std::int32_t i = ep_ * local; i < (ep_ + 1) * local; ++i)
+    for (std::int32_t slot = ep_ * local; slot < (ep_ + 1) * local; ++slot) {
+      const std::int32_t i = layout_.expert_at(layer_, slot);
       add_expert(fmt::format("{}experts.{}.", prefix, i), names, i);
+    }
   }
 
   void add_expert(const std::string& prefix, const MoeNames& names, std::int32_t index) {

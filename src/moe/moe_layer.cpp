@@ -149,6 +149,7 @@ MoeLayer::RouteScratch MoeLayer::route_scratch(Arena& arena) const {
   RouteScratch s;
   s.logits_tE = arena.take(d.dtype, {d.local_tokens(), o_.num_experts});
   if (o_.router_jitter > 0.0) s.input_tH = arena.take(d.dtype, {d.local_tokens(), d.hidden});
+  if (!o_.slot_of_expert.empty()) s.slots_tK = arena.take(DType::i32, {d.local_tokens(), width_});
   if (counts_units()) s.counts_UE = arena.take(DType::i32, {num_units(o_), o_.num_experts});
   if (capacity(o_) == 0) return s;
   const bool by_weight = drop_policy() == DropPolicy::probs;

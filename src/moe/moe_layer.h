@@ -95,6 +95,8 @@ struct Options {
   std::uint64_t seed = 0;         // of jitter and hash
   std::int32_t layer = 0;         // likewise, of the model
   LayerCounts* joined = nullptr;  // balancing over all layers together; outlives the layer
+  // [E] where each expert lives: ep rank r has slots [r e, (r + 1) e). Empty: in order of experts.
+  std::vector<std::int32_t> slot_of_expert = {};
 };
 
 struct ExpertList;
@@ -183,6 +185,7 @@ class MoeLayer : public nn::Layer {
   [[nodiscard]] BackwardScratch backward_scratch(Arena& arena) const;
   [[nodiscard]] WeightScratch weight_scratch(Arena& arena) const;
 
+  [[nodiscard]] Tensor slots_of(Tensor index_tK, const RouteScratch& scratch) const;
   void route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, Pass pass);
   void choose(Context& ctx, Saved& s, const Microbatch& mb, Tensor logits_tE);
   void balance(Context& ctx, Saved& s, const Microbatch& mb, Tensor counts_UE, Pass pass);

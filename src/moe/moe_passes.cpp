@@ -94,6 +94,15 @@ void MoeLayer::drop(Context& ctx, Saved& s, const RouteScratch& scratch) {
   mark_drops(pos_tK, index_TK, weights_TK, scratch.work, drop_policy(), capacity(o_), first_token(ctx));
 }
 
+// Where the chosen experts live.
+Tensor MoeLayer::slots_of(Tensor index_tK, const RouteScratch& scratch) const {
+  if (o_.slot_of_expert.empty()) return index_tK;
+  const std::int32_t* index = index_tK.as<std::int32_t>();
+  std::transform(index, index + index_tK.num_elements(), scratch.slots_tK.as<std::int32_t>(),
+                 [this](std::int32_t e) { return o_.slot_of_expert[static_cast<std::size_t>(e)]; });
+  return scratch.slots_tK;
+}
+
 // Chosen experts, weights, balancing coefficients and drops; then where every row goes.
 void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, Pass pass) {
   const Frame frame(ctx.scratch);
@@ -109,7 +118,7 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
   choose(ctx, s, mb, logits_tE);
   balance(ctx, s, mb, scratch.counts_UE, pass);
   drop(ctx, s, scratch);
-  dispatch_->plan(ctx, s.dispatch, s.index_tK, s.weights_tK);
+  dispatch_->plan(ctx, s.dispatch, slots_of(s.index_tK, scratch), s.weights_tK);
 
   if (pass == Pass::recompute) return;
   add_to_stats(stats_,

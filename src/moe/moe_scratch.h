@@ -8,6 +8,7 @@ namespace tessera::moe {
 struct MoeLayer::RouteScratch {
   Tensor logits_tE;
   Tensor input_tH;              // with jitter: what the router sees
+  Tensor slots_tK;              // of the chosen experts, where they do not live in order
   Tensor counts_UE;             // balancing over the unit itself
   Tensor index_TK, weights_TK;  // with capacity and tp > 1
   DropWork work;                // with capacity

@@ -250,6 +250,35 @@ void check_experts(const Job& job, Checker& c) {
           fmt::format("use etp * ep in {} (etp * ep * edp = tp * cp * dp)", divisor_choices(replica)));
 }
 
+// Every expert once in the slots of each MoE layer.
+void check_expert_slots(const Job& job, Checker& c) {
+  const std::vector<std::int32_t>& slots = job.parallel.expert_slots;
+  if (slots.empty()) return;
+  const std::vector<std::int32_t> layers =
+      job.model.moe ? moe_layers(job.model) : std::vector<std::int32_t>{};
+  const std::int32_t experts = job.model.moe ? job.model.moe->num_experts : 0;
+  const std::int64_t wanted = std::ssize(layers) * std::int64_t{experts};
+  if (!c.check(std::ssize(slots) == wanted, {"parallel.expert_slots", "model"},
+               fmt::format("expert_slots has {} entries for {} MoE layers of {} experts", slots.size(),
+                           layers.size(), experts),
+               fmt::format("give {} entries, layer by layer, or leave expert_slots out", wanted)))
+    return;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    std::vector<bool> seen(static_cast<std::size_t>(experts), false);
+    for (std::size_t s = l * seen.size(); s < (l + 1) * seen.size(); ++s) {
+      const bool fits = slots[s] >= 0 && slots[s] < experts;
+      const bool first = fits && !seen[static_cast<std::size_t>(slots[s])];
+      if (!c.check(first, {"parallel.expert_slots"},
+                   fits ? fmt::format("expert {} stands twice in the slots of layer {}", slots[s], layers[l])
+                        : fmt::format("slot {} of layer {} has expert {}, the experts are 0 to {}",
+                                      s - l * seen.size(), layers[l], slots[s], experts - 1),
+                   "give every expert of a layer one slot (replicas serve generation only)"))
+        return;
+      seen[static_cast<std::size_t>(slots[s])] = true;
+    }
+  }
+}
+
 // Nodes and the ep groups on them.
 void check_nodes(const Job& job, Checker& c) {
   const ParallelSpec& p = job.parallel;
@@ -450,6 +479,7 @@ void validate_job(const Job& job, Checker& c, JobUse use) {
       if (use == JobUse::plan) check_tp(job, c, use);
       check_experts(job, c);
       check_nodes(job, c);
+      check_expert_slots(job, c);
     }
   }
   if (use == JobUse::train) check_engine(job, c);

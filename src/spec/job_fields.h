@@ -126,6 +126,7 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("sequence_parallel", job.parallel.sequence_parallel);
   v.optional("order", job.parallel.order);
   v.optional("ranks_per_node", job.parallel.ranks_per_node);
+  v.optional("expert_slots", job.parallel.expert_slots);
   v.optional("schedule", job.parallel.schedule);
   v.optional("stage_layers", job.parallel.stage_layers);
   v.section("data");

@@ -12,6 +12,7 @@
 #include "exec/measure_steps.h"
 #include "graph/graph.h"
 #include "run.h"
+#include "slots.h"
 
 namespace tessera::testing {
 
@@ -175,6 +176,7 @@ inline spec::Job job_of(const Case& c) {
     job.model = spec::read_hf_config(fmt::format("{}/tests/golden/hf/{}", TESSERA_SOURCE_DIR, c.family));
   }
   job.parallel = c.parallel;
+  if (c.name.starts_with("placed_")) job.parallel.expert_slots = shuffled_slots(job.model, 5);
   c.change(job.train);
   return job;
 }
@@ -266,6 +268,9 @@ inline std::vector<Case> agreement_cases() {
       Case{"moe_by_node_tp_drops", true, false, on_nodes({.tp = 2, .dp = 2, .pp = 2, .ep = 4}, 2),
            by_node_selective_drops},
       Case{"moe_by_node_full", true, false, on_nodes({.tp = 4, .ep = 2, .etp = 2}, 2), by_node_full},
+      Case{"placed_ep", true, false, {.dp = 4, .ep = 4}},
+      Case{"placed_etp_drops", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, drops_by_position},
+      Case{"placed_by_node", true, false, on_nodes({.tp = 2, .dp = 2, .pp = 2, .ep = 4}, 2), by_node},
       Case{"moe_global_unit", true, false, {.tp = 4, .ep = 2}, global_unit},
       Case{"moe_no_aux", true, false, {.tp = 4, .ep = 2}, no_aux},
       Case{"moe_hash", true, false, {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, hash},

@@ -20,6 +20,7 @@
 #include "ckpt/checkpoint.h"
 #include "exec/generator.h"
 #include "run.h"
+#include "slots.h"
 #include "trace/chrome.h"
 
 namespace tessera::testing {
@@ -99,6 +100,7 @@ TEST_F(Trainer, ResumeOnTheSameLayoutIsBitIdenticalAndOnAnyOtherWithinTheParityB
       {"dp4", {.dp = 4, .ep = 4}},
       {"pp4", {.pp = 4, .schedule = "zb-h1"}},
       {"tp4", {.tp = 4, .etp = 2, .schedule = "gpipe"}},
+      {"placed", {.dp = 4, .ep = 4, .expert_slots = shuffled_slots(whole.model, 11)}},
   };
   for (const auto& [name, parallel] : layouts) {
     for (const std::int32_t zero : {0, 1}) {
