@@ -122,7 +122,8 @@ struct ParallelSpec {
   // Of the axes in the world, the first has stride 1: a permutation of the five words. Where ep stands
   // changes nothing: it folds over tp, cp and dp.
   std::string order = "tp-cp-ep-dp-pp";
-  // Expert of each slot, MoE layer by MoE layer: E slots, ep rank r has the r-th share of them. Empty: in order.
+  // Expert of each slot, MoE layer by MoE layer: E slots, ep rank r has the r-th share of them. Empty: in
+  // order.
   std::vector<std::int32_t> expert_slots;
   std::int32_t ranks_per_node = 0;  // of consecutive ranks; 0: all on one node
   std::string schedule = "1f1b";    // a name of the schedule room
