@@ -39,7 +39,13 @@ std::vector<double> synthetic_load(const SyntheticLoad& what, std::int32_t layer
     double log_load = -what.zipf * std::log(1.0 + at(rank, e));
     log_load += what.spread * normal(what.seed, own, id);
     log_load += what.group_spread * normal(what.seed, group, static_cast<std::uint64_t>(e / group_size));
-    log_load += what.drift * normal(what.seed, drift, id);
+    if (what.drift_causes == 0) log_load += what.drift * normal(what.seed, drift, id);
+    for (std::int32_t c = 0; c < what.drift_causes; ++c) {
+      const auto cause = static_cast<std::uint64_t>(c) + 1;
+      const double strength = normal(what.seed, drift, cause << 32),
+                   own_way = normal(what.seed, own, id | cause << 40);
+      log_load += what.drift * strength * own_way / std::sqrt(what.drift_causes);
+    }
     at(load, e) = std::exp(log_load);
   }
   const double sum = std::accumulate(load.begin(), load.end(), 0.0);

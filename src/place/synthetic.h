@@ -15,6 +15,8 @@ struct SyntheticLoad {
   double spread = 0.0;        // and times exp(spread * normal): a log-normal load
   double group_spread = 0.0;  // and times exp(group_spread * normal) of its group
   double drift = 0.0;         // and times exp(drift * normal) of its own in each window
+  // > 0: drift has so many causes, each moves every expert its own way and is as strong as the window has it.
+  std::int32_t drift_causes = 0;
   std::uint64_t seed = 1;
 };
 // Sums to 1e6, whole numbers.
