@@ -41,8 +41,8 @@ double mean_balance(const std::vector<std::vector<double>>& loads, const std::ve
   return sum / static_cast<double>(loads.size());
 }
 
-// The same with more within a group and less between them: the published balancer with 8 groups has 0.53 at 320
-// slots on 64 GPUs, as there.
+// The same with more within a group and less between them: the published balancer with 8 groups has 0.53 at
+// 320 slots on 64 GPUs, as there.
 const SyntheticLoad kMilderGroups{.num_experts = 256, .num_groups = 8, .spread = 0.7, .group_spread = 0.45};
 
 struct LoadCase {

@@ -109,25 +109,32 @@ void print_notes(const PlaceReport& r, const report::Style& style) {
   std::printf("\n");
   print_lines(bound + ".", style, report::Tone::plain);
   const place::Seconds3& s = row.seconds;
-  print_lines(
-      fmt::format(
-          "Slowest rank, all layers: {} computing, {} network of the fullest node, {} moving experts.",
-          human(Seconds(s.compute)), human(Seconds(s.network)), human(Seconds(s.migration))),
-      style, report::Tone::plain);
+  std::string slowest = fmt::format("Slowest rank, all layers: {} computing", human(Seconds(s.compute)));
+  if (r.wish.machine.nodes > 1)
+    slowest += fmt::format(", {} network of the fullest node", human(Seconds(s.network)));
+  if (r.wish.current != nullptr) slowest += fmt::format(", {} moving experts", human(Seconds(s.migration)));
+  print_lines(slowest + ".", style, report::Tone::plain);
+  const Traffic& t = row.traffic;
   if (r.wish.machine.nodes > 1) {
-    print_lines("Per token into each node: " + list_text(row.traffic.ingress, r.wish) +
-                    "; out of each: " + list_text(row.traffic.egress, r.wish) + ".",
+    print_lines(
+        fmt::format(
+            "Per token and layer: {} across nodes ({} without de-duplication), {} inside of them ({}).",
+            bytes_text(t.across, r.wish), bytes_text(t.across_all, r.wish), bytes_text(t.within, r.wish),
+            bytes_text(t.within_all, r.wish)),
+        style, report::Tone::plain);
+    print_lines("Into each node: " + list_text(t.ingress, r.wish) +
+                    "; out of each: " + list_text(t.egress, r.wish) + ".",
                 style, report::Tone::plain);
   }
-  std::string note = "balance: mean over max of the load, mean over layers. ";
+  std::string note = "GPU balance: mean over max of the load, mean over the layers.";
   if (r.wish.machine.nodes > 1) {
-    note += "Bytes: dispatch and combine of one token in one layer, sources spread evenly over the nodes. ";
+    note += " Bytes: dispatch and combine, sources of tokens spread evenly over the nodes.";
     if (!r.input.has_tokens()) {
       note +=
-          "Without every token's choices each choice counts as a copy, and no placement without replicas "
-          "changes what crosses. ";
+          " Counts do not say which choices are of one token: each is a copy of its own, and no placement "
+          "without replicas changes what crosses.";
     } else if (r.wish.machine.slots == r.input.num_experts) {
-      note += "Without de-duplication every placement sends the same. ";
+      note += " Without de-duplication every placement sends the same.";
     }
   }
   print_lines(note, style);

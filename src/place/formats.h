@@ -1,10 +1,12 @@
 // Placement files (docs/formats/placement.md): Tessera's own, and what inference engines read. Ours holds
-// every number a reader needs; the others are written as their engines take them. Pure but for read_placement.
+// every number a reader needs; the others are written as their engines take them. Pure but for
+// read_placement.
 //
 //   write: to_json(placement), to_sglang(placement, 61), to_vllm(placement), ...
 //   read:  read_placement("placement.json")   ours, SGLang's, vLLM's list or vllm-ascend's
 //
-// Errors: Error{io} for a file that cannot be read, Error{config} with all faults for one that is no placement.
+// Errors: Error{io} for a file that cannot be read, Error{config} with all faults for one that is no
+// placement.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -32,7 +34,8 @@ namespace tessera::place {
 // counts MoE layers.
 [[nodiscard]] std::string to_vllm_ascend(const Placement& p);
 
-// moe_config.load_balancer of TensorRT-LLM, YAML: num_slots, initial_global_assignments by layer of the model.
+// moe_config.load_balancer of TensorRT-LLM, YAML: num_slots, initial_global_assignments by layer of the
+// model.
 [[nodiscard]] std::string to_tensorrt_llm(const Placement& p);
 
 // What a foreign file does not say: the machine and the model's layers of its MoE layers.

@@ -2,7 +2,7 @@
 // layer out, with a proven bound beside each. Layers are independent and run on as many threads as asked; the
 // result does not depend on how many.
 //
-//   const PlaceResult r = place_experts(input, {.machine = machine, .method = Method::seconds, .rates = rates});
+//   const PlaceResult r = place_experts(input, {.machine = machine, .method = Method::balance});
 #pragma once
 #include <cstdint>
 #include <span>

@@ -46,9 +46,10 @@ inline constexpr std::int32_t kExactExperts = 16;
 // Mean distinct nodes per token.
 [[nodiscard]] double mean_nodes(std::span<const std::int32_t> node_of, const CutProblem& problem);
 
-// No partition into N parts of at most `most` experts reaches fewer nodes per token: pairs inside of parts are
-// bounded by what each expert shares with its most - 1 best partners and by the largest eigenvalues of the
-// matrix of pairs (Donath and Hoffman 1973); so many pairs at most leave so many nodes at least, by convexity.
+// No partition into N parts of at most `most` experts reaches fewer nodes per token: pairs inside of parts
+// are bounded by what each expert shares with its most - 1 best partners and by the largest eigenvalues of
+// the matrix of pairs (Donath and Hoffman 1973); so many pairs at most leave so many nodes at least, by
+// convexity.
 [[nodiscard]] double nodes_bound(const CutProblem& problem, std::int32_t most);
 
 }  // namespace tessera::place

@@ -17,8 +17,8 @@ double fullest(const LayerMap& map, const std::vector<double>& load, const Machi
   return largest(gpu_loads(map, load, machine));
 }
 
-// The lightest fullest device of all placements without two replicas on one, by trying every set of experts on
-// every device.
+// The lightest fullest device of all placements without two replicas on one, by trying every set of experts
+// on every device.
 double optimum(const std::vector<double>& load, const Machine& machine) {
   const auto experts = static_cast<std::int32_t>(load.size());
   double best = 1e300;
