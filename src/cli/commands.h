@@ -19,6 +19,7 @@ struct TrainFlags {
   std::string job;
   std::vector<std::string> overrides;  // "train.steps=50"
   std::string start_from;              // Hugging Face folder or checkpoint
+  std::string placement;               // file of `tessera place`
   std::string dump_routing;            // file to write; docs/formats/routing.md
   std::int64_t dump_routing_tokens = 0;
   bool show_routing = false;  // the heat map while training

@@ -94,6 +94,8 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
       ->allow_extra_args(false);  // one value each: the job may come behind it
   c->add_option("--start-from", f.start_from,
                 "Take the first weights from a Hugging Face folder or a checkpoint");
+  c->add_option("--placement", f.placement,
+                "Where experts live: a file of `tessera place` for the job's expert ranks and nodes");
   c->add_option("--dump-routing", f.dump_routing,
                 "Write what the tokens chose: counts and pairs of experts, a file for plan --routing");
   c->add_option("--dump-routing-tokens", f.dump_routing_tokens,

@@ -16,7 +16,9 @@
 #include "cli/weights.h"
 #include "exec/generator.h"
 #include "exec/trainer.h"
+#include "graph/dispatch_form.h"
 #include "kernels/peak.h"
+#include "place/formats.h"
 #include "plan/plan.h"
 #include "report/run_summary.h"
 #include "schedule/simulate.h"
@@ -318,12 +320,35 @@ int print_config(const spec::Job& job, bool json) {
 
 }  // namespace
 
+namespace {
+// With the slots of --placement.
+spec::Job read_placed_job(const TrainFlags& flags) {
+  spec::Job job = spec::read_job(flags.job, flags.overrides, spec::JobUse::train);
+  if (flags.placement.empty()) return job;
+  const std::string where = "--placement " + flags.placement;
+  if (!job.model.moe) {
+    throw Error(ErrorKind::config, "the model has no experts to place", where, "leave the flag out");
+  }
+  if (!job.parallel.expert_slots.empty()) {
+    throw Error(ErrorKind::config, "the job has parallel.expert_slots already", where, "keep one of them");
+  }
+  const std::int32_t experts = job.model.moe->num_experts;
+  const place::Machine machine{
+      .nodes = graph::nodes_of_ep(job.parallel), .gpus = job.parallel.ep, .slots = experts};
+  const place::Placement p = place::read_placement(
+      flags.placement, {.machine = machine, .num_experts = experts, .layers = spec::moe_layers(job.model)});
+  for (const place::LayerMap& map : p.maps)
+    job.parallel.expert_slots.insert(job.parallel.expert_slots.end(), map.begin(), map.end());
+  return job;
+}
+}  // namespace
+
 int train(const TrainFlags& flags, const Terminal& terminal) {
   if (!fs::is_regular_file(flags.job)) {
     throw Error(ErrorKind::config, "there is no such job file", flags.job,
                 "give the path of a job in YAML; examples/demo/job.yaml is one");
   }
-  const spec::Job job = spec::read_job(flags.job, flags.overrides, spec::JobUse::train);
+  const spec::Job job = read_placed_job(flags);
   if (flags.print_config) return print_config(job, flags.json);
   const plan::Plan plan = plan::make_plan(job);
   if (flags.dry_run) return print_dry_run(plan, flags.json);

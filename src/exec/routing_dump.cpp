@@ -83,13 +83,18 @@ RoutingDump::~RoutingDump() {
   for (Stage& stage : engine_.stages()) stage.set_routing_listener(nullptr);
 }
 
+// MTP layers stand behind the head.
+bool RoutingDump::holds(const layout::StageCut& cut, std::int32_t layer) const {
+  const bool mtp = layer >= plan_.job.model.num_hidden_layers;
+  return mtp ? cut.has_head : layer >= cut.first_layer && layer < cut.first_layer + cut.num_layers;
+}
+
 std::vector<std::int32_t> RoutingDump::layers_of(Rank rank) const {
   std::vector<std::int32_t> out;
   for (const StageId id : plan_.layout.stages_of(rank)) {
     const layout::StageCut& cut = plan_.layout.stages[at(id.value)];
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (layers_[i] < cut.first_layer || layers_[i] >= cut.first_layer + cut.num_layers) continue;
-      out.push_back(static_cast<std::int32_t>(i));
+      if (holds(cut, layers_[i])) out.push_back(static_cast<std::int32_t>(i));
     }
   }
   return out;
@@ -97,11 +102,7 @@ std::vector<std::int32_t> RoutingDump::layers_of(Rank rank) const {
 
 std::int32_t RoutingDump::owner(std::int32_t index) const {
   for (std::size_t s = 0; s < plan_.layout.stages.size(); ++s) {
-    const layout::StageCut& cut = plan_.layout.stages[s];
-    const std::int32_t layer = layers_[at(index)];
-    if (layer >= cut.first_layer && layer < cut.first_layer + cut.num_layers) {
-      return plan_.layout.stage_rank[s];
-    }
+    if (holds(plan_.layout.stages[s], layers_[at(index)])) return plan_.layout.stage_rank[s];
   }
   TESSERA_CHECK(false, "every layer is in a stage");
   return 0;

@@ -55,6 +55,7 @@ class RoutingDump : public RoutingListener {
 
   [[nodiscard]] Local* local(std::int32_t index);
   [[nodiscard]] std::int32_t owner(std::int32_t index) const;  // pipeline rank
+  [[nodiscard]] bool holds(const layout::StageCut& cut, std::int32_t layer) const;
   [[nodiscard]] std::vector<std::int32_t> layers_of(Rank rank) const;
   void count_pairs();
   void count_windows(const StepResult& result);

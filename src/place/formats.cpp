@@ -119,9 +119,8 @@ Placement pick_layers(const Placement& all, const ReadHints& hints, std::string_
                  std::string(where), "give the machine of the placement");
   }
   if (all.num_experts != hints.num_experts) {
-    problems.add(
-        fmt::format("the file is of {} experts, the statistics of {}", all.num_experts, hints.num_experts),
-        std::string(where), "give statistics and placement of the same model");
+    problems.add(fmt::format("the file is of {} experts, asked are {}", all.num_experts, hints.num_experts),
+                 std::string(where), "give the placement of the same model");
   }
   Placement p = all;
   p.layers = hints.layers;

@@ -89,6 +89,34 @@ TEST_F(Deepseek, WithoutACoefficientItsMtpLayersAreNotLeftOutInSilence) {
   EXPECT_FALSE(exists("run"));
 }
 
+TEST_F(Deepseek, ExpertsLiveWhereAPlacementOfTheSameRoutingPutsThem) {
+  const std::string still =
+      "train job.yaml --set train.lr=1.0e-12 --set train.steps=2 --set checkpoint.folder= ";
+  const Outcome dumped = run(still + "--dump-routing routing.bin --dump-routing-tokens 1000");
+  ASSERT_EQ(dumped.code, 0) << dumped.errors;
+  const Outcome placed =
+      run("place routing.bin --nodes 2 --gpus-per-node 2 --method balance --output p.json");
+  ASSERT_EQ(placed.code, 0) << placed.errors;
+  const Outcome trained =
+      run(still + "--placement p.json --set output.folder=b --set data.tokenizer=run/tokenizer.model");
+  ASSERT_EQ(trained.code, 0) << trained.errors;
+  const json before = last_line(read("run/metrics.jsonl")), after = last_line(read("b/metrics.jsonl"));
+  EXPECT_NEAR(before["loss"].get<double>(), after["loss"].get<double>(), 1e-5);
+  EXPECT_EQ(before["layers"][0]["load"], after["layers"][0]["load"]) << "what tokens choose does not change";
+  const auto slots = json::parse(read("b/plan.json"))["job"]["parallel"]["expert_slots"];
+  const auto maps = json::parse(read("p.json"))["layers"];
+  json wanted = json::array();
+  for (const json& layer : maps)
+    for (const json& expert : layer["physical_to_logical"]) wanted.push_back(expert);
+  EXPECT_EQ(slots, wanted);
+
+  const Outcome other = run("train job.yaml --placement p.json --set parallel.ranks_per_node=1");
+  EXPECT_EQ(other.code, 2);
+  EXPECT_THAT(other.errors,
+              AllOf(HasSubstr("the file is of 2 nodes, 4 GPUs and 8 slots, asked are 4, 4 and 8"),
+                    HasSubstr("p.json")));
+}
+
 TEST_F(Deepseek, NodesThatCannotShareTheExpertsAreRefused) {
   const Outcome uneven = run("train job.yaml --set parallel.ranks_per_node=3");
   EXPECT_EQ(uneven.code, 2);
