@@ -171,6 +171,7 @@ int place(const PlaceFlags& flags, const Terminal& terminal) {
   place::PlaceResult result = place::place_experts(r.input, r.wish);
   placements.emplace_back(place::name(method), std::move(result.placement));
   r.bounds = std::move(result.bounds);
+  r.off_home = result.off_home;
   r.seconds = result.seconds;
   for (const auto& [title, placement] : placements) {
     r.rows.push_back(row_of(placement, title, r.input, r.wish));

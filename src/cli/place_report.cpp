@@ -138,6 +138,11 @@ void print_notes(const PlaceReport& r, const report::Style& style) {
     }
   }
   print_lines(note, style);
+  if (r.wish.method == place::Method::relaxed) {
+    print_lines(fmt::format("{:.1f}% of the choices are served off the home node of their group.",
+                            100.0 * r.off_home),
+                style, report::Tone::plain);
+  }
   if (row.wasted > 0.0) {
     print_lines(fmt::format("{:.0f} slots hold an expert that their GPU already has.", row.wasted), style,
                 report::Tone::warning);
@@ -269,6 +274,7 @@ void print_place_json(const PlaceReport& r) {
             {"slots", m.slots},
             {"model", r.model},
             {"cluster", r.cluster},
+            {"off_home_share", r.off_home},
             {"cpu_seconds", r.seconds}};
   for (const PlaceRow& row : r.rows) j["placements"].push_back(row_json(row, r.wish));
   for (const PlaceRow& row : r.held_rows) j["held_out"].push_back(row_json(row, r.wish));

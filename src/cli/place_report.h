@@ -28,7 +28,8 @@ struct PlaceReport {
   std::vector<PlaceRow> rows, held_rows;  // the last one is the result
   std::vector<place::Bounds> bounds;
   std::vector<place::FrontPoint> front;
-  double seconds = 0.0;  // this program's, for the result
+  double off_home = 0.0;  // share of choices, of the method relaxed
+  double seconds = 0.0;   // this program's, for the result
   std::string model, cluster;
 };
 

@@ -187,13 +187,20 @@ PlaceResult place_experts(const PlaceInput& input, const Wish& wish) {
   const PlaceInput& used = wish.one_map ? summed : input;
   const std::int32_t layers = used.num_layers();
   std::vector<LayerMap> maps(size_of(layers));
-  std::vector<double> seconds(size_of(layers), 0.0);
+  std::vector<double> seconds(size_of(layers), 0.0), off_home(size_of(layers), 0.0);
   PlaceResult result;
   result.bounds.resize(size_of(input.num_layers()));
   run_all(layers, wish.threads, [&](std::int32_t l) {
     const std::int64_t start = thread_cpu_ns();
     const LayerMap* current = wish.current == nullptr ? nullptr : &at(wish.current->maps, l);
-    at(maps, l) = place_layer(used, l, wish, current);
+    if (wish.method == Method::relaxed) {
+      RelaxedMap found = relaxed_layer(at(used.data, l), wish, current);
+      at(off_home, l) = found.off_home;
+      const bool free = current != nullptr && wish.most_moved >= 1.0;
+      at(maps, l) = free ? rename_devices(*current, found.map, wish.machine) : std::move(found.map);
+    } else {
+      at(maps, l) = place_layer(used, l, wish, current);
+    }
     at(seconds, l) = static_cast<double>(thread_cpu_ns() - start) * 1e-9;
   });
   run_all(input.num_layers(), wish.threads,
@@ -204,6 +211,7 @@ PlaceResult place_experts(const PlaceInput& input, const Wish& wish) {
                       .num_experts = input.num_experts,
                       .layers = input.layers,
                       .maps = std::move(maps)};
+  result.off_home = std::accumulate(off_home.begin(), off_home.end(), 0.0) / std::max(layers, 1);
   result.seconds = std::accumulate(seconds.begin(), seconds.end(), 0.0);
   return result;
 }

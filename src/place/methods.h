@@ -63,6 +63,7 @@ struct Bounds {
 struct PlaceResult {
   Placement placement;
   std::vector<Bounds> bounds;  // [L]
+  double off_home = 0.0;       // of Method::relaxed: share of the choices served off their home node
   double seconds = 0.0;        // of this program, for all layers on one thread: CPU time
 };
 // REQUIRES check_wish without a problem.
