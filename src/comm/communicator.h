@@ -1,5 +1,5 @@
 // Communicator: the collectives of one group of ranks, seen from one rank. Backends: self/ (one rank),
-// thread/ (ranks are threads of this process); mpi/ and nccl/ come behind the same interface.
+// thread/ (ranks are threads of this process), message/ (ranks of several processes; mpi/ carries it).
 //
 // The public functions check the arguments, count bytes and calls, and call the backend's private virtual, so
 // every backend gives the same errors and the same counts. Every rank of the group must make the same calls
@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "base/quantity.h"
+#include "comm/site.h"
 #include "tensor/tensor.h"
 
 namespace tessera::comm {
@@ -81,6 +82,8 @@ class Communicator {
   [[nodiscard]] std::int64_t wall_ns() const;  // over all calls
   void reset_counters() { counters_ = {}; }
   void set_listener(CallListener* listener) { listener_ = listener; }  // null: none; outlives its calls
+  // Where the rank is, for errors and the flight recorder; worlds set it. Null: unknown.
+  void set_whereabouts(const Whereabouts* whereabouts) { whereabouts_ = whereabouts; }
 
   // In place, ring: N-1 reduce-scatter steps and N-1 all-gather steps; chunks are ceil(n / N) elements (last
   // ones may be short or empty). f64, f32; sum.
@@ -115,6 +118,7 @@ class Communicator {
  protected:
   Communicator(std::int32_t rank, std::int32_t size, std::string_view label)
       : rank_(rank), size_(size), label_(label) {}
+  [[nodiscard]] Site site() const { return whereabouts_ == nullptr ? Site{} : whereabouts_->site(); }
 
  private:
   virtual void do_all_reduce(Tensor x) = 0;
@@ -136,6 +140,7 @@ class Communicator {
   std::string_view label_;  // static storage
   Counters counters_{};
   CallListener* listener_ = nullptr;
+  const Whereabouts* whereabouts_ = nullptr;
 };
 
 [[nodiscard]] std::unique_ptr<Communicator> make_self(std::string_view label);

@@ -1,15 +1,19 @@
 // The worlds that the communicator tests run in. A further backend joins by one more entry of all_backends().
 #pragma once
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/random.h"
 #include "comm/communicator.h"
+#include "comm/local_wire.h"
+#include "comm/message/process_world.h"
 #include "comm/thread_world.h"
 
 namespace tessera::comm {
@@ -22,11 +26,12 @@ class TestWorld {
   virtual std::unique_ptr<Communicator> make(Rank rank, std::span<const Rank> members, std::string_view label,
                                              std::int32_t instance) = 0;
   virtual void run(const std::function<void(Rank)>& body) = 0;
+  virtual void abort(Rank, std::string_view) {}
 };
 
 struct Backend {
   std::string name;
-  std::int32_t max_ranks;
+  std::int32_t min_ranks, max_ranks;
   std::function<std::unique_ptr<TestWorld>(std::int32_t size)> make;
 };
 
@@ -38,9 +43,49 @@ class ThreadTestWorld final : public TestWorld {
     return world_.communicator(rank, members, label, instance);
   }
   void run(const std::function<void(Rank)>& body) override { world_.run(body); }
+  void abort(Rank rank, std::string_view why) override { world_.abort(rank, why); }
 
  private:
   ThreadWorld world_;
+};
+
+// Several processes, played by objects of this one; each runs some ranks.
+class ProcessesTestWorld final : public TestWorld {
+ public:
+  ProcessesTestWorld(std::int32_t processes, const ProcessWorld::Options& options)
+      : each_(options.ranks_per_process) {
+    const auto hub = std::make_shared<LocalWire::Hub>(processes);
+    for (std::int32_t p = 0; p < processes; ++p)
+      worlds_.push_back(std::make_unique<ProcessWorld>(std::make_unique<LocalWire>(hub, p), options));
+  }
+  ~ProcessesTestWorld() override {
+    std::vector<std::jthread> threads;  // each waits for the others' goodbye
+    for (auto& w : worlds_) threads.emplace_back([&w] { w.reset(); });
+  }
+  std::unique_ptr<Communicator> make(Rank rank, std::span<const Rank> members, std::string_view label,
+                                     std::int32_t instance) override {
+    return worlds_[rank.value / each_]->communicator(rank, members, label, instance);
+  }
+  void run(const std::function<void(Rank)>& body) override {
+    std::exception_ptr error;
+    {
+      std::vector<std::jthread> threads;
+      for (std::size_t p = 0; p < worlds_.size(); ++p)
+        threads.emplace_back([&, p] {
+          try {
+            worlds_[p]->run(body);
+          } catch (...) {
+            if (p == 0) error = std::current_exception();
+          }
+        });
+    }
+    if (error) std::rethrow_exception(error);
+  }
+  void abort(Rank rank, std::string_view why) override { worlds_[rank.value / each_]->abort(rank, why); }
+
+ private:
+  std::int32_t each_;
+  std::vector<std::unique_ptr<ProcessWorld>> worlds_;
 };
 
 class SelfTestWorld final : public TestWorld {
@@ -60,9 +105,20 @@ inline std::vector<Backend> all_backends() {
           ThreadWorld::Options{.size = size, .timeout = Seconds(60.0), .cores = cores});
     };
   };
-  return {{"Self", 1, [](std::int32_t) { return std::make_unique<SelfTestWorld>(); }},
-          {"SpinningThreads", 1 << 20, threads(64)},
-          {"SleepingThreads", 1 << 20, threads(1)}};
+  // One rank in each process, or two where that divides the ranks.
+  const auto processes = [](std::int32_t each) {
+    return [each](std::int32_t size) -> std::unique_ptr<TestWorld> {
+      const std::int32_t in_each = size % each == 0 ? each : 1;
+      return std::make_unique<ProcessesTestWorld>(
+          size / in_each,
+          ProcessWorld::Options{.ranks_per_process = in_each, .timeout = Seconds(60.0), .cores = 1});
+    };
+  };
+  return {{"Self", 1, 1, [](std::int32_t) { return std::make_unique<SelfTestWorld>(); }},
+          {"SpinningThreads", 1, 1 << 20, threads(64)},
+          {"SleepingThreads", 1, 1 << 20, threads(1)},
+          {"Processes", 1, 6, processes(1)},
+          {"ProcessesOfTwo", 2, 8, processes(2)}};
 }
 
 inline std::vector<Rank> ranks_upto(std::int32_t n) {
@@ -115,7 +171,7 @@ inline std::vector<Setting> settings() {
   std::vector<Setting> list;
   for (const Backend& b : all_backends())
     for (const std::int32_t size : {1, 2, 3, 4, 6, 7, 8})
-      if (size <= b.max_ranks) list.push_back({b, size});
+      if (size >= b.min_ranks && size <= b.max_ranks) list.push_back({b, size});
   return list;
 }
 inline std::string setting_name(const ::testing::TestParamInfo<Setting>& info) {

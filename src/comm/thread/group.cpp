@@ -128,45 +128,14 @@ std::int32_t Group::who_left(std::int32_t me, std::int32_t peer) const {
 
 void Group::check_wait(std::int32_t me, std::int32_t peer, std::int32_t left, std::int64_t started_ns,
                        std::int64_t now) {
-  const std::string where = fmt::format("rank {}, {}", world_rank(me).value, title());
-  if (world_.stopped()) world_.throw_stopped(fmt::format("{}; {}", where, doing(me)));
-  const std::string whom = waited_for_text(me, peer);
+  if (world_.stopped())
+    world_.throw_stopped(fmt::format("rank {}, {}; {}", world_rank(me).value, title(), doing(me)));
   if (left != kNobody)
-    world_.fail(world_rank(me), Error(ErrorKind::comm,
-                                      fmt::format("rank {} {}, but rank {} has left", world_rank(me).value,
-                                                  doing(me), world_rank(left).value),
-                                      where, "every rank of a group must make the same calls"));
+    world_.fail(world_rank(me), peer_left(world_rank(me), doing(me), world_rank(left), group_name()));
   if (now - started_ns > world_.timeout_ns())
-    world_.fail(world_rank(me),
-                Error(ErrorKind::comm,
-                      fmt::format("rank {} {}: no answer for {}", world_rank(me).value, doing(me),
-                                  human(Seconds(static_cast<double>(now - started_ns) * 1e-9))),
-                      where,
-                      fmt::format("see what {} did in the list of states; if it was only slow, raise the "
-                                  "timeout",
-                                  whom)));
+    world_.fail(world_rank(me), no_answer(world_rank(me), doing(me), now - started_ns,
+                                          waited_for_text(me, peer), group_name()));
 }
-
-std::string call_text(const CallInfo& info, std::int64_t number) {
-  std::string text = fmt::format("{}{} #{}", info.ends_send ? "wait_" : "", name(info.call), number);
-  if (info.peer != kNobody) text += fmt::format(" tag {}", info.tag);
-  if (info.call != Call::barrier)
-    text += fmt::format(" ({} {})", human(Bytes(info.bytes)), tensor::name(info.dtype));
-  return text;
-}
-
-namespace {
-CallInfo info_of(const Record& r) {
-  CallInfo info;
-  info.call = r.call.load(std::memory_order_relaxed);
-  info.dtype = r.dtype.load(std::memory_order_relaxed);
-  info.bytes = r.bytes.load(std::memory_order_relaxed);
-  info.peer = r.peer.load(std::memory_order_relaxed);
-  info.tag = r.tag.load(std::memory_order_relaxed);
-  info.ends_send = r.ends_send.load(std::memory_order_relaxed);
-  return info;
-}
-}  // namespace
 
 std::string Group::waited_for_text(std::int32_t me, std::int32_t peer) const {
   if (peer != kAll) return fmt::format("rank {}", world_rank(peer).value);
@@ -178,48 +147,13 @@ std::string Group::waited_for_text(std::int32_t me, std::int32_t peer) const {
 }
 
 std::string Group::doing(std::int32_t r) const {
-  const Slot& s = slot(r);
-  const std::int64_t count = s.num_records.load(std::memory_order_acquire);
-  if (count == 0) return "";
-  const Record& last = s.records[static_cast<std::size_t>((count - 1) % kRecords)];
-  if (!last.open.load(std::memory_order_relaxed)) return "";
-  const std::string call =
-      fmt::format("{} {}", label_, call_text(info_of(last), last.number.load(std::memory_order_relaxed)));
-  const std::int32_t whom = s.waiting_for.load(std::memory_order_relaxed);
-  if (whom == kNobody) return fmt::format("works in {}", call);
-  return fmt::format("waits in {} for {}", call, waited_for_text(r, whom));
+  const FlightLog& log = slot(r).log;
+  const std::int32_t whom = log.waiting_for();
+  return log.doing(group_name(), whom == kNobody ? "" : waited_for_text(r, whom));
 }
 
 std::string Group::recent(std::int32_t r) const {
-  const Slot& s = slot(r);
-  const std::int64_t count = s.num_records.load(std::memory_order_acquire);
-  std::vector<std::string> parts;
-  std::int64_t i = std::max<std::int64_t>(0, count - kRecords);
-  while (i < count) {
-    const Record& first = s.records[static_cast<std::size_t>(i % kRecords)];
-    const CallInfo info = info_of(first);
-    std::int64_t end = i + 1;  // of a run of equal calls
-    for (; end < count; ++end) {
-      const CallInfo next = info_of(s.records[static_cast<std::size_t>(end % kRecords)]);
-      if (next.call != info.call || next.bytes != info.bytes || next.peer != info.peer ||
-          next.ends_send != info.ends_send)
-        break;
-    }
-    std::string text = call_text(info, first.number.load(std::memory_order_relaxed));
-    if (info.peer != kNobody)
-      text +=
-          fmt::format(" {} rank {}", info.call == Call::recv ? "from" : "to", world_rank(info.peer).value);
-    if (end - i > 1) text += fmt::format(" x{}", end - i);
-    parts.push_back(std::move(text));
-    i = end;
-  }
-  return parts.empty() ? "" : fmt::format("{}: {}", label_, join(parts, ", "));
-}
-
-std::string Group::title() const {
-  std::vector<std::string> ranks;
-  for (const Rank r : members_) ranks.push_back(fmt::format("{}", r.value));
-  return fmt::format("group {} {{{}}}", label_, join(ranks, ", "));
+  return slot(r).log.recent(group_name());
 }
 
 }  // namespace tessera::comm::thread

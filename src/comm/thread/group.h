@@ -23,48 +23,21 @@
 
 #include "base/ids.h"
 #include "comm/communicator.h"
+#include "comm/flight_log.h"
 #include "comm/thread/futex.h"
 
 namespace tessera::comm::thread {
 
 class World;
 
-inline constexpr std::int32_t kNobody = -1;
-inline constexpr std::int32_t kAll = -2;
 inline constexpr std::int64_t kInlineBytes = 512;  // small tensors travel inside the slots
-inline constexpr std::int32_t kRecords = 16;
-
-// What a rank calls. `match` and `detail` must agree on all ranks of a collective.
-struct CallInfo {
-  Call call = Call::barrier;
-  tensor::DType dtype = tensor::DType::u8;
-  std::int64_t bytes = 0;   // of this rank's tensor
-  std::int64_t match = 0;   // bytes of the tensor, or of one row where row counts may differ
-  std::int64_t detail = 0;  // root, or operation
-  std::int32_t peer = kNobody;
-  std::int64_t tag = 0;
-  bool ends_send = false;  // wait_send
-};
-
 // A published call: plain memory, written before the owner's step and read after it was seen.
 struct Header {
   std::int64_t number = 0;
   CallInfo info;
+  Site site;
   std::byte* data = nullptr;
   std::span<const std::int64_t> rows;  // row counts that this rank holds, of the caller
-};
-
-// One line of the flight recorder. Read by the reporting rank at any time, hence atomics; a torn line is
-// possible and harmless.
-struct Record {
-  std::atomic<std::int64_t> number{0};
-  std::atomic<std::int64_t> bytes{0};
-  std::atomic<std::int64_t> tag{0};
-  std::atomic<std::int32_t> peer{kNobody};
-  std::atomic<Call> call{Call::barrier};
-  std::atomic<tensor::DType> dtype{tensor::DType::u8};
-  std::atomic<bool> ends_send{false};
-  std::atomic<bool> open{false};
 };
 
 struct alignas(128) Slot {
@@ -72,15 +45,13 @@ struct alignas(128) Slot {
   Word waiters{0};                                      // ranks asleep on progress, or about to be
   std::unique_ptr<std::atomic<std::int64_t>[]> wanted;  // [size]: step a sleeper needs, kNoStep if none
   alignas(64) std::atomic<std::uint32_t> busy{0};
-  std::atomic<std::int32_t> waiting_for{kNobody};
   std::atomic<std::int64_t> arrivals{0};  // sync_all calls entered
   std::array<Header, 2> headers;
   alignas(64) std::array<std::array<std::byte, kInlineBytes>, 2> inline_data;
   std::atomic<bool> held{false};  // by a communicator
   std::int64_t calls = 0;         // collectives started; of the owner
   std::int64_t messages = 0;      // sends and receives started; of the owner
-  std::array<Record, kRecords> records;
-  std::atomic<std::int64_t> num_records{0};
+  FlightLog log;
 };
 
 struct Message {
@@ -151,7 +122,8 @@ class Group {
   // "tp: all_reduce #26-#41 (1.00 MiB f32), barrier #42", or "" without any call.
   [[nodiscard]] std::string recent(std::int32_t r) const;
   [[nodiscard]] std::string waited_for_text(std::int32_t me, std::int32_t peer) const;
-  [[nodiscard]] std::string title() const;  // "group tp {0, 2}"
+  [[nodiscard]] GroupName group_name() const { return {label_, members_}; }
+  [[nodiscard]] std::string title() const { return comm::title(group_name()); }
 
  private:
   template <class Done>
@@ -176,8 +148,5 @@ class Group {
   alignas(64) Word generation_{0};
   Word generation_waiters_{0};
 };
-
-// "all_reduce #41 (1.00 MiB f32)"
-[[nodiscard]] std::string call_text(const CallInfo& info, std::int64_t number);
 
 }  // namespace tessera::comm::thread

@@ -26,7 +26,7 @@ void Group::sleep(std::int32_t me, std::int32_t peer, Word& word, std::uint32_t 
   const std::int64_t started = tessera::wall_ns();
   std::int64_t now = started;
   Slot& s = slot(me);
-  s.waiting_for.store(peer, std::memory_order_relaxed);
+  s.log.wait_for(peer);
   while (true) {
     const std::uint32_t seen = word.load(std::memory_order_seq_cst);
     const std::int32_t left = who_left(me, peer);  // before done(): a rank may finish its part and leave
@@ -36,7 +36,7 @@ void Group::sleep(std::int32_t me, std::int32_t peer, Word& word, std::uint32_t 
     futex_wait(word, seen, std::min(now + kSliceNs, started + world_.timeout_ns() + 1), bits);
     now = tessera::wall_ns();
   }
-  s.waiting_for.store(kNobody, std::memory_order_relaxed);
+  s.log.wait_for(kNobody);
 }
 
 template <class Done>

@@ -87,18 +87,16 @@ Message ThreadCommunicator::take(Channel& channel, const Tensor& x, std::int32_t
   World& world = group_.world();
   if (world.stopped())
     world.throw_stopped(fmt::format("rank {}, {}", group_.world_rank(me_).value, group_.title()));
-  const std::string what =
-      closed
-          ? fmt::format("rank {} closed its communicator before rank {} received {} tag {}",
-                        group_.world_rank(from).value, group_.world_rank(me_).value, label(), tag)
-          : fmt::format("rank {} sends {} tag {} with {} bytes of {}, rank {} receives {} bytes of {}",
-                        group_.world_rank(from).value, label(), tag, taken.bytes, tensor::name(taken.dtype),
-                        group_.world_rank(me_).value, x.bytes().value, tensor::name(x.dtype()));
-  world.fail(
-      group_.world_rank(me_),
-      Error(ErrorKind::comm, what, fmt::format("rank {}, {}", group_.world_rank(me_).value, group_.title()),
-            closed ? "keep the communicator and the sent tensor until wait_send returns"
-                   : "give send and recv of one tag the same shape and dtype"));
+  const Rank me = group_.world_rank(me_);
+  const Rank sender = group_.world_rank(from);
+  if (closed)
+    world.fail(me, Error(ErrorKind::comm,
+                         fmt::format("rank {} closed its communicator before rank {} received {} tag {}",
+                                     sender.value, me.value, label(), tag),
+                         fmt::format("rank {}, {}", me.value, group_.title()),
+                         "keep the communicator and the sent tensor until wait_send returns"));
+  world.fail(me, message_differs({sender, taken.bytes, taken.dtype}, {me, x.bytes().value, x.dtype()}, tag,
+                                 group_.group_name()));
 }
 
 void ThreadCommunicator::do_recv(Tensor x, std::int32_t from, std::int64_t tag) {

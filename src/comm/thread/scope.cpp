@@ -12,18 +12,7 @@ ThreadCommunicator::Scope::Scope(ThreadCommunicator& comm, Kind kind, const Call
     world.throw_stopped(
         fmt::format("rank {}, {} {}", comm.group_.world_rank(comm.me_).value, comm.label(), name(info.call)));
   number_ = kind == Kind::collective ? ++slot.calls : ++slot.messages;
-  constexpr auto relaxed = std::memory_order_relaxed;
-  const std::int64_t count = slot.num_records.load(relaxed);
-  record_ = &slot.records[static_cast<std::size_t>(count % kRecords)];
-  record_->number.store(number_, relaxed);
-  record_->bytes.store(info.bytes, relaxed);
-  record_->tag.store(info.tag, relaxed);
-  record_->peer.store(info.peer, relaxed);
-  record_->call.store(info.call, relaxed);
-  record_->dtype.store(info.dtype, relaxed);
-  record_->ends_send.store(info.ends_send, relaxed);
-  record_->open.store(true, relaxed);
-  slot.num_records.store(count + 1, std::memory_order_release);
+  record_ = &slot.log.begin(info, number_, comm.site());
 }
 
 ThreadCommunicator::Scope::~Scope() {
@@ -32,13 +21,14 @@ ThreadCommunicator::Scope::~Scope() {
     group.quiesce(comm_.me_);
     group.world().withdraw(group.world_rank(comm_.me_));
   }
-  record_->open.store(false, std::memory_order_relaxed);
+  FlightLog::end(*record_);
 }
 
 void ThreadCommunicator::Scope::publish(void* data, std::span<const std::int64_t> rows) {
   Header& header = comm_.slot_.headers[static_cast<std::size_t>(number_ % 2)];
   header.number = number_;
   header.info = info_;
+  header.site = comm_.site();
   header.data = static_cast<std::byte*>(data);
   header.rows = rows;
   comm_.group_.step(comm_.me_);

@@ -56,6 +56,15 @@ ThreadCommunicator::ThreadCommunicator(Group& group, std::int32_t rank)
   }
 }
 
+std::unique_ptr<Communicator> make_communicator(Group& group, std::int32_t rank) {
+  if (group.slot(rank).held.exchange(true))
+    throw Error(ErrorKind::internal,
+                fmt::format("instance {} is already in use by this rank", group.instance()),
+                fmt::format("rank {}, communicator {}", group.world_rank(rank).value, group.label()),
+                "ask for another instance, or destroy the first communicator");
+  return std::make_unique<ThreadCommunicator>(group, rank);
+}
+
 const Header& ThreadCommunicator::header(std::int32_t peer) const {
   return group_.slot(peer).headers[static_cast<std::size_t>(slot_.calls % 2)];
 }
@@ -67,25 +76,17 @@ std::byte* ThreadCommunicator::data(std::int32_t peer) const {
 void ThreadCommunicator::mismatch(std::int32_t peer, const std::string& detail) const {
   const Header& mine = header(me_);
   const Header& theirs = header(peer);
-  const std::int32_t my_rank = group_.world_rank(me_).value;
-  const std::int32_t its_rank = group_.world_rank(peer).value;
-  group_.world().fail(
-      group_.world_rank(me_),
-      Error(ErrorKind::comm,
-            fmt::format("calls do not match: rank {} calls {} {}, rank {} calls {} {}{}", my_rank, label(),
-                        call_text(mine.info, mine.number), its_rank, label(),
-                        call_text(theirs.info, theirs.number), detail),
-            fmt::format("rank {}, {}", my_rank, group_.title()),
-            "every rank of a group must make the same calls in the same order with matching sizes"));
+  group_.world().fail(group_.world_rank(me_),
+                      calls_differ({group_.world_rank(me_), mine.info, mine.number, mine.site},
+                                   {group_.world_rank(peer), theirs.info, theirs.number, theirs.site}, detail,
+                                   group_.group_name()));
 }
 
 void ThreadCommunicator::check_match(std::int32_t peer) const {
   const CallInfo& a = header(me_).info;
   const CallInfo& b = header(peer).info;
   if (a.call != b.call || a.dtype != b.dtype || a.match != b.match) mismatch(peer, "");
-  if (a.detail != b.detail)
-    mismatch(peer, a.call == Call::broadcast ? fmt::format(" (roots {} and {})", a.detail, b.detail)
-                                             : " (with another operation)");
+  if (a.detail != b.detail) mismatch(peer, detail_text(a, b));
 }
 
 void ThreadCommunicator::check_rows(std::int32_t peer) const {

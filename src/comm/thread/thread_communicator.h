@@ -57,4 +57,7 @@ class ThreadCommunicator final : public Communicator {
   std::vector<std::byte> scratch_;    // grows to the largest all_reduce_direct
 };
 
+// Error{internal} when the rank holds a communicator of the group already.
+[[nodiscard]] std::unique_ptr<Communicator> make_communicator(Group& group, std::int32_t rank);
+
 }  // namespace tessera::comm::thread

@@ -24,7 +24,9 @@ World::World(std::int32_t size, std::int64_t timeout_ns, std::int32_t cores)
     : size_(size),
       timeout_ns_(timeout_ns),
       spins_(size <= cores ? kSpins : 0),
-      states_(static_cast<std::size_t>(size)) {}
+      states_(static_cast<std::size_t>(size)),
+      whereabouts_(static_cast<std::size_t>(size)),
+      remote_states_(static_cast<std::size_t>(size)) {}
 
 void World::stop(Rank rank, const Error& error, bool provisional) {
   {
@@ -86,36 +88,78 @@ std::string World::describe_calls(Rank rank) const {
   for (const auto& g : groups_)
     if (const std::int32_t r = place_in(*g, rank); r != kNobody)
       if (std::string text = g->recent(r); !text.empty()) parts.push_back(std::move(text));
+  for (const Log& l : logs_)
+    if (l.rank == rank)
+      if (std::string text = l.log->recent(l.group); !text.empty()) parts.push_back(std::move(text));
   return join(parts, "; ");
+}
+
+namespace {
+std::string whom(const GroupName& group, std::int32_t peer) {
+  if (peer < 0) return "the other ranks";
+  return fmt::format("rank {}", group.members[static_cast<std::size_t>(peer)].value);
+}
+}  // namespace
+
+std::string World::describe_rank(Rank rank) const {
+  std::vector<std::string> parts;
+  for (const auto& g : groups_)
+    if (const std::int32_t r = place_in(*g, rank); r != kNobody)
+      if (std::string text = g->doing(r); !text.empty()) parts.push_back(std::move(text));
+  for (const Log& l : logs_)
+    if (l.rank == rank)
+      if (std::string text = l.log->doing(l.group, whom(l.group, l.log->waiting_for())); !text.empty())
+        parts.push_back(std::move(text));
+  std::string line = join(parts, " and ");
+  switch (state(rank)) {
+    case RankState::idle:
+      if (parts.empty()) line = "not started";
+      break;
+    case RankState::running:
+      if (parts.empty()) {
+        const std::string site = text(whereabouts_[static_cast<std::size_t>(rank.value)].site());
+        line = site.empty() ? "outside of communication" : "outside of communication, at " + site;
+      }
+      break;
+    case RankState::finished:
+      line = "finished";
+      break;
+    case RankState::failed:
+      line = "left after an error";
+      break;
+    case RankState::elsewhere:
+      line = "no word from its process";
+      break;
+  }
+  if (const std::string calls = describe_calls(rank); !calls.empty())
+    line += fmt::format("; last calls: {}", calls);
+  return line;
 }
 
 std::vector<std::string> World::describe_ranks() const {
   std::vector<std::string> lines;
-  for (std::int32_t i = 0; i < size_; ++i) {
-    std::vector<std::string> parts;
-    for (const auto& g : groups_)
-      if (const std::int32_t r = place_in(*g, Rank(i)); r != kNobody)
-        if (std::string text = g->doing(r); !text.empty()) parts.push_back(std::move(text));
-    std::string line = join(parts, " and ");
-    switch (state(Rank(i))) {
-      case RankState::idle:
-        if (parts.empty()) line = "not started";
-        break;
-      case RankState::running:
-        if (parts.empty()) line = "outside of communication";
-        break;
-      case RankState::finished:
-        line = "finished";
-        break;
-      case RankState::failed:
-        line = "left after an error";
-        break;
-    }
-    if (const std::string calls = describe_calls(Rank(i)); !calls.empty())
-      line += fmt::format("; last calls: {}", calls);
-    lines.push_back(std::move(line));
-  }
+  for (std::int32_t i = 0; i < size_; ++i) lines.push_back(describe_rank(Rank(i)));
   return lines;
+}
+
+void World::add_log(Rank rank, const GroupName& group, const FlightLog* log) {
+  const std::lock_guard lock(mutex_);
+  logs_.push_back({rank, group, log});
+}
+
+void World::set_remote_state(Rank rank, std::string line) {
+  const std::lock_guard lock(mutex_);
+  remote_states_[static_cast<std::size_t>(rank.value)] = std::move(line);
+}
+
+std::vector<std::string> World::states() {
+  const std::lock_guard lock(mutex_);
+  return first_ ? first_->states : describe_ranks();
+}
+
+std::optional<World::Failure> World::failure() const {
+  const std::lock_guard lock(mutex_);
+  return first_;
 }
 
 std::optional<Error> World::verdict() {
@@ -126,7 +170,9 @@ std::optional<Error> World::verdict() {
   problems.front().what = fmt::format("rank {} failed: {}", first_->rank.value, problems.front().what);
   std::string states = "states of the ranks when it failed:";
   for (std::int32_t i = 0; i < size_; ++i) {
-    const std::string& line = first_->states[static_cast<std::size_t>(i)];
+    const std::string& line = remote_states_[static_cast<std::size_t>(i)].empty()
+                                  ? first_->states[static_cast<std::size_t>(i)]
+                                  : remote_states_[static_cast<std::size_t>(i)];
     states += fmt::format("\n  rank {}: {}{}", i, first_->rank.value == i ? "this one failed; " : "", line);
   }
   problems.push_back(

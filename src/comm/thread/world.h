@@ -1,5 +1,6 @@
-// World: what all groups of one ThreadWorld share: the stop flag with the first error, the ranks' states, the
-// rules for waiting, and the table of groups.
+// World: what all groups of one world share in this process: the stop flag with the first error, the ranks'
+// states, the rules for waiting, and the table of groups of thread ranks. Ranks are those of the whole world;
+// of ranks in other processes only the state is known here.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -10,6 +11,8 @@
 #include <vector>
 
 #include "base/error.h"
+#include "comm/flight_log.h"
+#include "comm/site.h"
 #include "comm/thread/group.h"
 
 namespace tessera::comm::thread {
@@ -20,7 +23,8 @@ class Stopped final : public Error {
   using Error::Error;
 };
 
-enum class RankState : std::uint8_t { idle, running, finished, failed };
+// elsewhere: runs in another process.
+enum class RankState : std::uint8_t { idle, running, finished, failed, elsewhere };
 
 class World {
  public:
@@ -47,10 +51,17 @@ class World {
   void wake_all();
   // A stopped rank takes back its messages in all groups before it frees what it sent.
   void withdraw(Rank rank);
-  // The first error with its rank named and all states, if any.
-  [[nodiscard]] std::optional<Error> verdict();
+  [[nodiscard]] Whereabouts& whereabouts(Rank rank) {
+    return whereabouts_[static_cast<std::size_t>(rank.value)];
+  }
 
- private:
+  // The flight recorder of a rank in a group of several processes; it and the names live as long as the world.
+  void add_log(Rank rank, const GroupName& group, const FlightLog* log);
+  // What a rank of another process was doing when the world stopped; shown by verdict().
+  void set_remote_state(Rank rank, std::string line);
+  // One line of each rank, as of the stop.
+  [[nodiscard]] std::vector<std::string> states();
+
   struct Failure {
     Rank rank;
     ErrorKind kind = ErrorKind::internal;
@@ -58,16 +69,30 @@ class World {
     std::vector<std::string> states;  // of each rank at the moment of the failure
     bool provisional = false;
   };
+  [[nodiscard]] std::optional<Failure> failure() const;
+  // The first error with its rank named and all states, if any.
+  [[nodiscard]] std::optional<Error> verdict();
+
+ private:
+  struct Log {
+    Rank rank;
+    GroupName group;
+    const FlightLog* log;
+  };
   [[nodiscard]] std::vector<std::string> describe_ranks() const;
   [[nodiscard]] std::string describe_calls(Rank rank) const;
+  [[nodiscard]] std::string describe_rank(Rank rank) const;
 
   std::int32_t size_;
   std::int64_t timeout_ns_;
   std::int32_t spins_;
   std::atomic<bool> stopped_{false};
   std::vector<std::atomic<RankState>> states_;
+  std::vector<Whereabouts> whereabouts_;
   mutable std::mutex mutex_;  // of what follows
   std::vector<std::unique_ptr<Group>> groups_;
+  std::vector<Log> logs_;
+  std::vector<std::string> remote_states_;  // "": unknown
   std::optional<Failure> first_;
 };
 

@@ -1,0 +1,17 @@
+#include "base/error.h"
+#include "comm/mpi/mpi_wire.h"
+
+namespace tessera::comm::mpi {
+
+bool is_built_in() {
+  return false;
+}
+
+std::unique_ptr<message::Wire> open_wire() {
+  throw Error(
+      ErrorKind::unsupported, "this build of Tessera has no MPI", "tessera",
+      "install MPI (Debian: libopenmpi-dev openmpi-bin) and build again, or start without mpirun: the "
+      "ranks are then threads of one process");
+}
+
+}  // namespace tessera::comm::mpi
