@@ -34,3 +34,27 @@ foreach(room IN LISTS TESSERA_ROOMS ITEMS house cli)
   add_test(NAME ${room} COMMAND test_${room})
   set_tests_properties(${room} PROPERTIES TIMEOUT 1200)
 endforeach()
+
+# Programs that run under mpirun: add_mpi_test(NAME PROCESSES PROGRAM [ARGUMENTS...]). --oversubscribe and the
+# permission for root are Open MPI's; MPICH needs neither.
+if(TESSERA_MPI AND MPI_CXX_FOUND)
+  execute_process(COMMAND ${MPIEXEC_EXECUTABLE} --version OUTPUT_VARIABLE mpiexec_version ERROR_QUIET)
+  set(TESSERA_MPIRUN ${MPIEXEC_EXECUTABLE})
+  if(mpiexec_version MATCHES "Open MPI|OpenRTE")
+    list(APPEND TESSERA_MPIRUN --oversubscribe --bind-to none)
+  endif()
+  function(add_mpi_test name processes program)
+    add_test(NAME ${name} COMMAND ${TESSERA_MPIRUN} -n ${processes} $<TARGET_FILE:${program}> ${ARGN})
+    set_tests_properties(${name} PROPERTIES TIMEOUT 300
+      ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+  endfunction()
+
+  add_executable(test_comm_mpi tests/comm/mpi/main.cpp tests/comm/collectives_test.cpp tests/comm/messages_test.cpp)
+  target_include_directories(test_comm_mpi PRIVATE tests src)
+  target_link_libraries(test_comm_mpi PRIVATE GTest::gtest GTest::gmock tessera_comm)
+  target_compile_definitions(test_comm_mpi PRIVATE TESSERA_TEST_MPI)
+  target_compile_options(test_comm_mpi PRIVATE -Wno-sign-conversion -Wno-conversion -Wno-sign-compare -Wno-shadow)
+  add_mpi_test(comm_mpi_4_processes 4 test_comm_mpi)
+  add_mpi_test(comm_mpi_6_processes 6 test_comm_mpi)
+  add_mpi_test(comm_mpi_2_processes_of_2 2 test_comm_mpi --ranks-per-process=2)
+endif()

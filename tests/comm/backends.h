@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -15,6 +16,9 @@
 #include "comm/local_wire.h"
 #include "comm/message/process_world.h"
 #include "comm/thread_world.h"
+#ifdef TESSERA_TEST_MPI
+#include "comm/mpi/world.h"
+#endif
 
 namespace tessera::comm {
 
@@ -97,6 +101,23 @@ class SelfTestWorld final : public TestWorld {
   void run(const std::function<void(Rank)>& body) override { body(Rank(0)); }
 };
 
+#ifdef TESSERA_TEST_MPI
+// The one world that mpirun made.
+class MpiTestWorld final : public TestWorld {
+ public:
+  std::unique_ptr<Communicator> make(Rank rank, std::span<const Rank> members, std::string_view label,
+                                     std::int32_t instance) override {
+    return mpi_world()->communicator(rank, members, label, instance);
+  }
+  void run(const std::function<void(Rank)>& body) override { mpi_world()->run(body); }
+};
+
+constexpr std::int32_t kAllRanks = 0;  // as many as mpirun started
+inline std::vector<Backend> all_backends() {
+  return {{"Mpi", kAllRanks, kAllRanks, [](std::int32_t) { return std::make_unique<MpiTestWorld>(); }}};
+}
+#else
+using SharedCount = std::atomic<std::int64_t>;
 inline std::vector<Backend> all_backends() {
   // The two thread worlds differ in how they wait: looking first, as with a core per rank, or sleeping.
   const auto threads = [](std::int32_t cores) {
@@ -120,6 +141,7 @@ inline std::vector<Backend> all_backends() {
           {"Processes", 1, 6, processes(1)},
           {"ProcessesOfTwo", 2, 8, processes(2)}};
 }
+#endif
 
 inline std::vector<Rank> ranks_upto(std::int32_t n) {
   std::vector<Rank> ranks;
@@ -168,6 +190,9 @@ struct Setting {
 };
 
 inline std::vector<Setting> settings() {
+#ifdef TESSERA_TEST_MPI
+  return {{all_backends().front(), kAllRanks}};
+#endif
   std::vector<Setting> list;
   for (const Backend& b : all_backends())
     for (const std::int32_t size : {1, 2, 3, 4, 6, 7, 8})
@@ -181,7 +206,12 @@ inline std::string setting_name(const ::testing::TestParamInfo<Setting>& info) {
 // A test over (backend, number of ranks).
 class OnEveryBackend : public ::testing::TestWithParam<Setting> {
  protected:
-  [[nodiscard]] std::int32_t size() const { return GetParam().size; }
+  [[nodiscard]] std::int32_t size() const {
+#ifdef TESSERA_TEST_MPI
+    return mpi_world()->size();
+#endif
+    return GetParam().size;
+  }
   // Runs body(communicator of all ranks) on every rank.
   void on_ranks(const std::function<void(Communicator&)>& body) {
     const auto world = GetParam().backend.make(size());

@@ -2,7 +2,6 @@
 // additions is written out here by hand and compared bit for bit.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -254,7 +253,7 @@ TEST_P(Collectives, BroadcastGivesTheRootsTensorToAll) {
 }
 
 TEST_P(Collectives, NobodyPassesABarrierBeforeAllHaveReachedIt) {
-  std::atomic<std::int32_t> arrived{0};
+  SharedCount arrived{};
   on_ranks([&](Communicator& c) {
     for (std::int32_t round = 1; round <= 200; ++round) {
       arrived.fetch_add(1);
@@ -302,7 +301,7 @@ TEST_P(Collectives, BytesSentAreTheClosedForms) {
 }
 
 TEST_P(Collectives, TheSumOfBytesOverAllRanksIsTwiceNMinusOneTensors) {
-  std::atomic<std::int64_t> sum{0};
+  SharedCount sum{};
   constexpr std::int64_t kElements = 1001;
   on_ranks([&](Communicator& c) {
     std::vector<float> x(kElements);
