@@ -64,6 +64,12 @@ class CheckpointWriter {
     std::int32_t world_size = 1;   // ranks that stage each step
     double timeout_seconds =
         300.0;  // how long stage() and wait() wait for ranks that do not stage: Error{comm}
+    // Several processes write a checkpoint together, into a folder that all of them see: this one the ranks
+    // [first_rank, first_rank + local_ranks). Process 0 waits for the others' parts and renames the folder.
+    std::int32_t first_rank = 0;
+    std::int32_t local_ranks = 0;  // 0: all of the world
+    std::int32_t process = 0, processes = 1;
+    std::int64_t first_process_id = 0;  // of process 0, on its host
   };
   explicit CheckpointWriter(Options options);  // Error{io} when the folder cannot be made
   ~CheckpointWriter();  // waits for what all ranks have staged; errors are lost then, so call wait()

@@ -168,7 +168,7 @@ IndexedPiece read_piece(const Json& value, const IndexedTensor& tensor, const Fi
                     .size = pair_of(size, 1, "the size of " + what, origin)}};
 }
 
-IndexedTensor read_tensor(const Json& value, const FileNames& names, const Origin& origin) {
+IndexedTensor read_tensor(const Json& value, const FileNames& names, IndexOf of, const Origin& origin) {
   require_map(value, "a tensor", origin);
   IndexedTensor tensor;
   tensor.name = string_of(member(value, "name", origin), "the name of a tensor", origin);
@@ -186,6 +186,7 @@ IndexedTensor read_tensor(const Json& value, const FileNames& names, const Origi
     tensor.pieces.push_back(read_piece(piece, tensor, names, origin));
     slices.push_back(tensor.pieces.back().slice);
   }
+  if (of == IndexOf::part) return tensor;
   if (const std::string fault = cover_fault(tensor.global, slices); !fault.empty())
     origin.refuse(fmt::format("tensor \"{}\": {}", tensor.name, fault));
   return tensor;
@@ -193,7 +194,7 @@ IndexedTensor read_tensor(const Json& value, const FileNames& names, const Origi
 
 }  // namespace
 
-Index parse_index(std::string_view text, const std::string& where) {
+Index parse_index(std::string_view text, const std::string& where, IndexOf of) {
   const Origin origin{.where = where, .mend = kMend};
   check_seal(text, origin);
   const Json root = parse_json(text, origin);
@@ -213,7 +214,7 @@ Index parse_index(std::string_view text, const std::string& where) {
   require_list(tensors, "tensors", origin);
   std::set<std::string, std::less<>> seen;
   for (const Json& value : tensors.items) {
-    index.tensors.push_back(read_tensor(value, names, origin));
+    index.tensors.push_back(read_tensor(value, names, of, origin));
     if (!seen.insert(index.tensors.back().name).second)
       origin.refuse(fmt::format("tensor \"{}\" is listed twice", index.tensors.back().name));
   }

@@ -54,6 +54,8 @@ struct Index {
 // The first line and `body`: a whole index.json.
 [[nodiscard]] std::string seal_index(std::string_view body);
 // Error{io}: damaged, foreign, inconsistent; Error{unsupported}: a newer version. `where` names the file.
-[[nodiscard]] Index parse_index(std::string_view text, const std::string& where);
+// part: of one process; its pieces need not cover the tensors.
+enum class IndexOf : std::uint8_t { whole, part };
+[[nodiscard]] Index parse_index(std::string_view text, const std::string& where, IndexOf of = IndexOf::whole);
 
 }  // namespace tessera::ckpt

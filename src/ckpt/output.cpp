@@ -88,6 +88,14 @@ OutputFolder::OutputFolder(const std::filesystem::path& path, IfPresent if_prese
   if (code) fail("create", aside_, code.value());
 }
 
+OutputFolder::OutputFolder(const std::filesystem::path& path, Shared shared)
+    : path_(path), aside_(path), if_present_(IfPresent::replace) {
+  aside_ += fmt::format(".tmp{}", shared.owner);
+  std::error_code code;
+  std::filesystem::create_directory(aside_, code);
+  if (code) fail("create", aside_, code.value());
+}
+
 OutputFolder::~OutputFolder() {
   std::error_code ignored;  // left over, it is removed by the next writer
   if (!committed_) std::filesystem::remove_all(aside_, ignored);

@@ -7,12 +7,15 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <map>
 #include <optional>
 #include <set>
 #include <system_error>
+#include <thread>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "ckpt/index.h"
@@ -109,7 +112,7 @@ void prune(const std::filesystem::path& folder, std::int64_t newest, std::int32_
 
 namespace {
 
-// The pieces of all ranks as an index still without files; checks that they make whole tensors.
+// The pieces of the ranks as an index still without files.
 std::vector<IndexedTensor> gather(std::span<const RankPieces> ranks) {
   std::vector<IndexedTensor> tensors;
   std::map<std::string_view, std::size_t> position;
@@ -128,6 +131,10 @@ std::vector<IndexedTensor> gather(std::span<const RankPieces> ranks) {
     }
     ++file;
   }
+  return tensors;
+}
+
+void check_whole(std::span<const IndexedTensor> tensors) {
   std::vector<Slice> slices;
   for (const IndexedTensor& tensor : tensors) {
     slices.clear();
@@ -135,7 +142,6 @@ std::vector<IndexedTensor> gather(std::span<const RankPieces> ranks) {
     const std::string fault = cover_fault(tensor.global, slices);
     TESSERA_CHECK(fault.empty(), fmt::format("tensor \"{}\": {}", tensor.name, fault));
   }
-  return tensors;
 }
 
 IndexedFile write_rank_file(const std::filesystem::path& folder, const Meta& meta, const RankPieces& rank) {
@@ -166,10 +172,86 @@ IndexedFile write_rank_file(const std::filesystem::path& folder, const Meta& met
 void write_step_folder(const std::filesystem::path& folder, const Meta& meta, std::int32_t world_size,
                        std::span<const RankPieces> ranks) {
   Index index{.meta = meta, .world_size = world_size, .tensors = gather(ranks)};
+  check_whole(index.tensors);
   OutputFolder step(folder / step_folder_name(meta.step), OutputFolder::IfPresent::replace);
   for (const RankPieces& rank : ranks)
     if (!rank.pieces.empty()) index.files.push_back(write_rank_file(step.aside(), meta, rank));
   OutputFile file(step.aside() / kIndexFile);
+  file.write(index_text(index));
+  file.finish();
+  step.commit();
+}
+
+namespace {
+
+std::filesystem::path note_of(const std::filesystem::path& aside, std::int32_t part) {
+  return aside / fmt::format("part-{:05}.json", part);
+}
+
+// Adds the part of another process.
+void merge(Index& index, const Index& part) {
+  const auto first = static_cast<std::int32_t>(index.files.size());
+  index.files.insert(index.files.end(), part.files.begin(), part.files.end());
+  std::map<std::string_view, std::size_t> position;
+  for (std::size_t i = 0; i < index.tensors.size(); ++i) position.emplace(index.tensors[i].name, i);
+  std::vector<IndexedTensor> added;
+  for (const IndexedTensor& t : part.tensors) {
+    const auto at = position.find(t.name);
+    IndexedTensor* into = nullptr;
+    if (at == position.end()) {
+      added.push_back(t);
+      added.back().pieces.clear();
+      into = &added.back();
+    } else {
+      into = &index.tensors[at->second];
+      TESSERA_CHECK(
+          into->type == t.type && into->num_dims == t.num_dims && into->global == t.global,
+          fmt::format("a process gives \"{}\" another dtype or global shape than others do", t.name));
+    }
+    for (IndexedPiece piece : t.pieces) {
+      piece.file += first;
+      into->pieces.push_back(piece);
+    }
+  }
+  index.tensors.insert(index.tensors.end(), added.begin(), added.end());
+}
+
+std::string await_note(const std::filesystem::path& path, const Parts& parts) {
+  const std::int64_t start = wall_ns();
+  while (!std::filesystem::exists(path)) {
+    if (static_cast<double>(wall_ns() - start) * 1e-9 > parts.timeout_seconds)
+      throw Error(ErrorKind::comm,
+                  fmt::format("a process wrote no part of the checkpoint within {} s", parts.timeout_seconds),
+                  path.string(),
+                  "all processes must see the same checkpoint folder: use a shared file system");
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return read_text(path);
+}
+
+}  // namespace
+
+void write_step_part(const std::filesystem::path& folder, const Meta& meta, std::int32_t world_size,
+                     std::span<const RankPieces> ranks, const Parts& parts) {
+  Index index{.meta = meta, .world_size = world_size, .tensors = gather(ranks)};
+  const std::filesystem::path path = folder / step_folder_name(meta.step);
+  std::filesystem::path aside = path;
+  aside += fmt::format("{}{}", kAside, parts.owner);
+  std::error_code exists;
+  std::filesystem::create_directory(aside, exists);
+  for (const RankPieces& rank : ranks)
+    if (!rank.pieces.empty()) index.files.push_back(write_rank_file(aside, meta, rank));
+  if (parts.part != 0) return write_atomically(note_of(aside, parts.part), index_text(index));
+  OutputFolder step(path, OutputFolder::Shared{parts.owner});
+  for (std::int32_t p = 1; p < parts.count; ++p) {
+    const std::filesystem::path note = note_of(aside, p);
+    const Index part = parse_index(await_note(note, parts), note.string(), IndexOf::part);
+    TESSERA_CHECK(part.meta == meta, "all processes describe a step alike");
+    merge(index, part);
+  }
+  check_whole(index.tensors);
+  for (std::int32_t p = 1; p < parts.count; ++p) std::filesystem::remove(note_of(aside, p));
+  OutputFile file(aside / kIndexFile);
   file.write(index_text(index));
   file.finish();
   step.commit();

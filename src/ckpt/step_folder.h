@@ -45,6 +45,11 @@ class OutputFolder {
   // step.
   enum class IfPresent : std::uint8_t { refuse, replace };
   OutputFolder(const std::filesystem::path& path, IfPresent if_present);
+  // One whose folder aside is made already, or will be, by processes that write into it together.
+  struct Shared {
+    std::int64_t owner = 0;  // the process that commits
+  };
+  OutputFolder(const std::filesystem::path& path, Shared shared);
   ~OutputFolder();
   OutputFolder(const OutputFolder&) = delete;
   OutputFolder& operator=(const OutputFolder&) = delete;
@@ -89,5 +94,16 @@ void prune(const std::filesystem::path& folder, std::int64_t newest, std::int32_
 // Writes and renames step-XXXXXXXX. Error{internal} when the pieces do not cover every tensor exactly once.
 void write_step_folder(const std::filesystem::path& folder, const Meta& meta, std::int32_t world_size,
                        std::span<const RankPieces> ranks);
+
+// The same by several processes that share the folder: each writes the files of its ranks and a note of them;
+// the owner waits for all notes, at most so long after its own, then checks, writes the index and renames.
+struct Parts {
+  std::int32_t part = 0;  // of this process; 0 is the owner
+  std::int32_t count = 1;
+  std::int64_t owner = 0;  // its process id
+  double timeout_seconds = 300.0;
+};
+void write_step_part(const std::filesystem::path& folder, const Meta& meta, std::int32_t world_size,
+                     std::span<const RankPieces> ranks, const Parts& parts);
 
 }  // namespace tessera::ckpt

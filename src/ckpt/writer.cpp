@@ -71,20 +71,24 @@ void fill(Slot& slot, std::span<const Piece> pieces) {
 }  // namespace
 
 struct CheckpointWriter::State {
-  explicit State(Options o) : options(std::move(o)), slots(static_cast<std::size_t>(options.world_size)) {}
+  explicit State(Options o)
+      : options(std::move(o)),
+        local(options.local_ranks > 0 ? options.local_ranks : options.world_size),
+        slots(static_cast<std::size_t>(local)) {}
 
   Options options;
+  std::int32_t local;  // ranks that stage here
   std::mutex mutex;
   std::condition_variable_any changed;
   // Guarded by mutex:
   std::vector<Slot> slots;
   Meta meta;                    // of the step being staged or written
-  std::int32_t num_staged = 0;  // world_size: being written
+  std::int32_t num_staged = 0;  // local: being written
   std::int64_t progress = 0;    // counts stagings and writings
   std::exception_ptr error;     // the first; nothing is written after it
   std::jthread thread;          // last: stops before the rest goes away
 
-  [[nodiscard]] bool writing() const { return num_staged == options.world_size && error == nullptr; }
+  [[nodiscard]] bool writing() const { return num_staged == local && error == nullptr; }
 
   // Waits until `done`. While a checkpoint is written there is no limit, a disk takes its time; but ranks
   // that never stage are not waited for.
@@ -97,8 +101,8 @@ struct CheckpointWriter::State {
         changed.wait(lock);
       } else if (!changed.wait_for(lock, patience, [&] { return progress != before || error != nullptr; })) {
         throw Error(ErrorKind::comm,
-                    fmt::format("{} of {} ranks staged step {} within {} s", num_staged, options.world_size,
-                                meta.step, options.timeout_seconds),
+                    fmt::format("{} of {} ranks staged step {} within {} s", num_staged, local, meta.step,
+                                options.timeout_seconds),
                     options.folder.string(), "find out why the other ranks did not reach the checkpoint");
       }
     }
@@ -108,9 +112,20 @@ struct CheckpointWriter::State {
   void write() {
     std::vector<RankPieces> ranks;
     for (std::size_t r = 0; r < slots.size(); ++r)
-      ranks.push_back({.rank = Rank(static_cast<std::int32_t>(r)), .pieces = slots[r].pieces});
-    write_step_folder(options.folder, meta, options.world_size, ranks);
-    remove_leftovers(options.folder);
+      ranks.push_back(
+          {.rank = Rank(options.first_rank + static_cast<std::int32_t>(r)), .pieces = slots[r].pieces});
+    if (options.processes > 1) {
+      write_step_part(options.folder, meta, options.world_size, ranks,
+                      {.part = options.process,
+                       .count = options.processes,
+                       .owner = options.first_process_id,
+                       .timeout_seconds = options.timeout_seconds});
+      if (options.process != 0) return;
+    } else {
+      write_step_folder(options.folder, meta, options.world_size, ranks);
+    }
+    // Of several processes a faster one may be writing the next step by now, under this process's number.
+    if (options.processes == 1) remove_leftovers(options.folder);
     prune(options.folder, meta.step, options.keep);
   }
 
@@ -146,7 +161,7 @@ CheckpointWriter::CheckpointWriter(Options options) : state_(std::make_unique<St
     throw Error(ErrorKind::io, fmt::format("cannot create the checkpoint folder: {}", code.message()),
                 o.folder.string(), "give a folder that can be written");
   }
-  remove_leftovers(o.folder);
+  if (o.process == 0) remove_leftovers(o.folder);
   state_->thread = std::jthread([state = state_.get()](const std::stop_token& stop) { state->run(stop); });
 }
 
@@ -161,10 +176,10 @@ CheckpointWriter::~CheckpointWriter() {
 
 void CheckpointWriter::stage(Rank rank, const Meta& meta, std::span<const Piece> pieces) {
   State& s = *state_;
-  TESSERA_CHECK(rank.value >= 0 && rank.value < s.options.world_size,
-                "the rank is one of the writer's world");
+  const std::int32_t place = rank.value - s.options.first_rank;
+  TESSERA_CHECK(place >= 0 && place < s.local, "the rank is one of the writer's");
   TESSERA_CHECK(meta.step >= 0 && meta.tokens >= 0, "steps and tokens are 0 or more");
-  Slot& slot = s.slots[static_cast<std::size_t>(rank.value)];
+  Slot& slot = s.slots[static_cast<std::size_t>(place)];
   {
     std::unique_lock lock(s.mutex);
     s.wait(lock, [&] { return !slot.staged; });

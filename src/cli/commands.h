@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/launch.h"
 #include "report/terminal.h"
 
 namespace tessera::cli {
@@ -23,7 +24,8 @@ struct TrainFlags {
   std::string dump_routing;            // file to write; docs/formats/routing.md
   std::int64_t dump_routing_tokens = 0;
   bool show_routing = false;  // the heat map while training
-  bool dry_run = false;       // plan and memory, no training
+  LaunchFlags launch;
+  bool dry_run = false;  // plan and memory, no training
   bool print_config = false;
   bool json = false;
 };

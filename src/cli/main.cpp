@@ -4,14 +4,14 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <filesystem>
 #include <limits>
-#include <new>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -21,14 +21,13 @@
 #include "cli/commands.h"
 #include "cli/place_command.h"
 #include "cli/plan_command.h"
+#include "cli/report_error.h"
 #include "cli/routing_command.h"
 
 namespace {
 
 using tessera::cli::Terminal;
 
-constexpr int kFailed = 1;
-constexpr int kWrongUse = 2;
 constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
 
 Terminal read_terminal() {
@@ -39,23 +38,6 @@ Terminal read_terminal() {
   t.style.width = known ? std::max<std::int32_t>(40, size.ws_col) : 100;
   t.style.color = t.interactive && std::getenv("NO_COLOR") == nullptr;
   return t;
-}
-
-// What every rank was doing explains a wait that never ended or a defect; beside a full disk it is noise.
-bool is_worth_a_line(const tessera::Problem& p, tessera::ErrorKind kind) {
-  using tessera::ErrorKind;
-  return kind == ErrorKind::comm || kind == ErrorKind::internal || !p.what.starts_with("states of the ranks");
-}
-
-int print_error(const tessera::Error& e) {
-  std::vector<tessera::Problem> problems;
-  for (const tessera::Problem& p : e.problems()) {
-    if (is_worth_a_line(p, e.kind())) problems.push_back(p);
-  }
-  std::fprintf(stderr, "tessera: %s%s\n", std::string(tessera::name(e.kind())).c_str(),
-               problems.size() > 1 ? (" (" + std::to_string(problems.size()) + " problems)").c_str() : "");
-  std::fprintf(stderr, "%s\n", tessera::Error(e.kind(), problems).what());
-  return e.kind() == tessera::ErrorKind::config ? kWrongUse : kFailed;
 }
 
 // Adds one command: its flags go into `flags`, its body runs in the callback.
@@ -84,10 +66,12 @@ struct AllFlags {
 
 void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   auto& f = all.train;
-  CLI::App* c = add(app, "train", "Run the plan of a job: thread ranks on this machine",
-                    "tessera train examples/demo/job.yaml --set train.steps=50\n"
-                    "Keys of a job: docs/formats/job.md, or --print-config for all with their values.",
-                    f);
+  CLI::App* c =
+      add(app, "train", "Run the plan of a job: ranks are threads of this machine, or processes of mpirun",
+          "tessera train examples/demo/job.yaml --set train.steps=50\n"
+          "  mpirun -n 4 tessera train job.yaml\n"
+          "Keys of a job: docs/formats/job.md, or --print-config for all with their values.",
+          f);
   c->add_option("job", f.job, "Job file (YAML)")->required();
   c->add_option("--set", f.overrides, "Override a key of the job; may be repeated")
       ->type_name("KEY=VALUE")
@@ -101,6 +85,18 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
   c->add_option("--dump-routing-tokens", f.dump_routing_tokens,
                 "Keep every choice of so many last tokens in it")
       ->check(CLI::Range(std::int64_t{0}, kMost));
+  c->add_option("--ranks-per-process", f.launch.ranks_per_process,
+                "Under mpirun: ranks that are threads of each process (default 1)")
+      ->check(CLI::Range(std::int64_t{1}, kMost));
+  c->add_flag("--fast-reductions", f.launch.fast_reductions,
+              "Under mpirun: sums by MPI's own algorithms, in an order that may differ from run to run");
+  c->add_option("--comm-timeout", f.launch.timeout, "Under mpirun: seconds that a rank waits for another")
+      ->check(CLI::Range(0.1, 1e9))
+      ->capture_default_str();
+  c->add_option("--lost-after", f.launch.silence,
+                "Under mpirun: seconds without a sign of life after which a process counts as lost")
+      ->check(CLI::Range(0.1, 1e9))
+      ->capture_default_str();
   c->add_flag("--show-routing", f.show_routing, "Print the heat map of the experts while training");
   c->add_flag("--dry-run", f.dry_run, "Check the job, print plan and memory per rank, stop");
   c->add_flag("--print-config", f.print_config, "Print the whole job as it will run, stop");
@@ -558,18 +554,9 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     return run(argc, argv);
-  } catch (const tessera::Error& e) {
-    return print_error(e);
-  } catch (const std::filesystem::filesystem_error& e) {
-    return print_error({tessera::ErrorKind::io, e.code().message(), e.path1().string(),
-                        "check the path, its permissions and the free space"});
-  } catch (const std::bad_alloc&) {
-    return print_error(
-        {tessera::ErrorKind::io, "out of memory", "tessera",
-         "use a smaller model, micro-batch or context; train --dry-run shows the memory per rank"});
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "tessera: internal\n%s\n  mend: please report it with the command and the input\n",
-                 e.what());
-    return kFailed;
+  } catch (...) {
+    // Most likely the first process tells the same, and mpirun ends this one meanwhile.
+    if (!tessera::cli::is_first()) std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    return tessera::cli::print_error(tessera::cli::as_error(std::current_exception()));
   }
 }

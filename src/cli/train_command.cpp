@@ -128,13 +128,18 @@ void add_sample(report::RunView& view, const spec::Job& job, const PreparedData&
   view.sample = data.tokenizer->decode(text);
 }
 
+std::string ranks_text(std::int32_t ranks, const comm::ProcessWorld* world) {
+  if (world == nullptr) return fmt::format("{} thread rank{}", ranks, ranks == 1 ? "" : "s");
+  return fmt::format("{} ranks in {} process{} on {} host{}", ranks, world->processes(),
+                     world->processes() == 1 ? "" : "es", world->hosts(), world->hosts() == 1 ? "" : "s");
+}
+
 void print_plan(const plan::Plan& plan, const PreparedData& data, const kernels::Peaks& peaks,
-                std::int32_t cores) {
+                std::int32_t cores, const std::string& ranks) {
   std::printf("%s", plan::describe(plan).c_str());
   std::printf("data: %s\n", data.description.c_str());
-  std::printf("machine: %d cores, %.1f GFLOP/s f32 FMA peak per core (%s), %d thread rank%s\n\n", cores,
-              peaks.fma_f32.value * 1e-9, std::string(kernels::instruction_set()).c_str(),
-              plan.layout.world_size(), plan.layout.world_size() == 1 ? "" : "s");
+  std::printf("machine: %d cores, %.1f GFLOP/s f32 FMA peak per core (%s), %s\n\n", cores,
+              peaks.fma_f32.value * 1e-9, std::string(kernels::instruction_set()).c_str(), ranks.c_str());
   std::fflush(stdout);
 }
 
@@ -318,9 +323,6 @@ int print_config(const spec::Job& job, bool json) {
   return 0;
 }
 
-}  // namespace
-
-namespace {
 // With the slots of --placement.
 spec::Job read_placed_job(const TrainFlags& flags) {
   spec::Job job = spec::read_job(flags.job, flags.overrides, spec::JobUse::train);
@@ -341,33 +343,31 @@ spec::Job read_placed_job(const TrainFlags& flags) {
     job.parallel.expert_slots.insert(job.parallel.expert_slots.end(), map.begin(), map.end());
   return job;
 }
-}  // namespace
 
-int train(const TrainFlags& flags, const Terminal& terminal) {
-  if (!fs::is_regular_file(flags.job)) {
-    throw Error(ErrorKind::config, "there is no such job file", flags.job,
-                "give the path of a job in YAML; examples/demo/job.yaml is one");
-  }
-  const spec::Job job = read_placed_job(flags);
-  if (flags.print_config) return print_config(job, flags.json);
-  const plan::Plan plan = plan::make_plan(job);
-  if (flags.dry_run) return print_dry_run(plan, flags.json);
+// One process at a time where files are made that the others then find: the first.
+int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& terminal,
+               comm::ProcessWorld* world) {
+  const spec::Job& job = plan.job;
+  const bool leads = world == nullptr || world->process() == 0;
+  if (!leads) world->run([](Rank) {});
   const Prepared p = prepare(job, flags);
-  const kernels::Peaks peaks = kernels::measure_peaks();
-  const std::int32_t cores = available_cores();
+  const kernels::Peaks peaks = leads ? kernels::measure_peaks() : kernels::Peaks{};
+  if (world != nullptr && leads) world->run([](Rank) {});
+  const std::int32_t cores = available_cores() * (world == nullptr ? 1 : world->hosts());
   if (!flags.json) {
-    print_plan(plan, p.data, peaks, cores);
+    print_plan(plan, p.data, peaks, cores, ranks_text(plan.layout.world_size(), world));
     print_start(job, p);
   }
   const fs::path output = job.output.folder;
-  if (!output.empty()) plan::write_plan(output / "plan.json", plan);
+  if (leads && !output.empty()) plan::write_plan(output / "plan.json", plan);
   exec::RunSummary summary;
   std::vector<std::string> warnings = p.notes;
   {
     ProgressPrinter progress(job, flags, terminal);
     const bool f64 = job.train.precision == spec::Precision::f64;
     summary = exec::train(plan,
-                          {.train = p.data.train,
+                          {.world = world,
+                           .train = p.data.train,
                            .validation = p.data.validation,
                            .cores = cores,
                            .peak_per_core = f64 ? peaks.fma_f64 : peaks.fma_f32,
@@ -380,6 +380,7 @@ int train(const TrainFlags& flags, const Terminal& terminal) {
                            .on_step = [&](const exec::StepMetrics& m) { progress.step(m); }});
     warnings.insert(warnings.end(), progress.warnings().begin(), progress.warnings().end());
   }
+  if (!leads) return 0;  // the first process has the summary, and the exit code
   report::RunView view = view_of(summary, plan, p.data, peaks, cores);
   view.warnings.insert(view.warnings.begin(), warnings.begin(), warnings.end());
   if (flags.json) {
@@ -389,6 +390,29 @@ int train(const TrainFlags& flags, const Terminal& terminal) {
     std::printf("\n%s", report::render(view, terminal.style).c_str());
   }
   return summary.diverged_at < 0 ? 0 : print_diverged(summary, job);
+}
+
+}  // namespace
+
+int train(const TrainFlags& flags, const Terminal& terminal) {
+  if (!fs::is_regular_file(flags.job)) {
+    throw Error(ErrorKind::config, "there is no such job file", flags.job,
+                "give the path of a job in YAML; examples/demo/job.yaml is one");
+  }
+  const spec::Job job = read_placed_job(flags);
+  if (flags.print_config) return is_first() ? print_config(job, flags.json) : 0;
+  const plan::Plan plan = plan::make_plan(job);
+  if (flags.dry_run) return is_first() ? print_dry_run(plan, flags.json) : 0;
+  if (!is_launched()) {
+    if (flags.launch.ranks_per_process > 0 && flags.launch.ranks_per_process != plan.layout.world_size())
+      throw Error(ErrorKind::config,
+                  fmt::format("one process of {} ranks, but the job has {}", flags.launch.ranks_per_process,
+                              plan.layout.world_size()),
+                  "--ranks-per-process", "start the processes with mpirun or srun, or leave the flag out");
+    return train_plan(plan, flags, terminal, nullptr);
+  }
+  return run_launched(flags.launch, plan.layout.world_size(),
+                      [&](comm::ProcessWorld& world) { return train_plan(plan, flags, terminal, &world); });
 }
 
 }  // namespace tessera::cli

@@ -84,6 +84,9 @@ class Communicator {
   void set_listener(CallListener* listener) { listener_ = listener; }  // null: none; outlives its calls
   // Where the rank is, for errors and the flight recorder; worlds set it. Null: unknown.
   void set_whereabouts(const Whereabouts* whereabouts) { whereabouts_ = whereabouts; }
+  // Calls of different steps, layers, micro-batches or phases do not match: a rank that leaves out one of many
+  // equal calls is found at once. Only for groups whose ranks go through a step alike, on one thread.
+  void compare_sites(bool compare) { compares_sites_ = compare; }
 
   // In place, ring: N-1 reduce-scatter steps and N-1 all-gather steps; chunks are ceil(n / N) elements (last
   // ones may be short or empty). f64, f32; sum.
@@ -118,6 +121,7 @@ class Communicator {
  protected:
   Communicator(std::int32_t rank, std::int32_t size, std::string_view label)
       : rank_(rank), size_(size), label_(label) {}
+  [[nodiscard]] bool compares_sites() const { return compares_sites_; }
   [[nodiscard]] Site site() const { return whereabouts_ == nullptr ? Site{} : whereabouts_->site(); }
 
  private:
@@ -141,6 +145,7 @@ class Communicator {
   Counters counters_{};
   CallListener* listener_ = nullptr;
   const Whereabouts* whereabouts_ = nullptr;
+  bool compares_sites_ = false;
 };
 
 [[nodiscard]] std::unique_ptr<Communicator> make_self(std::string_view label);

@@ -64,7 +64,10 @@ std::string where_of(Rank me, const GroupName& group) {
 std::string text(const Site& site) {
   std::vector<std::string> parts;
   if (site.step >= 0) parts.push_back(fmt::format("step {}", site.step));
-  if (site.layer >= 0) parts.push_back(fmt::format("layer {}", site.layer));
+  if (site.layer >= kHeadLayer)
+    parts.emplace_back("head");
+  else if (site.layer >= 0)
+    parts.push_back(fmt::format("layer {}", site.layer));
   if (site.microbatch >= 0) parts.push_back(fmt::format("micro-batch {}", site.microbatch));
   if (site.phase != Phase::none) parts.emplace_back(name(site.phase));
   return join(parts, ", ");

@@ -19,6 +19,8 @@ enum class Phase : std::uint8_t {
   report
 };
 
+inline constexpr std::int32_t kHeadLayer = 1 << 30;  // final norm, head and loss
+
 struct Site {
   std::int64_t step = -1;  // -1: unknown, in all three
   std::int32_t layer = -1;

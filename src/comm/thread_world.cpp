@@ -1,6 +1,7 @@
 #include "comm/thread_world.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <vector>
 
@@ -42,6 +43,10 @@ std::int32_t ThreadWorld::size() const {
 
 std::span<const Rank> ThreadWorld::local_ranks() const {
   return shared_->ranks;
+}
+
+std::int64_t ThreadWorld::first_process_id() const {
+  return ::getpid();
 }
 
 std::unique_ptr<Communicator> ThreadWorld::communicator(Rank rank, std::span<const Rank> members,

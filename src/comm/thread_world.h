@@ -22,6 +22,7 @@ class ThreadWorld final : public World {
 
   [[nodiscard]] std::int32_t size() const override;
   [[nodiscard]] std::span<const Rank> local_ranks() const override;
+  [[nodiscard]] std::int64_t first_process_id() const override;
   [[nodiscard]] std::unique_ptr<Communicator> communicator(Rank rank, std::span<const Rank> members,
                                                            std::string_view label,
                                                            std::int32_t instance = 0) override;

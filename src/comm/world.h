@@ -29,6 +29,14 @@ class World {
   [[nodiscard]] virtual std::span<const Rank> local_ranks() const = 0;
   [[nodiscard]] bool is_local(Rank rank) const;
   [[nodiscard]] bool spans_processes() const { return std::ssize(local_ranks()) != size(); }
+  // Processes hold equally many ranks, in order: the first has rank 0.
+  [[nodiscard]] std::int32_t process() const { return local_ranks().front().value / ranks_per_process(); }
+  [[nodiscard]] std::int32_t processes() const { return size() / ranks_per_process(); }
+  [[nodiscard]] std::int32_t ranks_per_process() const {
+    return static_cast<std::int32_t>(local_ranks().size());
+  }
+  // Of the process with rank 0, on its host: a number that all processes know.
+  [[nodiscard]] virtual std::int64_t first_process_id() const = 0;
 
   // This rank's end of a communicator over `members` (ascending or not: the order gives the group ranks; must
   // contain `rank`). All members must ask with the same members, label and instance; the first to ask creates

@@ -47,7 +47,33 @@ void RankEngine::free_deferred(StageState& s, MicrobatchId mb) {
   slot = -1;
 }
 
+namespace {
+comm::Phase phase_of(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::forward:
+    case ActionKind::send_forward:
+    case ActionKind::recv_forward:
+      return comm::Phase::forward;
+    case ActionKind::backward_input:
+      return comm::Phase::backward_input;
+    case ActionKind::backward_weight:
+    case ActionKind::reduce_grad:
+      return comm::Phase::backward_weight;
+    case ActionKind::backward:
+    case ActionKind::send_backward:
+    case ActionKind::recv_backward:
+      return comm::Phase::backward;
+  }
+  return comm::Phase::none;
+}
+}  // namespace
+
+void RankEngine::at(comm::Phase phase, std::int32_t microbatch) {
+  if (options_.whereabouts != nullptr) options_.whereabouts->set_action(microbatch, phase);
+}
+
 void RankEngine::run(const schedule::Action& a) {
+  at(phase_of(a.kind), a.microbatch.value);
   StageState& s = state(a.stage);
   const MicrobatchId mb = a.microbatch;
   switch (a.kind) {

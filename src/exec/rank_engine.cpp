@@ -119,12 +119,14 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
     std::ranges::fill(frequencies_.span<double>(), 1.0 / static_cast<double>(frequencies_.dim(1)));
     use_routing_frequencies();
   }
-  ctx_ =
-      std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
-                                                .tp = *comms_.tp,
-                                                .scratch = scratch_,
-                                                .weights = {},
-                                                .worker = overlaps_dispatch() ? options_.worker : nullptr});
+  ctx_ = std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
+                                                   .tp = *comms_.tp,
+                                                   .scratch = scratch_,
+                                                   .weights = {},
+                                                   .worker = overlaps_dispatch() ? options_.worker : nullptr,
+                                                   .whereabouts = options_.whereabouts});
+  // The ranks of a tensor-parallel group do the same layers of the same micro-batches, one after another.
+  comms_.tp->compare_sites(options_.whereabouts != nullptr && !runs_pairs());
   if (runs_pairs()) {
     pair_scratch_ = Arena(planned_scratch_);
     pair_ctx_ = std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
@@ -367,6 +369,7 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
   const std::int64_t start = wall_ns();
   const std::int64_t start_cpu = thread_cpu_ns();
   options_.kernels->reset_flops();
+  if (options_.whereabouts != nullptr) options_.whereabouts->set_step(step, comm::Phase::load);
   for (Communicator* c : comms_.all()) c->reset_counters();
   load_batch(*options_.data, first, options_.plan->num_microbatches());
   ctx_->weights = loss_weights(options_.data->num_targets(first, r.global_batch_size), r.global_batch_size);
@@ -390,11 +393,13 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
       i = static_cast<std::size_t>(backward);
     }
   }
+  at(comm::Phase::update);
   finish_reductions();
   step_flops_ = options_.kernels->flops();
   share_results();
   update(step);
   move_corrections();
+  at(comm::Phase::report);
   return result_;
 }
 

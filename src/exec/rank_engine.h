@@ -60,8 +60,9 @@ class RankEngine {
     Rank rank;
     std::unique_ptr<kernels::Kernels> kernels;
     CommFactory communicators;
-    comm::CommWorker* worker = nullptr;  // runs bucket reductions beside compute; null: in line
-    bool dry_run = false;                // only planned_memory() is valid; takes no memory
+    comm::CommWorker* worker = nullptr;        // runs bucket reductions beside compute; null: in line
+    comm::Whereabouts* whereabouts = nullptr;  // of the rank in its world; null: nobody asks
+    bool dry_run = false;                      // only planned_memory() is valid; takes no memory
   };
   // Error{config} with every problem of a plan that the engine does not run (spec::check_engine_runs).
   explicit RankEngine(Options options);
@@ -134,6 +135,7 @@ class RankEngine {
   [[nodiscard]] nn::Microbatch microbatch(MicrobatchId mb) const;
   [[nodiscard]] nn::LossWeights loss_weights(std::int64_t targets, std::int64_t sequences) const;
   void run(const schedule::Action& action);
+  void at(comm::Phase phase, std::int32_t microbatch = -1);  // for errors of communication
   void run_forward(StageState& s, MicrobatchId mb);
   void run_backward_input(StageState& s, MicrobatchId mb);
   void run_backward_weight(StageState& s, MicrobatchId mb);

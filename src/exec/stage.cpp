@@ -474,6 +474,7 @@ double Stage::mtp_loss(std::int32_t live) const {
 
 void Stage::run_forward(nn::Context& ctx, Unit& unit, nn::Slots slots, const nn::Microbatch& mb, Tensor x,
                         Tensor y, nn::Pass pass) {
+  ctx.at_layer(unit.position);
   if (unit.layers.size() == 1) {
     unit.layers[0]->forward(ctx, slots, mb, x, y, pass);
     return;
@@ -505,6 +506,7 @@ void Stage::tell_listener(const nn::Context& ctx, const Unit& unit, const nn::Mi
 void Stage::unit_backward_input(nn::Context& ctx, std::size_t u, StageSlot slot, const nn::Microbatch& mb) {
   Unit& unit = units_[u];
   const nn::Slots slots = slots_of(unit, slot);
+  ctx.at_layer(unit.position);
   if (unit.recomputed) {
     // The unit's output is written again with the same bits; its boundary is still the input of the next
     // unit.
@@ -517,6 +519,7 @@ void Stage::unit_backward_input(nn::Context& ctx, std::size_t u, StageSlot slot,
 }
 
 void Stage::unit_backward_weight(nn::Context& ctx, Unit& unit, StageSlot slot, const nn::Microbatch& mb) {
+  ctx.at_layer(unit.position);
   for (std::size_t i = unit.layers.size(); i-- > 0;) {
     unit.layers[i]->backward_weight(ctx, slots_of(unit, slot), mb);
   }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <fstream>
@@ -33,18 +34,21 @@ struct Run {
   const plan::Plan& plan;
   const TrainInputs& inputs;
   const TrainHooks& hooks;
-  comm::ThreadWorld world;
+  std::optional<comm::ThreadWorld> threads;
+  comm::World& world;
   TokenBatches batches;
   std::optional<TokenBatches> validation;
   std::optional<ckpt::CheckpointWriter> writer;
   std::shared_ptr<const ckpt::CheckpointReader> resume;  // shared by the ranks: its checksums are read once
   std::ofstream metrics;
   RunSummary summary;
-  std::vector<std::unique_ptr<Tracer>> tracers;  // [2 * rank]: own thread, helper
+  std::vector<std::unique_ptr<Tracer>> tracers;  // [2 * local rank]: own thread, helper
   std::atomic<bool> diverged = false;            // set by every rank after the same step
   std::mutex mutex;
 
   Run(const plan::Plan& p, const TrainInputs& in, const TrainHooks& h);
+  // Of several processes the first has rank 0, and writes what is not each rank's own.
+  [[nodiscard]] bool leads() const { return world.process() == 0; }
 };
 
 [[noreturn]] void cannot_write(const std::filesystem::path& path) {
@@ -66,7 +70,8 @@ Run::Run(const plan::Plan& p, const TrainInputs& in, const TrainHooks& h)
     : plan(p),
       inputs(in),
       hooks(h),
-      world({.size = p.layout.world_size()}),
+      world(in.world != nullptr ? *in.world
+                                : threads.emplace(comm::ThreadWorld::Options{.size = p.layout.world_size()})),
       batches(in.train, p.job.train.sequence_length, p.job.train.seed) {
   if (in.validation != nullptr) {
     validation.emplace(in.validation, p.job.train.sequence_length, p.job.train.seed);
@@ -76,22 +81,29 @@ Run::Run(const plan::Plan& p, const TrainInputs& in, const TrainHooks& h)
     std::filesystem::create_directories(c.folder);
     resume = in.resume;
     if (!resume && c.resume) resume = ckpt::open_latest_checkpoint(c.folder);
-    writer.emplace(ckpt::CheckpointWriter::Options{
-        .folder = c.folder, .keep = c.keep, .world_size = p.layout.world_size()});
+    writer.emplace(ckpt::CheckpointWriter::Options{.folder = c.folder,
+                                                   .keep = c.keep,
+                                                   .world_size = p.layout.world_size(),
+                                                   .first_rank = world.local_ranks().front().value,
+                                                   .local_ranks = world.ranks_per_process(),
+                                                   .process = world.process(),
+                                                   .processes = world.processes(),
+                                                   .first_process_id = world.first_process_id()});
   }
   if (!in.output.empty()) {
     std::filesystem::create_directories(in.output);
+  }
+  if (!in.output.empty() && leads()) {
     summary.metrics = in.output / "metrics.jsonl";
     if (resume) keep_lines_before(summary.metrics, resume->meta().step);
     metrics.open(summary.metrics, resume ? std::ios::app : std::ios::trunc);
     if (!metrics) cannot_write(summary.metrics);
   }
-  for (std::int32_t r = 0; r < p.layout.world_size(); ++r) {
+  for (const Rank r : world.local_ranks()) {
     const std::int64_t capacity = in.output.empty() ? 1 : kSpansPerTracedStep * p.job.output.trace_steps;
+    tracers.push_back(std::make_unique<Tracer>(r, trace::Runner::rank, std::max<std::int64_t>(1, capacity)));
     tracers.push_back(
-        std::make_unique<Tracer>(Rank(r), trace::Runner::rank, std::max<std::int64_t>(1, capacity)));
-    tracers.push_back(
-        std::make_unique<Tracer>(Rank(r), trace::Runner::helper, std::max<std::int64_t>(1, capacity / 8)));
+        std::make_unique<Tracer>(r, trace::Runner::helper, std::max<std::int64_t>(1, capacity / 8)));
   }
   summary.ranks.resize(static_cast<std::size_t>(p.layout.world_size()));
 }
@@ -257,9 +269,33 @@ void finish_dump(Run& run, RoutingDump* dump) {
   run.summary.routing_dump = run.inputs.dump_routing;
 }
 
+// Collective: the memory of every rank, into the summary.
+void gather_memory(Run& run, RankEngine& engine) {
+  constexpr auto kKinds = static_cast<std::size_t>(plan::kNumMemoryKinds);
+  std::array<std::int64_t, 2 * kKinds> mine{};
+  for (std::size_t k = 0; k < kKinds; ++k) {
+    mine[k] = engine.planned_memory().bytes[k].value;
+    mine[kKinds + k] = engine.measured_memory().bytes[k].value;
+  }
+  Communicator& world = *engine.comms().world;
+  const auto width = static_cast<std::int64_t>(mine.size());
+  std::vector<std::int64_t> all(mine.size() * static_cast<std::size_t>(world.size()));
+  world.all_gather({all.data(), tensor::DType::i64, {world.size(), width}},
+                   {mine.data(), tensor::DType::i64, {width}});
+  if (world.rank() != 0) return;
+  for (std::size_t r = 0; r < run.summary.ranks.size(); ++r) {
+    RankUse& use = run.summary.ranks[r];
+    use.rank = Rank(static_cast<std::int32_t>(r));
+    for (std::size_t k = 0; k < kKinds; ++k) {
+      use.planned.bytes[k] = Bytes(all[r * mine.size() + k]);
+      use.measured.bytes[k] = Bytes(all[r * mine.size() + kKinds + k]);
+    }
+  }
+}
+
 void train_rank(Run& run, Rank rank) {
   const spec::Job& job = run.plan.job;
-  const auto index = static_cast<std::size_t>(rank.value);
+  const auto index = static_cast<std::size_t>(rank.value - run.world.local_ranks().front().value);
   comm::CommWorker worker({.on_unwind = [&] { run.world.abort(rank, "left while its reductions ran"); }});
   RankEngine engine(
       {.plan = &run.plan,
@@ -268,7 +304,8 @@ void train_rank(Run& run, Rank rank) {
        .kernels = kernels::make_cpu(),
        .communicators = [&](std::span<const Rank> members,
                             std::string_view label) { return run.world.communicator(rank, members, label); },
-       .worker = &worker});
+       .worker = &worker,
+       .whereabouts = &run.world.whereabouts(rank)});
   const std::int64_t first = start_state(run, engine);
   StepGatherer gatherer(run.plan, run.inputs.cores, run.inputs.peak_per_core);
   const std::unique_ptr<RoutingDump> dump = start_dump(run, engine, first);
@@ -313,18 +350,43 @@ void train_rank(Run& run, Rank rank) {
   finish_dump(run, dump.get());
   if (!run.diverged) validate(run, engine);
   if (leader) totals.finish(run.summary);
-  const std::lock_guard lock(run.mutex);
-  run.summary.ranks[index] = {rank, engine.planned_memory(), engine.measured_memory()};
+  gather_memory(run, engine);
 }
 
+void append(trace::Trace& to, const trace::Trace& from) {
+  const auto names = static_cast<std::int32_t>(to.names.size());
+  const auto streams = static_cast<std::int32_t>(to.streams.size());
+  to.names.insert(to.names.end(), from.names.begin(), from.names.end());
+  to.streams.insert(to.streams.end(), from.streams.begin(), from.streams.end());
+  for (trace::Span span : from.spans) {
+    span.name = trace::NameId(span.name.value + names);
+    span.stream = trace::StreamId(span.stream.value + streams);
+    to.spans.push_back(span);
+  }
+  to.dropped += from.dropped;
+}
+
+// Of several processes each leaves its part beside the trace, and the first puts them together. Collective.
 void write_trace(Run& run) {
   if (run.inputs.output.empty() || run.plan.job.output.trace_steps == 0) return;
   // Nothing ran, or not to the steps that are traced: the trace of the run before stays.
-  if (run.summary.losses.empty() || run.diverged) return;
+  const std::int64_t steps = run.plan.job.train.steps;
+  if (run.diverged || (run.resume && run.resume->meta().step >= steps)) return;
   std::vector<const trace::Recorder*> recorders;
   for (const auto& t : run.tracers) recorders.push_back(&t->recorder());
+  trace::Trace trace = trace::collect(recorders, {{"source", "tessera train"}});
+  const auto part = [&](std::int32_t process) {
+    return run.inputs.output / fmt::format(".trace-{:05}.json", process);
+  };
+  if (!run.leads()) trace::write_chrome(part(run.world.process()), trace);
+  if (run.world.spans_processes()) run.world.run([](Rank) {});
+  if (!run.leads()) return;
+  for (std::int32_t p = 1; p < run.world.processes(); ++p) {
+    append(trace, trace::read_chrome(part(p)));
+    std::filesystem::remove(part(p));
+  }
   run.summary.trace = run.inputs.output / "trace.json";
-  trace::write_chrome(run.summary.trace, trace::collect(recorders, {{"source", "tessera train"}}));
+  trace::write_chrome(run.summary.trace, trace::canonical(std::move(trace)));
 }
 
 }  // namespace
@@ -336,7 +398,8 @@ RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainH
   run.world.run([&](Rank rank) { train_rank(run, rank); });
   if (run.writer) {
     run.writer->wait();
-    if (const auto last = ckpt::latest_checkpoint(plan.job.checkpoint.folder)) run.summary.checkpoint = *last;
+    if (run.leads())
+      run.summary.checkpoint = ckpt::latest_checkpoint(plan.job.checkpoint.folder).value_or("");
   }
   write_trace(run);
   run.summary.seconds = Seconds(static_cast<double>(wall_ns() - start) * 1e-9);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ckpt/checkpoint.h"
+#include "comm/world.h"
 #include "data/token_source.h"
 #include "exec/metrics.h"
 #include "plan/plan.h"
@@ -16,6 +17,9 @@
 namespace tessera::exec {
 
 struct TrainInputs {
+  // The ranks of the plan; null: threads of this process. A world of several processes trains in all of them,
+  // each with the same plan and inputs; the folders are shared.
+  comm::World* world = nullptr;
   std::shared_ptr<const data::TokenSource> train;
   std::shared_ptr<const data::TokenSource> validation;  // null: none
   std::int32_t cores = 1;
@@ -56,6 +60,7 @@ struct RunSummary {
   Seconds seconds;
 };
 
+// Of several processes the one with rank 0 writes metrics and trace, calls the hooks and has the whole summary.
 // Runs the plan to its last step, or to one whose loss or gradient norm is not finite. Throws Error; what was
 // checkpointed stays.
 [[nodiscard]] RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainHooks& hooks);

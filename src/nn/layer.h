@@ -103,6 +103,10 @@ struct Context {
   // Not null: another pass is under way, so whatever goes to experts must go through the worker, in its
   // order.
   Turn* turn = nullptr;
+  comm::Whereabouts* whereabouts = nullptr;  // of the rank, for errors of communication; null: nobody asks
+  void at_layer(std::int32_t layer) const {
+    if (whereabouts != nullptr) whereabouts->set_layer(layer);
+  }
 };
 
 enum class Pass : std::uint8_t { forward, recompute };

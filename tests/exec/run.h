@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/world.h"
 #include "exec/rank_engine.h"
 #include "plan/plan.h"
 
@@ -32,8 +33,9 @@ struct RunOptions {
   std::int64_t steps = 3;
   bool worker = false;  // bucket reductions on a CommWorker
   std::int64_t ignore_every = 0;
-  bool cpu_kernels = false;                                // else the reference
-  const exec::BatchSource* data = nullptr;                 // instead of synthetic tokens
+  bool cpu_kernels = false;                 // else the reference
+  const exec::BatchSource* data = nullptr;  // instead of synthetic tokens
+  comm::World* world = nullptr;  // instead of threads; the result then holds what the local ranks have
   std::function<void(exec::RankEngine&)> start = nullptr;  // instead of initialise()
   // After the last step, on every rank's thread (ranks one after another).
   std::function<void(exec::RankEngine&)> inspect = nullptr;

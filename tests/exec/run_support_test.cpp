@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <optional>
 
 #include "base/random.h"
 #include "comm/thread_world.h"
@@ -70,7 +71,10 @@ void gather(exec::RankEngine& engine, bool gradients, GlobalTensors& out) {
 RunResult run_job(const spec::Job& job, const RunOptions& options) {
   const plan::Plan plan = plan::make_plan(job);
   const SyntheticTokens synthetic(job.model.vocab_size, job.train.sequence_length, options.ignore_every);
-  comm::ThreadWorld world({.size = plan.layout.world_size(), .timeout = Seconds(60)});
+  std::optional<comm::ThreadWorld> threads;
+  if (options.world == nullptr)
+    threads.emplace(comm::ThreadWorld::Options{.size = plan.layout.world_size(), .timeout = Seconds(60)});
+  comm::World& world = options.world != nullptr ? *options.world : *threads;
   RunResult result;
   std::mutex mutex;
   world.run([&](Rank rank) {
@@ -86,7 +90,8 @@ RunResult run_job(const spec::Job& job, const RunOptions& options) {
          .kernels = options.cpu_kernels ? kernels::make_cpu() : kernels::make_reference(),
          .communicators = [&](std::span<const Rank> members,
                               std::string_view label) { return world.communicator(rank, members, label); },
-         .worker = worker.get()});
+         .worker = worker.get(),
+         .whereabouts = &world.whereabouts(rank)});
     options.start ? options.start(engine) : engine.initialise();
     for (std::int64_t s = 0; s < options.steps; ++s) {
       const exec::StepResult& r = engine.train_step(s);

@@ -87,6 +87,8 @@ void MessageCommunicator::post_receive(std::int32_t from, void* data, std::int64
   r.from = world_rank(from).value;
   r.number = number_;
   r.info = info_;
+  r.site = site_now_;
+  r.compares_sites = compares_sites();
   r.data = data;
   r.bytes = bytes;
   post_.receive(r);

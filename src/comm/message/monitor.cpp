@@ -1,6 +1,8 @@
 #include "comm/message/monitor.h"
 
 #include <fmt/format.h>
+#include <pthread.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <chrono>
@@ -39,13 +41,13 @@ std::vector<Problem> unpack(std::string_view text) {
 
 }  // namespace
 
-Monitor::Monitor(Wire& wire, Post& post, thread::World& world, std::int32_t ranks_per_process,
-                 std::int64_t silence_ns)
+Monitor::Monitor(Wire& wire, Post& post, thread::World& world, const Options& options)
     : wire_(wire),
       post_(post),
       world_(world),
-      each_(ranks_per_process),
-      silence_ns_(silence_ns),
+      each_(options.ranks_per_process),
+      silence_ns_(options.silence_ns),
+      takes_sigterm_(options.takes_sigterm),
       left_run_(static_cast<std::size_t>(world.size())),
       has_state_(static_cast<std::size_t>(world.size())),
       goodbye_(static_cast<std::size_t>(wire.processes())),
@@ -96,13 +98,17 @@ void Monitor::wait_for_states() {
   });
   for (std::int32_t r = 0; r < world_.size(); ++r) {
     if (is_local(Rank(r)) || has_state_[static_cast<std::size_t>(r)]) continue;
-    std::string line = "no word from its process";
-    if (const auto last = post_.last_of(Rank(r))) {
-      line += fmt::format("; its last message here: {}", call_text(last->info, last->number));
-      if (const std::string site = text(last->site); !site.empty()) line += " at " + site;
-    }
-    world_.set_remote_state(Rank(r), line);
+    world_.set_remote_state(Rank(r), last_words(Rank(r)));
   }
+}
+
+std::string Monitor::last_words(Rank rank) {
+  std::string line = "no word from its process";
+  if (const auto last = post_.last_of(rank)) {
+    line += fmt::format("; its last message to this one: {}", call_text(last->info, last->number));
+    if (const std::string site = text(last->site); !site.empty()) line += " at " + site;
+  }
+  return line;
 }
 
 void Monitor::tell_reported() {
@@ -197,6 +203,11 @@ void Monitor::lost(std::int32_t process, std::string_view how, std::int64_t sile
   const std::int32_t first = process * each_;
   std::string ranks = fmt::format("rank {}", first);
   if (each_ > 1) ranks = fmt::format("ranks {} to {}", first, first + each_ - 1);
+  {
+    const std::lock_guard lock(mutex_);  // nobody waits for its words
+    for (std::int32_t r = first; r < first + each_; ++r) has_state_[static_cast<std::size_t>(r)] = true;
+  }
+  for (std::int32_t r = first; r < first + each_; ++r) world_.set_remote_state(Rank(r), last_words(Rank(r)));
   world_.stop(Rank(first),
               Error(ErrorKind::comm,
                     fmt::format("the process of {} {} (process {}, pid {} on {}; last sign of life {} ago)",
@@ -228,6 +239,22 @@ void Monitor::watch(std::int64_t now) {
   lost(process, same_host ? "hangs" : "is dead, hangs, or cannot be reached", silent);
 }
 
+void Monitor::take_sigterm(std::int64_t now) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  constexpr timespec kNow{};
+  if (::sigtimedwait(&set, nullptr, &kNow) != SIGTERM) return;
+  const std::string& host = wire_.peer(wire_.process()).host;
+  for (std::int32_t p = 0; p < wire_.processes() && !world_.stopped(); ++p)
+    if (wire_.peer(p).host == host && life_of(wire_.peer(p).pid) == Life::dead)
+      lost(p, "has died", now - post_.heard_ns(p));
+  if (world_.stopped()) return;
+  ::signal(SIGTERM, SIG_DFL);
+  ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  ::raise(SIGTERM);
+}
+
 void Monitor::loop(const std::stop_token& stop) {
   watched_ns_ = wall_ns();
   heard_from_ns_ = watched_ns_;
@@ -244,6 +271,7 @@ void Monitor::loop(const std::stop_token& stop) {
     const std::int64_t now = wall_ns();
     if (wire_.processes() > 1) {
       show_life(now);
+      if (takes_sigterm_) take_sigterm(now);
       if (!world_.stopped()) watch(now);
     }
     std::this_thread::sleep_for(kTick);

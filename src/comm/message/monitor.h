@@ -6,6 +6,8 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -17,8 +19,12 @@ namespace tessera::comm::message {
 
 class Monitor {
  public:
-  Monitor(Wire& wire, Post& post, thread::World& world, std::int32_t ranks_per_process,
-          std::int64_t silence_ns);
+  struct Options {
+    std::int32_t ranks_per_process = 1;
+    std::int64_t silence_ns = 0;
+    bool takes_sigterm = false;
+  };
+  Monitor(Wire& wire, Post& post, thread::World& world, const Options& options);
   ~Monitor();
   Monitor(const Monitor&) = delete;
   Monitor& operator=(const Monitor&) = delete;
@@ -41,8 +47,10 @@ class Monitor {
   void tell_stop();
   void send_all(const Envelope& envelope, std::string_view text);
   void send_states(std::int32_t process);
+  [[nodiscard]] std::string last_words(Rank rank);  // that its messages tell
   void show_life(std::int64_t now);
   void watch(std::int64_t now);
+  void take_sigterm(std::int64_t now);
   void lost(std::int32_t process, std::string_view how, std::int64_t silent_ns);
   [[nodiscard]] bool is_local(Rank rank) const { return rank.value / each_ == wire_.process(); }
   [[nodiscard]] std::int32_t before() const {
@@ -54,6 +62,7 @@ class Monitor {
   thread::World& world_;
   std::int32_t each_;  // ranks of a process
   std::int64_t silence_ns_;
+  bool takes_sigterm_;
   std::mutex mutex_;  // of what follows
   std::condition_variable changed_;
   std::int64_t run_ = 0;
@@ -61,7 +70,7 @@ class Monitor {
   std::vector<bool> has_state_;         // of each rank of another process, of the stop
   std::vector<bool> goodbye_;           // of each process
   std::atomic<bool> reported_{false};
-  std::int32_t stopped_by_ = -1;        // the process that told of the stop; -1: this one found it
+  std::int32_t stopped_by_ = -1;  // the process that told of the stop; -1: this one found it
   // Of the thread alone.
   bool told_stop_ = false;
   std::int64_t shown_ns_ = 0, watched_ns_ = 0, heard_from_ns_ = 0;

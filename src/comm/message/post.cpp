@@ -25,7 +25,7 @@ bool same_call(const CallInfo& a, const CallInfo& b) {
 bool accepts(const Receipt& r, const Envelope& e) {
   if (r.bytes != e.bytes) return false;
   if (r.kind == Kind::direct) return r.info.dtype == e.info.dtype;
-  return r.number == e.number && same_call(r.info, e.info);
+  return r.number == e.number && same_call(r.info, e.info) && (!r.compares_sites || r.site == e.site);
 }
 
 void copy_bytes(void* to, const void* from, std::int64_t bytes) {

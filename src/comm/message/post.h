@@ -64,6 +64,8 @@ struct Receipt {
   std::int32_t from = 0;  // world rank
   std::int64_t number = 0;
   CallInfo info;  // direct: tag and dtype; collective: must be the sender's
+  Site site;
+  bool compares_sites = false;  // the sender's must be this one
   void* data = nullptr;
   std::int64_t bytes = 0;
   std::atomic<State> state{State::idle};

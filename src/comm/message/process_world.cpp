@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <condition_variable>
 #include <map>
+#include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -80,7 +82,10 @@ struct ProcessWorld::Shared {
         size(wire->processes() * o.ranks_per_process),
         world(size, ns(o.timeout), o.cores > 0 ? o.cores : static_cast<std::int32_t>(cores.size())),
         post(*wire, process_of_ranks(wire->processes(), o.ranks_per_process)),
-        monitor(*wire, post, world, o.ranks_per_process, ns(o.silence)) {
+        monitor(*wire, post, world,
+                {.ranks_per_process = o.ranks_per_process,
+                 .silence_ns = ns(o.silence),
+                 .takes_sigterm = o.takes_sigterm}) {
     for (std::int32_t r = 0; r < o.ranks_per_process; ++r)
       ranks.emplace_back(wire->process() * o.ranks_per_process + r);
   }
@@ -125,12 +130,14 @@ std::span<const Rank> ProcessWorld::local_ranks() const {
   return shared_->ranks;
 }
 
-std::int32_t ProcessWorld::process() const {
-  return shared_->wire->process();
+std::int64_t ProcessWorld::first_process_id() const {
+  return shared_->wire->peer(0).pid;
 }
 
-std::int32_t ProcessWorld::processes() const {
-  return shared_->wire->processes();
+std::int32_t ProcessWorld::hosts() const {
+  std::set<std::string> names;
+  for (std::int32_t p = 0; p < processes(); ++p) names.insert(shared_->wire->peer(p).host);
+  return static_cast<std::int32_t>(names.size());
 }
 
 Whereabouts& ProcessWorld::whereabouts(Rank rank) {

@@ -25,6 +25,10 @@ class ProcessWorld final : public World {
     // own (ranks_per_process 1): faster on some networks, in an order of additions that nobody promises.
     bool fast_reductions = false;
     std::int32_t cores = 0;  // that the local ranks share; 0: as found
+    // mpirun ends all processes by SIGTERM when one dies, a second before it kills them: time to tell why. The
+    // caller has blocked SIGTERM before it started any thread; one that no dead process explains ends this
+    // process as if it were not blocked.
+    bool takes_sigterm = false;
   };
   ProcessWorld(std::unique_ptr<message::Wire> wire, Options options);
   // Waits for the other processes, unless something failed.
@@ -32,6 +36,7 @@ class ProcessWorld final : public World {
 
   [[nodiscard]] std::int32_t size() const override;
   [[nodiscard]] std::span<const Rank> local_ranks() const override;
+  [[nodiscard]] std::int64_t first_process_id() const override;
   [[nodiscard]] std::unique_ptr<Communicator> communicator(Rank rank, std::span<const Rank> members,
                                                            std::string_view label,
                                                            std::int32_t instance = 0) override;
@@ -39,8 +44,7 @@ class ProcessWorld final : public World {
   void run(const std::function<void(Rank)>& body) override;
   void abort(Rank rank, std::string_view why) override;
 
-  [[nodiscard]] std::int32_t process() const;
-  [[nodiscard]] std::int32_t processes() const;
+  [[nodiscard]] std::int32_t hosts() const;
 
   // An error outside of run: the other processes stop with it.
   void fail(const Error& error);

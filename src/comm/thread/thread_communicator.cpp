@@ -85,6 +85,7 @@ void ThreadCommunicator::mismatch(std::int32_t peer, const std::string& detail) 
 void ThreadCommunicator::check_match(std::int32_t peer) const {
   const CallInfo& a = header(me_).info;
   const CallInfo& b = header(peer).info;
+  if (compares_sites() && header(me_).site != header(peer).site) mismatch(peer, "");
   if (a.call != b.call || a.dtype != b.dtype || a.match != b.match) mismatch(peer, "");
   if (a.detail != b.detail) mismatch(peer, detail_text(a, b));
 }

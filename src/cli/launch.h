@@ -1,0 +1,30 @@
+// Jobs of several processes: found by what mpirun and srun set in the environment, joined by MPI. Without them
+// nothing here is started, and the ranks are threads of this process.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "comm/message/process_world.h"
+
+namespace tessera::cli {
+
+struct LaunchFlags {
+  std::int32_t ranks_per_process = 0;  // 0: what the job's ranks leave for each process
+  bool fast_reductions = false;
+  double silence = 20.0;   // seconds after which a process counts as lost
+  double timeout = 120.0;  // seconds that one wait may take
+};
+
+// Started by mpirun, mpiexec or srun.
+[[nodiscard]] bool is_launched();
+// Not launched, or the first process. For what happens before the processes are joined.
+[[nodiscard]] bool is_first();
+
+// Runs body(world) in every process of the job, whose ranks are job_ranks in all. Only the first process writes
+// to standard output and standard error. An error in any process ends all of them: one tells it, the exit code
+// is 1, and this does not return.
+int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
+                 const std::function<int(comm::ProcessWorld&)>& body);
+
+}  // namespace tessera::cli
