@@ -158,6 +158,27 @@ TEST_P(Failures, DifferentRowListsOfGathersAreMismatches) {
                             HasSubstr("rows[1] is 2 on rank 1 and 4 on rank 0")));
 }
 
+TEST_P(Failures, ARankThatLeavesOutOneOfManyEqualCallsIsFoundAtTheNextOneByStepLayerAndMicrobatch) {
+  const Outcome o = failing_run(options(4), [&](Rank rank, Communicator& c) {
+    Whereabouts place;
+    c.set_whereabouts(&place);
+    c.compare_sites(true);
+    std::vector<float> x(3000);
+    place.set_step(7, Phase::forward);
+    for (std::int32_t layer = 0; layer < 5; ++layer) {
+      place.set_action(1, Phase::forward);
+      place.set_layer(layer);
+      if (rank.value == 2 && layer == 3) continue;
+      c.all_reduce(tensor_of(x));
+    }
+  });
+  EXPECT_EQ(o.kind, ErrorKind::comm);
+  EXPECT_THAT(o.text, AllOf(HasSubstr("calls do not match"), HasSubstr("rank 2 calls tp all_reduce #4"),
+                            HasSubstr("at step 7, layer 3, micro-batch 1, forward"),
+                            HasSubstr("at step 7, layer 4, micro-batch 1, forward"),
+                            HasSubstr("last calls: tp: all_reduce #1 (11.72 KiB f32) x")));
+}
+
 TEST_P(Failures, ARankThatThrowsBeforeACollectiveEndsAllWithItsOwnErrorAndTheStatesOfAllRanks) {
   const Outcome o = failing_run(options(4), [&](Rank rank, Communicator& c) {
     std::vector<float> x(300000);
