@@ -1,5 +1,5 @@
-// Jobs of several processes: found by what mpirun and srun set in the environment, joined by MPI. Without them
-// nothing here is started, and the ranks are threads of this process.
+// Jobs of several processes: found by what mpirun and srun set in the environment, joined by MPI. Without
+// them nothing here is started, and the ranks are threads of this process.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -21,9 +21,9 @@ struct LaunchFlags {
 // Not launched, or the first process. For what happens before the processes are joined.
 [[nodiscard]] bool is_first();
 
-// Runs body(world) in every process of the job, whose ranks are job_ranks in all. Only the first process writes
-// to standard output and standard error. An error in any process ends all of them: one tells it, the exit code
-// is 1, and this does not return.
+// Runs body(world) in every process of the job, whose ranks are job_ranks in all. Only the first process
+// writes to standard output and standard error. An error in any process ends all of them: one tells it, the
+// exit code is 1, and this does not return.
 int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
                  const std::function<int(comm::ProcessWorld&)>& body);
 

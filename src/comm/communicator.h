@@ -84,8 +84,8 @@ class Communicator {
   void set_listener(CallListener* listener) { listener_ = listener; }  // null: none; outlives its calls
   // Where the rank is, for errors and the flight recorder; worlds set it. Null: unknown.
   void set_whereabouts(const Whereabouts* whereabouts) { whereabouts_ = whereabouts; }
-  // Calls of different steps, layers, micro-batches or phases do not match: a rank that leaves out one of many
-  // equal calls is found at once. Only for groups whose ranks go through a step alike, on one thread.
+  // Calls of different steps, layers, micro-batches or phases do not match: a rank that leaves out one of
+  // many equal calls is found at once. Only for groups whose ranks go through a step alike, on one thread.
   void compare_sites(bool compare) { compares_sites_ = compare; }
 
   // In place, ring: N-1 reduce-scatter steps and N-1 all-gather steps; chunks are ceil(n / N) elements (last

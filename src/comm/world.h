@@ -3,8 +3,8 @@
 //
 //   world.run([&](Rank rank) { auto tp = world.communicator(rank, {Rank(0), Rank(1)}, "tp"); ... });
 //
-// ThreadWorld (thread_world.h): all ranks are threads of this process. ProcessWorld (message/process_world.h):
-// several processes, each with some of the ranks as threads.
+// ThreadWorld (thread_world.h): all ranks are threads of this process. ProcessWorld
+// (message/process_world.h): several processes, each with some of the ranks as threads.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -60,9 +60,9 @@ struct RunSummary {
   Seconds seconds;
 };
 
-// Of several processes the one with rank 0 writes metrics and trace, calls the hooks and has the whole summary.
-// Runs the plan to its last step, or to one whose loss or gradient norm is not finite. Throws Error; what was
-// checkpointed stays.
+// Of several processes the one with rank 0 writes metrics and trace, calls the hooks and has the whole
+// summary. Runs the plan to its last step, or to one whose loss or gradient norm is not finite. Throws Error;
+// what was checkpointed stays.
 [[nodiscard]] RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainHooks& hooks);
 
 }  // namespace tessera::exec

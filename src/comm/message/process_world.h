@@ -1,10 +1,11 @@
-// ProcessWorld: the ranks of several processes, some in each (ranks_per_process consecutive ones), as threads.
-// Groups inside one process are those of the thread backend; the others exchange messages over a Wire.
+// ProcessWorld: the ranks of several processes, some in each (ranks_per_process consecutive ones), as
+// threads. Groups inside one process are those of the thread backend; the others exchange messages over a
+// Wire.
 //
 // Failures: the first error of any rank goes to all processes; their waits throw, and run() rethrows it in
-// each of them, with the states of all ranks as far as they came within a second. Each process watches the one
-// before it (signs of life over the wire; on the same host also the process itself), so that a dead or stopped
-// process is an error too, within `silence`, wherever the others wait.
+// each of them, with the states of all ranks as far as they came within a second. Each process watches the
+// one before it (signs of life over the wire; on the same host also the process itself), so that a dead or
+// stopped process is an error too, within `silence`, wherever the others wait.
 #pragma once
 #include <memory>
 
@@ -25,9 +26,9 @@ class ProcessWorld final : public World {
     // own (ranks_per_process 1): faster on some networks, in an order of additions that nobody promises.
     bool fast_reductions = false;
     std::int32_t cores = 0;  // that the local ranks share; 0: as found
-    // mpirun ends all processes by SIGTERM when one dies, a second before it kills them: time to tell why. The
-    // caller has blocked SIGTERM before it started any thread; one that no dead process explains ends this
-    // process as if it were not blocked.
+    // mpirun ends all processes by SIGTERM when one dies, a second before it kills them: time to tell why.
+    // The caller has blocked SIGTERM before it started any thread; one that no dead process explains ends
+    // this process as if it were not blocked.
     bool takes_sigterm = false;
   };
   ProcessWorld(std::unique_ptr<message::Wire> wire, Options options);

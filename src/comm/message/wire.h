@@ -53,8 +53,8 @@ class Wire {
   // Moves what can be moved.
   virtual void progress() = 0;
 
-  // Sums by the library's own algorithms, in an order that nobody states. Null: this wire has none. Collective
-  // over the processes listed, which waits.
+  // Sums by the library's own algorithms, in an order that nobody states. Null: this wire has none.
+  // Collective over the processes listed, which waits.
   class Sums {
    public:
     virtual ~Sums() = default;

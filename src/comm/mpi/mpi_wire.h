@@ -8,7 +8,8 @@ namespace tessera::comm::mpi {
 
 [[nodiscard]] bool is_built_in();
 
-// Starts MPI: once in a process. Error{unsupported} in a build without MPI, Error{comm} when MPI cannot start.
+// Starts MPI: once in a process. Error{unsupported} in a build without MPI, Error{comm} when MPI cannot
+// start.
 [[nodiscard]] std::unique_ptr<message::Wire> open_wire();
 
 }  // namespace tessera::comm::mpi

@@ -55,7 +55,8 @@ class World {
     return whereabouts_[static_cast<std::size_t>(rank.value)];
   }
 
-  // The flight recorder of a rank in a group of several processes; it and the names live as long as the world.
+  // The flight recorder of a rank in a group of several processes; it and the names live as long as the
+  // world.
   void add_log(Rank rank, const GroupName& group, const FlightLog* log);
   // What a rank of another process was doing when the world stopped; shown by verdict().
   void set_remote_state(Rank rank, std::string line);
