@@ -113,6 +113,7 @@ int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
       code = print_error(error);
     }
     world.end(code);
+    std::_Exit(code);
   }
 }
 

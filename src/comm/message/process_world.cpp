@@ -207,11 +207,10 @@ void ProcessWorld::end(std::int32_t exit_code) {
   Shared& s = *shared_;
   if (!s.monitor.was_reported()) {
     s.monitor.tell_reported();
-    s.wire->kill_all(exit_code);
+    return s.wire->kill_all(exit_code);
   }
   // The one that reported ends us; in case it cannot:
   std::this_thread::sleep_for(std::chrono::seconds(5));
-  ::_exit(exit_code);
 }
 
 }  // namespace tessera::comm

@@ -52,8 +52,9 @@ class ProcessWorld final : public World {
   // After an error: whether this process tells the user of it. One does: the first, or if nothing is heard of
   // it for some seconds, another one.
   [[nodiscard]] bool speaks();
-  // After an error, and after it was told: ends all processes.
-  [[noreturn]] void end(std::int32_t exit_code);
+  // After an error, and after it was told: ends all processes. Where it returns, the caller leaves at once,
+  // without unwinding: no peer is there any more.
+  void end(std::int32_t exit_code);
 
  private:
   struct Shared;

@@ -65,8 +65,8 @@ class Wire {
 
   // All processes have said goodbye.
   virtual void close() = 0;
-  // Ends all processes, this one included.
-  [[noreturn]] virtual void kill_all(std::int32_t exit_code) noexcept = 0;
+  // Ends all processes, this one included; may return before it ends.
+  virtual void kill_all(std::int32_t exit_code) noexcept = 0;
 
  protected:
   Wire() = default;

@@ -144,7 +144,7 @@ class MpiWire final : public Wire {
   void progress() override;
   [[nodiscard]] std::unique_ptr<Sums> make_sums(std::span<const std::int32_t> processes) override;
   void close() override;
-  [[noreturn]] void kill_all(std::int32_t exit_code) noexcept override;
+  void kill_all(std::int32_t exit_code) noexcept override;
 
  private:
   void learn_peers();
@@ -286,7 +286,6 @@ void MpiWire::close() {
 
 void MpiWire::kill_all(std::int32_t exit_code) noexcept {
   MPI_Abort(MPI_COMM_WORLD, exit_code);
-  ::_exit(exit_code);
 }
 
 }  // namespace

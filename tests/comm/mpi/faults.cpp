@@ -65,6 +65,7 @@ int run(int argc, char** argv) {
     world.fail(e);
     if (world.speaks()) std::fprintf(stderr, "process %d tells: %s\n", world.process(), e.what());
     world.end(1);
+    std::_Exit(1);
   }
 }
 
