@@ -34,11 +34,11 @@ class Mpi : public ::testing::Test {
     text.close();
     std::ofstream(folder_ / "job.yaml")
         << "model: {model_type: mixtral, num_hidden_layers: 2, hidden_size: 16, intermediate_size: 16,\n"
-           "  num_attention_heads: 4, num_key_value_heads: 4, vocab_size: 260, max_position_embeddings: 32,\n"
+           "  num_attention_heads: 4, num_key_value_heads: 4, vocab_size: 280, max_position_embeddings: 32,\n"
            "  num_local_experts: 4, num_experts_per_tok: 2}\n"
            "train: {steps: 4, sequence_length: 8, global_batch_size: 8, micro_batch_size: 1}\n"
            "parallel: {tp: 1, pp: 2, dp: 2, ep: 2}\n"
-           "data: {text: text.txt, vocab_size: 260}\n"
+           "data: {text: text.txt, vocab_size: 280}\n"
            "checkpoint: {folder: run/checkpoints, every: 2}\n"
            "output: {folder: run, trace_steps: 1}\n";
   }
