@@ -210,6 +210,7 @@ nlohmann::ordered_json to_json(const cost::MachineModel& model, const std::vecto
 }  // namespace
 
 int calibrate(const CalibrateFlags& flags, const Terminal& terminal) {
+  require_one_process("calibrate");
   const std::int32_t cores = flags.cores > 0 ? flags.cores : usable_cores();
   if (cores > usable_cores()) {
     throw Error(ErrorKind::config, fmt::format("cores={} but this process may use {}", cores, usable_cores()),

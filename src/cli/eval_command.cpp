@@ -81,6 +81,7 @@ void print(const exec::Score& s, double bits_per_byte, std::int64_t context, std
 }  // namespace
 
 int evaluate(const EvaluateFlags& f, const Terminal& terminal) {
+  require_one_process("eval");
   Problems problems;
   check_folder(f.checkpoint, problems);
   check_flags(f, problems);

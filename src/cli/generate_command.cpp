@@ -278,6 +278,7 @@ void print_result(const Prompt& prompt, const std::string& text, const exec::Com
 }  // namespace
 
 int generate(const GenerateFlags& f, const Terminal& terminal) {
+  require_one_process("generate");
   Problems problems;
   check_folder(f.checkpoint, problems);
   check_flags(f, problems);

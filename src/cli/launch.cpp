@@ -85,6 +85,13 @@ bool is_first() {
   return rank == nullptr || std::string_view(rank) == "0";
 }
 
+void require_one_process(std::string_view command) {
+  if (!is_launched()) return;
+  throw Error(ErrorKind::config,
+              fmt::format("tessera {} runs in one process, its ranks are threads", command), "mpirun",
+              fmt::format("start tessera {} without mpirun or srun", command));
+}
+
 int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
                  const std::function<int(comm::ProcessWorld&)>& body) {
   sigset_t set;

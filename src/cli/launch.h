@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 
 #include "comm/message/process_world.h"
 
@@ -20,6 +21,9 @@ struct LaunchFlags {
 [[nodiscard]] bool is_launched();
 // Not launched, or the first process. For what happens before the processes are joined.
 [[nodiscard]] bool is_first();
+
+// Error{config} for a command that would run once in each process, unaware of the others.
+void require_one_process(std::string_view command);
 
 // Runs body(world) in every process of the job, whose ranks are job_ranks in all. Only the first process
 // writes to standard output and standard error. An error in any process ends all of them: one tells it, the

@@ -32,10 +32,12 @@ constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
 
 Terminal read_terminal() {
   Terminal t;
+  t.style.width = 100;
+  if (tessera::cli::is_launched()) return t;  // what looks like a terminal is a pipe of mpirun
   t.interactive = ::isatty(STDOUT_FILENO) == 1;
   winsize size{};
   const bool known = ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
-  t.style.width = known ? std::max<std::int32_t>(40, size.ws_col) : 100;
+  if (known) t.style.width = std::max<std::int32_t>(40, size.ws_col);
   t.style.color = t.interactive && std::getenv("NO_COLOR") == nullptr;
   return t;
 }

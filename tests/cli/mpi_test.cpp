@@ -44,10 +44,11 @@ class Mpi : public ::testing::Test {
   }
   void TearDown() override { fs::remove_all(folder_); }
 
-  Ended start(const std::string& before, const std::string& arguments) const {
+  Ended start(const std::string& before, const std::string& arguments,
+              const std::string& command_line = "train job.yaml") const {
     const std::string command = "cd " + folder_.string() +
                                 " && OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout 100 " +
-                                before + " " TESSERA_PROGRAM " train job.yaml " + arguments + " 2>&1";
+                                before + " " TESSERA_PROGRAM " " + command_line + " " + arguments + " 2>&1";
     Ended ended;
     FILE* pipe = ::popen(command.c_str(), "r");
     if (pipe == nullptr) return ended;
@@ -73,6 +74,7 @@ TEST_F(Mpi, FourProcessesTrainAsFourThreadsDoAndResumeFromTheirCheckpoint) {
   const Ended four = start(TESSERA_MPIRUN " -n 4", "");
   ASSERT_EQ(four.code, 0) << four.text;
   EXPECT_THAT(four.text, HasSubstr("4 ranks in 4 processes on 1 host"));
+  EXPECT_EQ(four.text.find('\033'), std::string::npos) << "no colours for the pipe of mpirun";
   ASSERT_EQ(losses("run").size(), 4U);
   EXPECT_EQ(losses("run"), losses("threads"));
   EXPECT_TRUE(fs::exists(folder_ / "run/trace.json"));
@@ -99,6 +101,13 @@ TEST_F(Mpi, ProcessesThatDoNotMakeTheJobsRanksAreRefusedOnce) {
   EXPECT_THAT(e.text, AllOf(HasSubstr("3 processes of 1 rank make 3 ranks, but the job has 4"),
                             HasSubstr("start 4 processes (mpirun -n 4)")));
   EXPECT_EQ(e.text.find("but the job has 4"), e.text.rfind("but the job has 4"));
+}
+
+TEST_F(Mpi, CommandsOfOneProcessSaySoOnce) {
+  const Ended e = start(TESSERA_MPIRUN " -n 2", "", "generate run/checkpoints --prompt a");
+  EXPECT_NE(e.code, 0);
+  EXPECT_THAT(e.text, HasSubstr("tessera generate runs in one process, its ranks are threads"));
+  EXPECT_EQ(e.text.find("runs in one process"), e.text.rfind("runs in one process"));
 }
 
 TEST_F(Mpi, AWrongJobIsToldOnce) {
