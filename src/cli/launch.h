@@ -11,7 +11,7 @@
 namespace tessera::cli {
 
 struct LaunchFlags {
-  std::int32_t ranks_per_process = 0;  // 0: what the job's ranks leave for each process
+  std::int32_t ranks_per_process = 0;  // 0: not given, 1
   bool fast_reductions = false;
   double silence = 20.0;   // seconds after which a process counts as lost
   double timeout = 120.0;  // seconds that one wait may take
