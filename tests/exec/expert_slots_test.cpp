@@ -52,11 +52,11 @@ TEST(ExpertSlots, AnyPlacementEqualsOneRankInOrder) {
 TEST(ExpertSlots, AllToAllGivesTheBitsOfExpertsInOrder) {
   spec::Job job = small_job({.moe = true});
   job.parallel = {.dp = 4, .ep = 4};
-  const RunResult in_order = run_job(job);
+  const RunResult in_order = run_job(job, {.steps = 1});
   job.parallel.expert_slots = shuffled_slots(job.model, 3);
-  const RunResult placed = run_job(job);
+  const RunResult placed = run_job(job, {.steps = 1});
   EXPECT_EQ(placed.steps.front().ce_loss, in_order.steps.front().ce_loss);
-  EXPECT_EQ(placed.gradients.size(), in_order.gradients.size());
+  EXPECT_EQ(placed.gradients, in_order.gradients);
 }
 
 }  // namespace
