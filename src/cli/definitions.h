@@ -1,0 +1,43 @@
+// What the command line knows of each command: its flags, its example, what runs. main puts them together.
+#pragma once
+#include <cstdint>
+#include <limits>
+
+#include "cli/calibrate_command.h"
+#include "cli/commands.h"
+#include "cli/place_command.h"
+#include "cli/plan_command.h"
+#include "cli/routing_command.h"
+
+namespace CLI {
+class App;
+}
+
+namespace tessera::cli {
+
+struct AllFlags {
+  TrainFlags train;
+  GenerateFlags generate;
+  EvaluateFlags evaluate;
+  ConvertFlags convert;
+  TokenizeFlags tokenize;
+  ScheduleFlags schedule;
+  PlanFlags plan;
+  SimulateFlags simulate;
+  ValidateFlags validate;
+  CalibrateFlags calibrate;
+  RoutingFlags routing;
+  PlaceFlags place;
+};
+
+inline constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+
+// A command with the flag that every one has.
+CLI::App* add(CLI::App& app, const char* name, const char* what, const char* example, bool& json);
+
+// code: the exit code of the command that ran. All arguments outlive the parsing.
+void add_training(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
+void add_planning(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
+void add_experts(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
+
+}  // namespace tessera::cli
