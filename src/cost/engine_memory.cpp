@@ -90,31 +90,34 @@ MemoryCost EngineMemory::cost(std::int32_t pipeline_rank) const {
 EngineMemory engine_memory(const EngineJob& j, Rank rank) {
   const spec::Job& job = j.job;
   const std::int64_t element = element_bytes(job);
-  const spec::ParallelSpec& p = job.parallel;
-  const graph::BucketOptions options{.element_bytes = element,
-                                     .bucket_bytes = job.train.bucket_bytes,
-                                     .tied = layout::shares_embedding(job.model),
-                                     .dp = p.cp * p.dp,
-                                     .tp_dp = p.tp * p.cp * p.dp,
-                                     .edp = p.edp()};
+  const graph::BucketOptions options = graph::bucket_options(job);
   const std::vector<ParamSpec> params = layout::parameters(job.model, j.layout, rank);
   const bool embedding_here =
       std::ranges::any_of(params, [](const ParamSpec& s) { return s.kind == ParamKind::embedding; });
   EngineMemory m;
-  for (const graph::GradBucket& b : graph::gradient_buckets(params, options)) {
-    const Bytes bytes(b.num_elements * element);
-    m.gradients += bytes;
+  const std::vector<graph::GradBucket> buckets = graph::gradient_buckets(params, options);
+  const std::int32_t zero = job.train.zero_stage;
+  for (const graph::GradBucket& b : buckets) {
+    const std::int64_t whole = b.num_elements * element;
+    const std::int64_t part = div_exact(whole, graph::group_size(options, b.group));
+    m.gradients += Bytes(zero >= 2 ? part : whole);
     if (b.tied_copy && embedding_here) continue;  // shares the embedding's values
-    m.weights += bytes;
-    const bool sharded = job.train.zero_stage == 1;
-    m.optimizer += Bytes(2 * div_exact(bytes.value, sharded ? graph::group_size(options, b.group) : 1));
+    m.weights += Bytes(zero == 3 ? part : whole);
+    m.optimizer += Bytes(2 * (zero >= 1 ? part : whole));
   }
+  const graph::TransientElements transient = graph::transient_elements(buckets, options);
+  m.gradients += Bytes(transient.gradients * element);
+  m.weights += Bytes(transient.values * element);
   for (const ParamSpec& s : params)
     if (s.buffer) m.weights += Bytes(round_up(s.num_elements() * element, kAlignment));
   const std::int64_t table = job.train.sequence_length * (job.model.rotated_dim() / 2) * element;
   m.weights += Bytes(2 * round_up(table, kAlignment));  // cosines and sines
+  // Values that come and go are not packed.
+  const auto is_whole = [&](const ParamSpec& s) {
+    return zero < 3 || graph::group_size(options, s.group) == 1;
+  };
   for (const ParamSpec& s : params) {
-    if (is_packed(s)) m.packed_weights += Bytes(2 * s.num_elements() * element);
+    if (is_packed(s) && is_whole(s)) m.packed_weights += Bytes(2 * s.num_elements() * element);
   }
   add_activations(m, j, rank);
   return m;

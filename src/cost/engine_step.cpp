@@ -331,7 +331,8 @@ StepCost step_cost(const EngineJob& j, const StepWork& w, const std::vector<Grou
   part(c, Part::pp) = pipeline_time(shape, ranks) - pipeline;
   part(c, Part::bubble) = pipeline - busy;
   const PipelineRank& first = ranks.front();
-  const double window = w.grad_overlapped ? first.backward_input + first.backward_weight : 0.0;
+  const double window =
+      w.grad_overlapped ? real(w.grad_repeats) * (first.backward_input + first.backward_weight) : 0.0;
   part(c, Part::dp) = std::max(0.0, grad - window) + param + world;
   part(c, Part::optimizer) = optimizer;
   return c;
@@ -361,6 +362,11 @@ EngineStep engine_step(const EngineJob& job, const spec::ClusterSpec& cluster, c
   // The thread that reduces gradients hides nothing where every core computes.
   step.work.grad_overlapped = cluster.num_devices >= 2 * world;
   step.work.overlap_slowdown = calibration.overlap_slowdown;
+  // ZeRO-2 sums the gradients of each micro-batch, ZeRO-3 brings the values of each pass.
+  const std::int32_t zero = job.job.train.zero_stage;
+  const std::int64_t m = step.work.num_microbatches;
+  if (zero >= 2) step.work.grad_repeats = m;
+  if (zero == 3) step.work.param_repeats = 2 * m;
   step.cost = step_cost(job, step.work, slowest);
   step.cost.peak = gemm_model(calibration, job.job.train.precision).peak;
   add_ranks(step.cost, job, step.ranks, costs);

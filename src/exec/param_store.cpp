@@ -1,6 +1,7 @@
 #include "exec/param_store.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <utility>
 
@@ -49,13 +50,21 @@ ParamStore::ParamStore(std::vector<ParamSpec> specs, const StoreOptions& options
     for (const GradGroup group : {GradGroup::dp, GradGroup::tp_dp, GradGroup::edp})
       make_buckets(stage, group);
   }
+  share_buffers();
+  for (std::size_t b = 0; b < buckets_.size(); ++b) take_memory(b);
+}
+
+// What goes through a pass together shares buckets when these come and go by unit.
+std::int32_t ParamStore::unit_of(const ParamSpec& spec) const {
+  const bool mtp = spec.layer >= options_.num_layers && options_.zero_stage >= 2;
+  return mtp ? kHeadPosition : position_of(spec);
 }
 
 void ParamStore::make_buckets(StageId stage, GradGroup group) {
   std::map<std::int32_t, Members, std::greater<>> by_position;  // last layer first
   for (std::size_t i = 0; i < params_.size(); ++i) {
     const ParamSpec& s = params_[i].spec;
-    if (s.stage == stage && s.group == group && !s.buffer) by_position[position_of(s)].push_back(i);
+    if (s.stage == stage && s.group == group && !s.buffer) by_position[unit_of(s)].push_back(i);
   }
   Members open;
   std::int64_t open_bytes = 0;
@@ -73,7 +82,7 @@ void ParamStore::make_buckets(StageId stage, GradGroup group) {
       open.push_back(i);
       open_bytes += s.num_elements() * size_of(options_.dtype);
     }
-    if (open_bytes >= options_.bucket_bytes) {
+    if (open_bytes >= options_.bucket_bytes || options_.zero_stage == 3) {
       close_bucket(open);
       open_bytes = 0;
     }
@@ -100,38 +109,99 @@ void ParamStore::close_bucket(Members& members) {
   }
   const ParamSpec& first = params_[members.front()].spec;
   bucket.group = &comms_.grad_group(first.group);
-  bucket.sharded = options_.zero1 && bucket.group->size() > 1;
-  n = round_up(n, bucket.group->size() * (tensor::kAlignment / element));
-  bucket.grad = options_.training ? arena_.take(options_.dtype, {n}) : Tensor(nullptr, options_.dtype, {n});
-  if (options_.training) bytes_.gradients += bucket.grad.bytes();
+  bucket.sharded = options_.zero_stage >= 1 && bucket.group->size() > 1;
+  bucket.keeps_grad = !bucket.sharded || options_.zero_stage < 2;
+  bucket.keeps_value = !bucket.sharded || options_.zero_stage < 3;
   bucket.counted = !first.tied_copy;
+  n = round_up(n, bucket.group->size() * (tensor::kAlignment / element));
+  bucket.grad = bucket.value = Tensor(nullptr, options_.dtype, {n});
+  // Members are in backward order.
+  Span span{.stage = first.stage, .first = unit_of(first), .last = unit_of(params_[members.back()].spec)};
   if (first.tied_copy) {
     for (std::size_t i = 0; i < params_.size(); ++i) {
       if (params_[i].spec.kind != ParamKind::embedding) continue;
       params_[members.front()].shares_value_of = static_cast<std::int32_t>(i);
-      bucket.value = buckets_[static_cast<std::size_t>(params_[i].bucket)].value;
+      span.shares_value_of = params_[i].bucket;
       bucket.updated = false;
     }
   }
-  if (bucket.updated) {
-    bucket.value = arena_.take(options_.dtype, {n});
-    bytes_.values += bucket.value.bytes();
+  spans_.push_back(span);
+  buckets_.push_back(std::move(bucket));
+  members_.push_back(std::exchange(members, {}));
+}
+
+// Two buffers a group: while one unit uses its bucket, that of the next comes or that of the last one goes.
+void ParamStore::share_buffers() {
+  struct Buffer {
+    std::int64_t elements = 0;
+    const Communicator* group = nullptr;  // null: one bucket's own
+    std::int32_t turn = 0;
+  };
+  std::vector<Buffer> grads, values;
+  const auto assign = [&](std::vector<Buffer>& buffers, std::size_t b, std::int32_t& turns) {
+    const optim::Bucket& bucket = buckets_[b];
+    const ParamSpec& first = params_[members_[b].front()].spec;
+    const bool alone = options_.tied && (first.tied_copy || first.kind == ParamKind::embedding);
+    const Communicator* group = alone ? nullptr : bucket.group;
+    const std::int32_t turn = alone ? 0 : turns++ % 2;
+    auto at = std::ranges::find_if(
+        buffers, [&](const Buffer& x) { return !alone && x.group == group && x.turn == turn; });
+    if (at == buffers.end()) at = buffers.insert(buffers.end(), Buffer{.group = group, .turn = turn});
+    at->elements = std::max(at->elements, bucket.grad.num_elements());
+    return static_cast<std::int32_t>(at - buffers.begin());
+  };
+  std::map<const Communicator*, std::int32_t> grad_turns, value_turns;
+  for (std::size_t b = 0; b < buckets_.size(); ++b) {
+    const optim::Bucket& bucket = buckets_[b];
+    if (!bucket.keeps_grad) spans_[b].grad_buffer = assign(grads, b, grad_turns[bucket.group]);
+    if (!bucket.keeps_value && bucket.updated)
+      spans_[b].value_buffer = assign(values, b, value_turns[bucket.group]);
+  }
+  for (const Buffer& x : values) {
+    value_buffers_.push_back(arena_.take(options_.dtype, {x.elements}));
+    bytes_.values += value_buffers_.back().bytes();
+  }
+  for (const Buffer& x : grads) {
+    if (!options_.training) break;
+    grad_buffers_.push_back(arena_.take(options_.dtype, {x.elements}));
+    bytes_.gradients += grad_buffers_.back().bytes();
+  }
+}
+
+void ParamStore::take_memory(std::size_t b) {
+  optim::Bucket& bucket = buckets_[b];
+  const Span& span = spans_[b];
+  const std::int64_t n = bucket.grad.num_elements();
+  const std::int64_t owned = bucket.owned_size();
+  const auto take = [&](std::int64_t elements, Bytes& sum) {
+    Tensor t = arena_.take(options_.dtype, {elements});
+    sum += t.bytes();
+    return t;
+  };
+  const auto part_of = [&](const std::vector<Tensor>& buffers, std::int32_t at) {
+    return buffers[static_cast<std::size_t>(at)].narrow_rows(0, n);
+  };
+  if (options_.training) {
+    if (!bucket.keeps_grad) bucket.grad_shard = take(owned, bytes_.gradients);
+    bucket.grad = bucket.keeps_grad ? take(n, bytes_.gradients) : part_of(grad_buffers_, span.grad_buffer);
+  }
+  if (span.shares_value_of >= 0) {
+    bucket.value = buckets_[static_cast<std::size_t>(span.shares_value_of)].value;
+  } else if (bucket.keeps_value) {
+    bucket.value = take(n, bytes_.values);
+  } else {
+    bucket.value_shard = take(owned, bytes_.values);
+    bucket.value = part_of(value_buffers_, span.value_buffer);
   }
   if (bucket.updated && options_.training) {
-    const std::int64_t owned = bucket.sharded ? div_exact(n, bucket.group->size()) : n;
-    bucket.m = arena_.take(options_.dtype, {owned});
-    bucket.v = arena_.take(options_.dtype, {owned});
-    bytes_.optimizer += bucket.m.bytes() + bucket.v.bytes();
+    bucket.m = take(owned, bytes_.optimizer);
+    bucket.v = take(owned, bytes_.optimizer);
   }
-  for (const std::size_t i : members) {
+  for (const std::size_t i : members_[b]) {
     StoredParam& p = params_[i];
     p.value = bucket.value.narrow_rows(p.offset, p.spec.num_elements()).reshaped(shape_of(p.spec));
     p.grad = bucket.grad.narrow_rows(p.offset, p.spec.num_elements()).reshaped(shape_of(p.spec));
   }
-  // Members are in backward order: the last one completes the bucket.
-  ready_.push_back({first.stage, position_of(params_[members.back()].spec), index});
-  buckets_.push_back(std::move(bucket));
-  members.clear();
 }
 
 nn::Param ParamStore::view(std::size_t first, std::size_t count, Packing packing) {
@@ -149,7 +219,8 @@ nn::Param ParamStore::view(std::size_t first, std::size_t count, Packing packing
   };
   const optim::Bucket& bucket = buckets_[static_cast<std::size_t>(p.bucket)];
   nn::Param param{{fused(bucket.value), {}}, fused(bucket.grad)};
-  if (packing == Packing::packed && p.spec.num_dims == 2) {
+  // Values that come and go are not worth a packed copy.
+  if (packing == Packing::packed && p.spec.num_dims == 2 && bucket.keeps_value) {
     const auto known = std::ranges::find_if(
         packed_, [&](const PackedView& v) { return v.first == first && v.count == count; });
     if (known != packed_.end()) return {known->weight, param.grad};
@@ -178,27 +249,41 @@ void fill_normal(const StoredParam& p, std::uint64_t seed, double range) {
 }
 }  // namespace
 
-void ParamStore::initialise(std::uint64_t seed, double range) {
+void ParamStore::write_values(const std::function<void(const StoredParam&)>& write) {
   for (const StoredParam& p : params_) {
-    if (p.shares_value_of >= 0) continue;
-    const bool f64 = options_.dtype == DType::f64;
-    if (p.spec.init != layout::Init::normal) {
-      const bool ones = p.spec.init == layout::Init::ones;
-      if (f64) {
-        std::ranges::fill(p.value.span<double>(), ones ? 1.0 : 0.0);
-      } else {
-        std::ranges::fill(p.value.span<float>(), ones ? 1.0F : 0.0F);
-      }
-    } else if (f64) {
-      fill_normal<double>(p, seed, range);
-    } else {
-      fill_normal<float>(p, seed, range);
-    }
+    if (p.spec.buffer) write(p);
+  }
+  // Bucket by bucket: they may share the memory that is written.
+  for (std::size_t b = 0; b < buckets_.size(); ++b) {
+    if (spans_[b].shares_value_of >= 0) continue;
+    optim::Bucket& bucket = buckets_[b];
+    if (!bucket.keeps_value)
+      std::memset(bucket.value.raw(), 0, static_cast<std::size_t>(bucket.value.bytes().value));
+    for (const std::size_t i : members_[b]) write(params_[i]);
+    if (bucket.keeps_value) continue;
+    std::memcpy(bucket.value_shard.raw(), bucket.owned_part(bucket.value).raw(),
+                static_cast<std::size_t>(bucket.value_shard.bytes().value));
   }
 }
 
+void ParamStore::initialise(std::uint64_t seed, double range) {
+  write_values([&](const StoredParam& p) {
+    const bool f64 = options_.dtype == DType::f64;
+    if (p.spec.init == layout::Init::normal) {
+      f64 ? fill_normal<double>(p, seed, range) : fill_normal<float>(p, seed, range);
+      return;
+    }
+    const bool ones = p.spec.init == layout::Init::ones;
+    if (f64) {
+      std::ranges::fill(p.value.span<double>(), ones ? 1.0 : 0.0);
+    } else {
+      std::ranges::fill(p.value.span<float>(), ones ? 1.0F : 0.0F);
+    }
+  });
+}
+
 void ParamStore::zero_grads(kernels::Kernels& kernels) {
-  for (const optim::Bucket& b : buckets_) kernels.fill(b.grad, 0.0);
+  for (const optim::Bucket& b : buckets_) kernels.fill(b.keeps_grad ? b.grad : b.grad_shard, 0.0);
 }
 
 void ParamStore::pack(kernels::Kernels& kernels) {

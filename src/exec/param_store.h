@@ -2,8 +2,12 @@
 // buckets, last layer first (the order in which backward completes them); q, k, v and gate, up are adjacent,
 // so that a layer sees them as one weight. Values, gradients, optimizer state and packed copies come from one
 // arena.
+//
+// ZeRO-2: whole gradients live in two buffers for each gradient group, which its buckets use in turn; ZeRO-3:
+// values too, a bucket a unit, none packed. A tied embedding and its copy have buffers of their own.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,9 +39,10 @@ struct StoredParam {
 struct StoreOptions {
   DType dtype = DType::f32;
   std::int64_t bucket_bytes = std::int64_t{4} << 20;
-  bool zero1 = false;
-  bool training = true;  // false: values only, no gradients and no optimizer state
-  bool tied = false;     // the model ties embedding and head: each of the two gets a bucket of its own
+  std::int32_t zero_stage = 0;
+  std::int32_t num_layers = 0;  // of the main model; MTP layers stand behind it, in the unit of the head
+  bool training = true;         // false: values only, no gradients and no optimizer state
+  bool tied = false;            // the model ties embedding and head: each of the two gets a bucket of its own
 };
 
 // Position of a parameter in forward order: -1 embedding, l transformer layer, kHeadPosition final norm and
@@ -67,16 +72,29 @@ class ParamStore {
   // concatenated), with its packed copy if asked for; who asks again gets the same copy.
   [[nodiscard]] nn::Param view(std::size_t first, std::size_t count, Packing packing);
 
-  // Calls visit(bucket) for each bucket that is complete when the last weight gradient at `position` of
+  // The positions of a bucket, in backward order: W at `first` is the first to write into it, W at `last`
+  // completes it. With ZeRO-3 they are equal.
+  struct Span {
+    StageId stage;
+    std::int32_t first, last;
+    std::int32_t grad_buffer = -1;      // ZeRO-2: buckets with the same number share their whole gradient
+    std::int32_t value_buffer = -1;     // ZeRO-3: likewise
+    std::int32_t shares_value_of = -1;  // the bucket that has the values of a tied copy
+  };
+  [[nodiscard]] const std::vector<Span>& spans() const { return spans_; }  // parallel to buckets()
+
+  // Calls visit(index) for each bucket that is complete when the last weight gradient at `position` of
   // `stage` is done.
   template <class Visit>
   void visit_completed(StageId stage, std::int32_t position, Visit visit) {
-    for (const Ready& r : ready_) {
-      if (r.stage == stage && r.position == position) visit(buckets_[static_cast<std::size_t>(r.bucket)]);
+    for (std::size_t b = 0; b < spans_.size(); ++b) {
+      if (spans_[b].stage == stage && spans_[b].last == position) visit(b);
     }
   }
 
   void initialise(std::uint64_t seed, double range);  // normal(0, range) or ones, by (name, global element)
+  // write(p) puts the value of each parameter into p.value (not of tied copies, which share another's).
+  void write_values(const std::function<void(const StoredParam&)>& write);
   void zero_grads(kernels::Kernels& kernels);
   void pack(kernels::Kernels& kernels);  // after every change of values
   // Adds the gradients of a tied embedding's two uses; both ranks of the tie must call it. After reduce,
@@ -84,14 +102,12 @@ class ParamStore {
   void sum_tied(kernels::Kernels& kernels, Communicator& tie);
 
  private:
-  struct Ready {
-    StageId stage;
-    std::int32_t position;
-    std::int32_t bucket;
-  };
   using Members = std::vector<std::size_t>;  // indices into params_
+  [[nodiscard]] std::int32_t unit_of(const layout::ParamSpec& spec) const;
   void make_buckets(StageId stage, layout::GradGroup group);
   void close_bucket(Members& members);
+  void share_buffers();
+  void take_memory(std::size_t bucket);
 
   StoreOptions options_;
   const Communicators& comms_;
@@ -99,7 +115,9 @@ class ParamStore {
   Arena& arena_;
   std::vector<StoredParam> params_;
   std::vector<optim::Bucket> buckets_;
-  std::vector<Ready> ready_;
+  std::vector<Span> spans_;
+  std::vector<Members> members_;  // of each bucket
+  std::vector<Tensor> grad_buffers_, value_buffers_;
   struct PackedView {
     std::size_t first, count;
     kernels::Weight weight;

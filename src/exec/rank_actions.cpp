@@ -123,7 +123,7 @@ bool RankEngine::runs_pairs() const {
   const spec::Job& job = options_.plan->job;
   return (options_.worker != nullptr || options_.dry_run) && job.train.moe.overlap_dispatch &&
          job.model.moe && comms_.ep->size() * comms_.etp->size() > 1 &&
-         job.train.recompute != spec::Recompute::full &&
+         job.train.recompute != spec::Recompute::full && job.train.zero_stage < 3 &&
          options_.plan->schedule.kind == schedule::Kind::combined;
 }
 
@@ -136,7 +136,33 @@ std::int64_t RankEngine::pair_at(std::size_t i) const {
   return static_cast<std::int64_t>(next);
 }
 
+// With ZeRO-3 the values of the next pass's first unit travel while this pass ends.
+void RankEngine::expect_after(std::size_t i) {
+  if (options_.plan->job.train.zero_stage < 3) return;
+  const schedule::ActionList& list = actions();
+  std::size_t next = i + 1;
+  while (next < list.size() && !schedule::is_compute(list[next].kind)) ++next;
+  if (next >= list.size()) return;
+  const Stage& stage = *state(list[next].stage).stage;
+  switch (list[next].kind) {
+    case ActionKind::forward:
+      return shards_->expect(stage.id(), UnitPass::forward, stage.first_position());
+    case ActionKind::backward_input:
+      return shards_->expect(stage.id(), UnitPass::backward_input, stage.last_position());
+    case ActionKind::backward:
+      return shards_->expect(stage.id(), UnitPass::backward, stage.last_position());
+    case ActionKind::backward_weight:
+    case ActionKind::send_forward:
+    case ActionKind::recv_forward:
+    case ActionKind::send_backward:
+    case ActionKind::recv_backward:
+    case ActionKind::reduce_grad:
+      return;
+  }
+}
+
 void RankEngine::run_timed(std::size_t i) {
+  if (schedule::is_compute(actions()[i].kind)) expect_after(i);
   ActionTime& t = times_[i];
   t.start_ns = wall_ns();
   const std::int64_t cpu = thread_cpu_ns();

@@ -112,6 +112,9 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
     pair_ctx_->turn = pair_.get();
   }
   times_.resize(actions().size());
+  shards_ = std::make_unique<UnitShards>(*store_, *options_.kernels, options_.worker);
+  if (plan.job.train.zero_stage < 2) return;
+  for (Stage& stage : stages_) stage.set_unit_guard(shards_.get());
 }
 
 RankEngine::~RankEngine() {
@@ -152,7 +155,8 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
   store_ = std::make_unique<ParamStore>(layout::parameters(job.model, plan.layout, options_.rank),
                                         StoreOptions{.dtype = d.dtype,
                                                      .bucket_bytes = job.train.bucket_bytes,
-                                                     .zero1 = job.train.zero_stage == 1,
+                                                     .zero_stage = job.train.zero_stage,
+                                                     .num_layers = job.model.num_hidden_layers,
                                                      .tied = layout::shares_embedding(job.model)},
                                         comms_, *options_.kernels, arena);
   moe_layers_ = spec::moe_layers(job.model);

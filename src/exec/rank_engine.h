@@ -2,9 +2,9 @@
 // the weights. It knows no schedule by name: slots, messages and the order of everything come from the plan.
 //
 // A step: gradients to zero; the actions (a bucket's reduction starts as soon as its last weight gradient is
-// done); tied sums; one world sum of loss, norm and routing statistics; AdamW; ZeRO-1 gather; weights packed
-// again. Only the world sum and the collectives of the layers wait for other ranks. Not thread safe: one
-// thread per engine.
+// done); tied sums; one world sum of loss, norm and routing statistics; AdamW; gather (ZeRO-1, -2); weights
+// packed again. Only the world sum and the collectives of the layers wait for other ranks. Not thread safe:
+// one thread per engine.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -17,6 +17,7 @@
 #include "exec/param_store.h"
 #include "exec/pass_pair.h"
 #include "exec/stage.h"
+#include "exec/unit_shards.h"
 #include "plan/memory.h"
 #include "plan/plan.h"
 
@@ -91,8 +92,8 @@ class RankEngine {
   [[nodiscard]] const schedule::ActionList& actions() const;
   [[nodiscard]] const StepResult& last_result() const { return result_; }
   [[nodiscard]] Flops step_flops() const { return step_flops_; }
-  // Main thread inside gradient reductions and ZeRO-1 gathers, or waiting for those of the helper thread.
-  [[nodiscard]] std::int64_t exposed_reduce_ns() const { return exposed_reduce_ns_; }
+  // Main thread inside gradient reductions and gathers of ZeRO, or waiting for those of the helper thread.
+  [[nodiscard]] std::int64_t exposed_reduce_ns() const { return exposed_reduce_ns_ + shards_->exposed_ns(); }
   // Rows travel on the helper thread while the shared expert computes; for so long in the last step.
   [[nodiscard]] bool overlaps_dispatch() const;
   [[nodiscard]] std::int64_t hidden_dispatch_ns() const;
@@ -146,6 +147,7 @@ class RankEngine {
   // The position of the B that may run beside the F at i; none: -1.
   [[nodiscard]] std::int64_t pair_at(std::size_t i) const;
   void run_timed(std::size_t i);
+  void expect_after(std::size_t i);
   void run_pair(std::size_t forward, std::size_t backward);
   void pull_gradient(StageState& s, MicrobatchId mb);
 
@@ -165,6 +167,7 @@ class RankEngine {
       pair_scratch_;  // before the communicators, which take back unread messages before memory goes
   Communicators comms_;
   std::unique_ptr<ParamStore> store_;
+  std::unique_ptr<UnitShards> shards_;
   std::vector<Stage> stages_;
   std::vector<StageState> states_;
   std::vector<std::int32_t> moe_layers_;  // of the whole model

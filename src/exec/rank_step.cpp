@@ -101,6 +101,7 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
   local_ce_ = 0.0;
   local_mtp_ = 0.0;
   exposed_reduce_ns_ = 0;
+  shards_->begin_step();
   for (StageState& s : states_) {
     s.num_weight_done = 0;
     for (const Stage::Mixture& m : s.stage->mixtures()) m.moe->reset_stats();
@@ -132,16 +133,9 @@ void RankEngine::timed_phase(const char* name, std::int64_t start_ns, std::int64
 }
 
 void RankEngine::reduce_completed(StageState& s, std::int32_t position) {
-  if (s.num_weight_done != options_.plan->num_microbatches()) return;
-  store_->visit_completed(s.stage->id(), position, [&](optim::Bucket& bucket) {
-    if (bucket.group->size() == 1) return;
-    if (options_.worker == nullptr) {
-      const std::int64_t start = wall_ns();
-      optim::reduce(bucket);
-      exposed_reduce_ns_ += wall_ns() - start;
-    } else {
-      options_.worker->post([b = &bucket] { optim::reduce(*b); });
-    }
+  const bool last = s.num_weight_done == options_.plan->num_microbatches();
+  store_->visit_completed(s.stage->id(), position, [&](std::size_t bucket) {
+    if (last || !store_->buckets()[bucket].keeps_grad) shards_->reduce(bucket);
   });
 }
 
@@ -267,7 +261,9 @@ void RankEngine::update(std::int64_t step) {
                                    .grad_scale = optim::clip_coefficient(result_.grad_norm, o.clip_grad)};
   for (optim::Bucket& b : store_->buckets()) optim::apply(b, *options_.kernels, adam);
   const std::int64_t gather_start = wall_ns();
-  for (optim::Bucket& b : store_->buckets()) optim::gather(b);
+  for (optim::Bucket& b : store_->buckets()) {
+    if (b.keeps_value) optim::gather(b);
+  }
   exposed_reduce_ns_ += wall_ns() - gather_start;
   store_->pack(*options_.kernels);
   timed_phase("optimizer", start, cpu);

@@ -58,8 +58,8 @@ std::vector<ckpt::Piece> owned_pieces(RankEngine& engine) {
 }
 
 void load_state(RankEngine& engine, const ckpt::WeightSource& source, StateParts parts) {
+  engine.store().write_values([&](const StoredParam& p) { source.read(piece_of(p, "", p.value)); });
   for (const StoredParam& p : engine.store().params()) {
-    if (p.shares_value_of < 0) source.read(piece_of(p, "", p.value));
     if (parts == StateParts::weights || p.spec.buffer) continue;
     const optim::Bucket& b = engine.store().buckets()[static_cast<std::size_t>(p.bucket)];
     if (!b.updated) continue;

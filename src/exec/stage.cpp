@@ -484,10 +484,18 @@ void Stage::run_forward(nn::Context& ctx, Unit& unit, nn::Slots slots, const nn:
   unit.layers[1]->forward(ctx, slots, mb, mid, y, pass);
 }
 
+void Stage::prepare(std::size_t unit, UnitPass pass) {
+  if (guard_ == nullptr) return;
+  const std::size_t next = pass == UnitPass::forward ? unit + 1 : unit - 1;  // before the first: none
+  guard_->before_unit(options_.id, pass, units_[unit].position,
+                      next < units_.size() ? units_[next].position : kNoUnit);
+}
+
 void Stage::forward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb) {
   const std::int32_t thrown_away = counts_.fused ? 0 : counts_.deferred;
   for (std::size_t u = 0; u < units_.size(); ++u) {
     Unit& unit = units_[u];
+    prepare(u, UnitPass::forward);
     const nn::Slots slots{.saved = unit.recomputed ? thrown_away : slot.live, .deferred = slot.deferred};
     run_forward(ctx, unit, slots, mb, boundary(slot.live, u), boundary(slot.live, u + 1), nn::Pass::forward);
     if (listener_ != nullptr) tell_listener(ctx, unit, mb, slots.saved);
@@ -526,7 +534,10 @@ void Stage::unit_backward_weight(nn::Context& ctx, Unit& unit, StageSlot slot, c
 }
 
 void Stage::backward_input(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb) {
-  for (std::size_t u = units_.size(); u-- > 0;) unit_backward_input(ctx, u, slot, mb);
+  for (std::size_t u = units_.size(); u-- > 0;) {
+    prepare(u, UnitPass::backward_input);
+    unit_backward_input(ctx, u, slot, mb);
+  }
 }
 
 void Stage::unit_done(const Unit& unit, const UnitDone& done) const {
@@ -539,6 +550,7 @@ void Stage::unit_done(const Unit& unit, const UnitDone& done) const {
 void Stage::backward_weight(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb,
                             const UnitDone& done) {
   for (std::size_t u = units_.size(); u-- > 0;) {
+    prepare(u, UnitPass::backward_weight);
     unit_backward_weight(ctx, units_[u], slot, mb);
     unit_done(units_[u], done);
   }
@@ -546,6 +558,7 @@ void Stage::backward_weight(nn::Context& ctx, StageSlot slot, const nn::Microbat
 
 void Stage::backward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb, const UnitDone& done) {
   for (std::size_t u = units_.size(); u-- > 0;) {
+    prepare(u, UnitPass::backward);
     unit_backward_input(ctx, u, slot, mb);
     unit_backward_weight(ctx, units_[u], slot, mb);
     unit_done(units_[u], done);

@@ -52,6 +52,17 @@ class RoutingListener {
   virtual void on_routed(const Mixture& mixture, const nn::Microbatch& mb, std::int32_t saved_slot) = 0;
 };
 
+enum class UnitPass : std::uint8_t { forward, backward_input, backward_weight, backward };
+inline constexpr std::int32_t kNoUnit = -2;
+
+// Told before each pass of a unit, on the thread that runs it: what the unit needs must be there when it
+// returns. next: the position of the unit that the same pass takes after it, kNoUnit: none.
+class UnitGuard {
+ public:
+  virtual ~UnitGuard() = default;
+  virtual void before_unit(StageId stage, UnitPass pass, std::int32_t position, std::int32_t next) = 0;
+};
+
 class Stage {
  public:
   using Mixture = exec::Mixture;
@@ -87,9 +98,12 @@ class Stage {
   [[nodiscard]] const nn::Head& head() const;
   // The residual stream of this rank's rows before unit u, u = 0 .. num_units(); empty where there is none.
   [[nodiscard]] std::size_t num_units() const { return units_.size(); }
+  [[nodiscard]] std::int32_t first_position() const { return units_.front().position; }
+  [[nodiscard]] std::int32_t last_position() const { return units_.back().position; }
   [[nodiscard]] Tensor boundary(std::int32_t live, std::size_t unit) const;
   [[nodiscard]] std::span<const Mixture> mixtures() const { return mixtures_; }
   void set_routing_listener(RoutingListener* listener) { listener_ = listener; }  // null: nobody listens
+  void set_unit_guard(UnitGuard* guard) { guard_ = guard; }                       // null: all is there
 
   void forward(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb);
   void backward_input(nn::Context& ctx, StageSlot slot, const nn::Microbatch& mb);
@@ -117,6 +131,7 @@ class Stage {
                                       const nn::Param& head_VH, Taker& params, const Communicators& comms,
                                       Tensor cos, Tensor sin);
   void tell_listener(const nn::Context& ctx, const Unit& unit, const nn::Microbatch& mb, std::int32_t saved);
+  void prepare(std::size_t unit, UnitPass pass);
   void unit_done(const Unit& unit, const UnitDone& done) const;
   void reserve_unit_saved(Unit& unit, Arena& arena);
   void reserve_overlaid(Arena& arena, const std::function<void(Unit&)>& reserve);
@@ -134,6 +149,7 @@ class Stage {
   std::vector<Mixture> mixtures_;                   // owned by their units
   std::unique_ptr<moe::LayerCounts> layer_counts_;  // a balancing loss over all layers together
   RoutingListener* listener_ = nullptr;
+  UnitGuard* guard_ = nullptr;
   std::vector<std::vector<Tensor>> boundaries_;  // [live][unit]: input of unit u; the last is the output
   std::vector<Tensor> gradients_;
 };

@@ -41,25 +41,17 @@ class StepOps {
   }
 
  private:
-  void add_step(OpList& out, std::string op_name, Axis axis, Call call, std::int64_t bytes) const {
+  // bytes: of one call.
+  void add_step(OpList& out, std::string op_name, Axis axis, Call call, std::int64_t bytes,
+                std::int64_t calls = 1) const {
     Op op;
     op.name = std::move(op_name);
     op.kind = OpKind::collective;
     op.axis = axis;
     op.call = call;
-    op.bytes_sent = Bytes(bytes);
-    op.calls = 1;
+    op.bytes_sent = Bytes(bytes * calls);
+    op.calls = calls;
     out.push_back(std::move(op));
-  }
-
-  [[nodiscard]] BucketOptions bucket_options() const {
-    const spec::ParallelSpec& p = job_.parallel;
-    return {.element_bytes = sizes_.element,
-            .bucket_bytes = job_.train.bucket_bytes,
-            .tied = layout::shares_embedding(job_.model),
-            .dp = p.cp * p.dp,
-            .tp_dp = p.tp * p.cp * p.dp,
-            .edp = p.edp()};
   }
 
   // The rank inside a gradient group.
@@ -90,8 +82,9 @@ class StepOps {
   }
 
   void add_reductions(OpList& out) const {
-    const BucketOptions options = bucket_options();
-    const bool sharded = job_.train.zero_stage == 1;
+    const BucketOptions options = bucket_options(job_);
+    const bool sharded = job_.train.zero_stage >= 1;
+    const std::int64_t sums = job_.train.zero_stage >= 2 ? sizes_.num_microbatches : 1;
     const std::vector<layout::ParamSpec> params = layout::parameters(job_.model, layout_, rank_);
     OpList ties;
     std::int32_t index = 0;
@@ -101,7 +94,7 @@ class StepOps {
       const std::int64_t bytes = b.num_elements * sizes_.element;
       if (n > 1 && sharded) {
         add_step(out, "reduce " + bucket, axis_of(b.group), Call::reduce_scatter,
-                 (n - 1) * div_exact(bytes, n));
+                 (n - 1) * div_exact(bytes, n), sums);
       } else if (n > 1) {
         add_step(out, "reduce " + bucket, axis_of(b.group), Call::all_reduce,
                  ring_all_reduce_elements(b.num_elements, rank_in(b.group), n) * sizes_.element);
@@ -132,9 +125,12 @@ class StepOps {
              others * layers * (2 * job_.model.moe->num_experts + 1) * kBytes);
   }
 
+  // Once after the update, or with ZeRO-3 before each use: F, and but for the embedding I or B, of every
+  // micro-batch.
   void add_gathers(OpList& out) const {
-    if (job_.train.zero_stage != 1) return;
-    const BucketOptions options = bucket_options();
+    const std::int32_t zero = job_.train.zero_stage;
+    if (zero == 0) return;
+    const BucketOptions options = bucket_options(job_);
     const std::vector<layout::ParamSpec> params = layout::parameters(job_.model, layout_, rank_);
     const auto stages = layout_.stages_of(rank_);
     const bool embedding_here = stages.front().value == 0;
@@ -142,10 +138,11 @@ class StepOps {
     for (const GradBucket& b : gradient_buckets(params, options)) {
       const std::int32_t n = group_size(options, b.group);
       const std::string bucket = fmt::format("gather bucket {} of stage {}", index++, b.stage.value);
-      // A tied copy beside the embedding shares its values.
-      if (n == 1 || (b.tied_copy && embedding_here)) continue;
+      // A tied copy beside the embedding shares its values: each use of ZeRO-3 brings them.
+      if (n == 1 || (zero < 3 && b.tied_copy && embedding_here)) continue;
+      const std::int64_t uses = zero < 3 ? 1 : (b.input ? 1 : 2) * sizes_.num_microbatches;
       add_step(out, bucket, axis_of(b.group), Call::all_gather,
-               (n - 1) * div_exact(b.num_elements * sizes_.element, n));
+               (n - 1) * div_exact(b.num_elements * sizes_.element, n), uses);
     }
   }
   const spec::Job& job_;

@@ -14,11 +14,24 @@ std::int64_t Bucket::owned_size() const {
   return sharded ? div_exact(grad.num_elements(), group->size()) : grad.num_elements();
 }
 
+namespace {
+template <class T>
+void add(const Tensor& to, const Tensor& from) {
+  T* out = to.as<T>();
+  const T* in = from.as<T>();
+  for (std::int64_t i = 0; i < to.num_elements(); ++i) out[i] += in[i];
+}
+}  // namespace
+
 void reduce(Bucket& bucket) {
-  if (bucket.sharded) {
-    bucket.group->reduce_scatter(bucket.owned_grad(), bucket.grad);
+  if (!bucket.sharded) return bucket.group->all_reduce(bucket.grad);
+  const Tensor part = bucket.owned_part(bucket.grad);
+  bucket.group->reduce_scatter(part, bucket.grad);
+  if (bucket.keeps_grad) return;
+  if (part.dtype() == tensor::DType::f64) {
+    add<double>(bucket.grad_shard, part);
   } else {
-    bucket.group->all_reduce(bucket.grad);
+    add<float>(bucket.grad_shard, part);
   }
 }
 
@@ -33,7 +46,8 @@ double sum_squares(const Bucket& bucket, kernels::Kernels& kernels) {
   for (const Segment& s : bucket.segments) {
     const std::int64_t from = std::max(begin, s.begin);
     const std::int64_t to = std::min(end, s.begin + s.size);
-    if (s.counted && from < to) sum += kernels.sum_squares(bucket.grad.narrow_rows(from, to - from));
+    if (s.counted && from < to)
+      sum += kernels.sum_squares(bucket.owned_grad().narrow_rows(from - begin, to - from));
   }
   return sum;
 }
@@ -48,7 +62,8 @@ void apply(Bucket& bucket, kernels::Kernels& kernels, const kernels::AdamWOption
     if (from >= to) continue;
     kernels::AdamWOptions segment_options = options;
     if (!s.weight_decay) segment_options.weight_decay = 0.0;
-    kernels.adamw(bucket.value.narrow_rows(from, to - from), bucket.grad.narrow_rows(from, to - from),
+    kernels.adamw(bucket.owned_value().narrow_rows(from - begin, to - from),
+                  bucket.owned_grad().narrow_rows(from - begin, to - from),
                   bucket.m.narrow_rows(from - begin, to - from),
                   bucket.v.narrow_rows(from - begin, to - from), segment_options);
   }

@@ -14,9 +14,6 @@ void check_recipe(const Recipe& t, Checker& c) {
   c.check(t.precision == Precision::f32 || t.precision == Precision::f64, {"train.precision"},
           fmt::format("precision={}: the engine computes in f32 and f64", name(t.precision)),
           "use precision: f32, or plan this job only");
-  c.check(t.zero_stage <= 1, {"train.zero_stage"},
-          fmt::format("zero_stage={}: the engine cuts the optimiser state only", t.zero_stage),
-          "use zero_stage 0 or 1");
   std::vector<std::string> modules = t.recompute_modules;
   std::ranges::sort(modules);
   c.check(modules.empty() || modules == std::vector<std::string>{"layernorm", "moe_act"},

@@ -85,6 +85,21 @@ inline spec::ParallelSpec on_nodes(spec::ParallelSpec p, std::int32_t ranks_per_
 inline void zero(spec::Recipe& r) {
   r.zero_stage = 1;
 }
+inline void zero_2(spec::Recipe& r) {
+  r.zero_stage = 2;
+}
+inline void zero_3(spec::Recipe& r) {
+  r.zero_stage = 3;
+}
+inline void zero_3_small_buckets(spec::Recipe& r) {
+  zero_3(r);
+  r.bucket_bytes = 1;
+}
+inline void zero_3_f32_full(spec::Recipe& r) {
+  zero_3(r);
+  r.precision = spec::Precision::f32;
+  r.recompute = spec::Recompute::full;
+}
 inline void one_bucket(spec::Recipe& r) {
   r.bucket_bytes = 1 << 30;
 }
@@ -189,6 +204,8 @@ inline void add_mtp(std::vector<Case>& cases) {
   };
   add("one_rank", {});
   add("tp_dp_zero", {.tp = 2, .dp = 2, .ep = 2, .etp = 2}, zero);
+  add("zero_2", {.dp = 2, .pp = 2, .ep = 2}, zero_2);
+  add("zero_3", {.tp = 2, .dp = 2, .ep = 2}, zero_3);
   add("pp_small_buckets", {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, small_buckets);
   add("pp_selective", {.tp = 2, .pp = 2, .etp = 2}, selective);
   add("split_full", scheduled({.dp = 2, .pp = 2, .ep = 2}, "zb-h1"), full);
@@ -224,6 +241,7 @@ inline void add_families(std::vector<Case>& cases) {
     add("one_rank", {}, unchanged);
     add("tp_dp", {.tp = 2, .dp = 2, .ep = ep, .etp = etp}, zero);
     add("selective", {.tp = 2, .pp = 2, .etp = etp}, selective);
+    add("zero_3", {.tp = 2, .dp = 2, .ep = ep}, zero_3);
     add("split_full", scheduled({.dp = 2, .pp = 2, .ep = ep}, "zb-h1"), full);
   }
 }
@@ -242,6 +260,16 @@ inline std::vector<Case> agreement_cases() {
       Case{"tied_zero", false, true, {.tp = 2, .dp = 2, .pp = 2}, zero},
       Case{"tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), zero},
       Case{"zero", false, false, {.tp = 2, .dp = 4}, zero},
+      Case{"zero_2", false, false, {.tp = 2, .dp = 4}, zero_2},
+      Case{"zero_2_moe", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, zero_2},
+      Case{"zero_2_tied", false, true, {.tp = 2, .dp = 2, .pp = 2}, zero_2},
+      Case{"zero_2_tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), zero_2},
+      Case{"zero_3", false, false, {.tp = 2, .dp = 4}, zero_3},
+      Case{"zero_3_moe", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, zero_3_small_buckets},
+      Case{"zero_3_tied", false, true, {.tp = 2, .dp = 2, .pp = 2}, zero_3},
+      Case{"zero_3_tied_one_stage", true, true, {.tp = 2, .dp = 2, .etp = 2}, zero_3},
+      Case{"zero_3_tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), zero_3},
+      Case{"zero_3_f32_full", true, false, scheduled({.dp = 4, .pp = 2, .ep = 2}, "zb-h1"), zero_3_f32_full},
       Case{"one_bucket", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, one_bucket},
       Case{"small_buckets", true, false, {.tp = 2, .dp = 4, .ep = 2}, small_buckets},
       Case{"f32", true, false, {.tp = 2, .dp = 2, .ep = 2}, f32},

@@ -78,6 +78,22 @@ TEST(Bits, ZeroOneSumsTheSameGradients) {
   expect_same_bits(want, run_job(job, {.cpu_kernels = true}), "zero 1");
 }
 
+// With a bucket a unit, as ZeRO-3 has it, both add in the same order.
+TEST(Bits, ZeroThreeIsZeroTwoOnEverySchedule) {
+  spec::Job job = wide_job();
+  job.train.bucket_bytes = 1;
+  job.train.zero_stage = 2;
+  const RunResult want = run_job(job);
+  for (const char* schedule : {"1f1b", "gpipe", "zb-h1"}) {
+    job.parallel.schedule = schedule;
+    for (const std::int32_t zero : {2, 3}) {
+      job.train.zero_stage = zero;
+      for (const bool worker : {false, true})
+        expect_same_bits(want, run_job(job, {.worker = worker}), fmt::format("zero {} {}", zero, schedule));
+    }
+  }
+}
+
 struct Option {
   std::string name;
   std::function<void(spec::Job&)> set;

@@ -85,7 +85,7 @@ TEST_P(Families, OnAnyLayoutEqualOneRank) {
             job.parallel.etp =
                 choice.of(divisors(tp * dp / job.parallel.ep, spec::expert_intermediate_size(job.model)));
           }
-          job.train.zero_stage = choice.of<std::int32_t>({0, 1});
+          job.train.zero_stage = choice.of<std::int32_t>({0, 1, 2, 3});
           const std::string text =
               fmt::format("{} tp{} dp{} pp{} ep{} etp{} {} zero{} recompute{} capacity{}", family, tp, dp, pp,
                           job.parallel.ep, job.parallel.etp, schedule, job.train.zero_stage,

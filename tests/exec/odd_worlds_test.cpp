@@ -89,25 +89,25 @@ void expect_one(std::int32_t world, spec::ParallelSpec p) {
   const auto m = static_cast<std::int32_t>(p.pp > 1 ? choice.of<std::int32_t>({1, 2, p.pp - 1, p.pp, 7})
                                                     : choice.of<std::int32_t>({1, 3}));
   const Sizes sizes{.world = world,
-                    .layers = std::max(3, p.pp * p.vpp + 1 + static_cast<std::int32_t>(choice.below(2))),
+                    .layers = std::max(3, p.pp * p.vpp + 1 + static_cast<std::int32_t>(choice.below(4))),
                     .batch = std::int64_t{m} * p.dp};
   spec::Job job = job_for(model, sizes);
   if (job.model.moe) {
     p.ep = choice.of(divisors(p.tp * p.dp));
     p.etp = choice.of(divisors(p.tp * p.dp / p.ep));
   }
-  if (choice.below(2) == 0) {
+  if (choice.below(4) == 0) {
     p.stage_layers = lopsided(sizes.layers, p.pp * p.vpp, choice.below(100));
   }
   job.parallel = p;
-  job.train.zero_stage = static_cast<std::int32_t>(choice.below(2));
+  job.train.zero_stage = static_cast<std::int32_t>(choice.below(4));
   const std::vector<spec::Recompute> recompute = {spec::Recompute::none, spec::Recompute::selective,
                                                   spec::Recompute::full};
   job.train.recompute = choice.of(recompute);
   const std::string text =
       fmt::format("{} tp{} dp{} pp{} ep{} etp{} vpp{} {} m{} zero{} cut [{}]", model, p.tp, p.dp, p.pp, p.ep,
                   p.etp, p.vpp, p.schedule, m, job.train.zero_stage, fmt::join(p.stage_layers, ", "));
-  expect_parity(one_rank(model, sizes), run_job(job, {.worker = choice.below(2) == 0}), text);
+  expect_parity(one_rank(model, sizes), run_job(job, {.worker = choice.below(4) == 0}), text);
 }
 
 class OddWorld : public ::testing::TestWithParam<std::int32_t> {};

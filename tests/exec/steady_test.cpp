@@ -78,6 +78,8 @@ INSTANTIATE_TEST_SUITE_P(
         Steady{"one_rank", {}, [](spec::Job&) {}},
         Steady{"tp2_dp2_pp2_ep2", {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, [](spec::Job&) {}},
         Steady{"zero_1", {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, [](spec::Job& j) { j.train.zero_stage = 1; }},
+        Steady{"zero_2", {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, [](spec::Job& j) { j.train.zero_stage = 2; }},
+        Steady{"zero_3", {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, [](spec::Job& j) { j.train.zero_stage = 3; }},
         Steady{"zb_v_drops",
                {.dp = 2, .pp = 2, .ep = 2, .vpp = 2, .schedule = "zb-v"},
                [](spec::Job& j) { j.train.moe.capacity_factor = 1.0; }},

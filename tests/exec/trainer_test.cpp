@@ -103,7 +103,8 @@ TEST_F(Trainer, ResumeOnTheSameLayoutIsBitIdenticalAndOnAnyOtherWithinTheParityB
       {"placed", {.dp = 4, .ep = 4, .expert_slots = shuffled_slots(whole.model, 11)}},
   };
   for (const auto& [name, parallel] : layouts) {
-    for (const std::int32_t zero : {0, 1}) {
+    for (const std::int32_t zero : {0, 1, 2, 3}) {
+      if (zero == 2 && name != "same") continue;  // reads and writes what 1 and 3 do
       const fs::path folder = root_ / fmt::format("{}{}", name, zero);
       spec::Job first = job_in(folder, 8);
       ASSERT_EQ(run(first).losses.size(), 8U);

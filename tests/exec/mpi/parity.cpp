@@ -38,7 +38,7 @@ std::vector<Case> cases(std::int32_t world) {
           for (std::int32_t etp = 1; etp * ep <= (moe ? tp * dp : 1); ++etp) {
             if ((tp * dp) % (ep * etp) != 0) continue;
             const auto& [schedule, vpp] = schedules[pp == 1 ? 0 : turn % schedules.size()];
-            const auto zero = static_cast<std::int32_t>(turn % 2);
+            const auto zero = static_cast<std::int32_t>(turn % 4);
             ++turn;
             out.push_back(
                 {model,

@@ -1,0 +1,121 @@
+#include "exec/unit_shards.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/clock.h"
+
+namespace tessera::exec {
+
+namespace {
+std::size_t at(std::int32_t i) {
+  return static_cast<std::size_t>(i);
+}
+}  // namespace
+
+UnitShards::UnitShards(ParamStore& store, kernels::Kernels& kernels, comm::CommWorker* worker)
+    : store_(store), kernels_(kernels), worker_(worker), uses_(store.buckets().size()) {
+  std::int32_t buffers = 0;
+  for (const ParamStore::Span& span : store.spans()) buffers = std::max(buffers, span.grad_buffer + 1);
+  grad_user_.assign(at(buffers), -1);
+}
+
+bool UnitShards::needs_values(UnitPass pass, std::int32_t position) {
+  switch (pass) {
+    case UnitPass::forward:
+      return true;
+    case UnitPass::backward_input:
+    case UnitPass::backward:
+      return position != kEmbeddingPosition;
+    case UnitPass::backward_weight:
+      return false;
+  }
+  return true;
+}
+
+template <class Visit>
+void UnitShards::visit_values(StageId stage, std::int32_t position, Visit visit) {
+  const std::vector<ParamStore::Span>& spans = store_.spans();
+  for (std::size_t b = 0; b < spans.size(); ++b) {
+    if (spans[b].stage != stage || spans[b].first != position) continue;
+    const std::size_t holder = spans[b].shares_value_of >= 0 ? at(spans[b].shares_value_of) : b;
+    if (!store_.buckets()[holder].keeps_value) visit(holder);
+  }
+}
+
+void UnitShards::ask(std::size_t bucket) {
+  Use& use = uses_[bucket];
+  if (use.comes) return;
+  use.comes = true;
+  optim::Bucket& b = store_.buckets()[bucket];
+  if (worker_ != nullptr) {
+    use.values = worker_->post([gathered = &b] { optim::gather(*gathered); });
+    return;
+  }
+  const std::int64_t start = wall_ns();
+  optim::gather(b);
+  exposed_ns_ += wall_ns() - start;
+}
+
+// A bucket that the unit at work uses stays as it is.
+void UnitShards::ask_ahead(const Expected& ahead, StageId stage, std::int32_t position) {
+  if (ahead.position == kNoUnit || !needs_values(ahead.pass, ahead.position)) return;
+  visit_values(ahead.stage, ahead.position, [&](std::size_t next) {
+    bool free = true;
+    visit_values(stage, position, [&](std::size_t now) {
+      free = free && store_.spans()[now].value_buffer != store_.spans()[next].value_buffer;
+    });
+    if (free) ask(next);
+  });
+}
+
+void UnitShards::wait(Ticket ticket) {
+  if (worker_ == nullptr || ticket.number < 0) return;
+  const std::int64_t start = wall_ns();
+  worker_->wait(ticket);
+  exposed_ns_ += wall_ns() - start;
+}
+
+void UnitShards::before_unit(StageId stage, UnitPass pass, std::int32_t position, std::int32_t next) {
+  if (needs_values(pass, position)) {
+    visit_values(stage, position, [&](std::size_t b) { ask(b); });
+    visit_values(stage, position, [&](std::size_t b) {
+      wait(uses_[b].values);
+      uses_[b].comes = false;
+    });
+  }
+  const Expected following = next == kNoUnit ? std::exchange(expected_, {}) : Expected{stage, pass, next};
+  if (worker_ != nullptr) ask_ahead(following, stage, position);
+  if (pass != UnitPass::backward && pass != UnitPass::backward_weight) return;
+  for (std::size_t b = 0; b < uses_.size(); ++b) {
+    const ParamStore::Span& span = store_.spans()[b];
+    if (span.stage != stage || span.first != position || span.grad_buffer < 0) continue;
+    std::int32_t& user = grad_user_[at(span.grad_buffer)];
+    if (user >= 0) wait(uses_[at(user)].gradients);
+    user = static_cast<std::int32_t>(b);
+    kernels_.fill(store_.buckets()[b].grad, 0.0);
+  }
+}
+
+void UnitShards::expect(StageId stage, UnitPass pass, std::int32_t position) {
+  expected_ = {stage, pass, position};
+}
+
+void UnitShards::reduce(std::size_t bucket) {
+  optim::Bucket& b = store_.buckets()[bucket];
+  if (b.group->size() == 1) return;
+  if (worker_ != nullptr) {
+    uses_[bucket].gradients = worker_->post([reduced = &b] { optim::reduce(*reduced); });
+    return;
+  }
+  const std::int64_t start = wall_ns();
+  optim::reduce(b);
+  exposed_ns_ += wall_ns() - start;
+}
+
+void UnitShards::begin_step() {
+  exposed_ns_ = 0;
+  expected_ = {};
+}
+
+}  // namespace tessera::exec
