@@ -33,7 +33,8 @@ void expect_refusal(const Start& start) {
     EXPECT_EQ(e.kind(), ErrorKind::config);
     EXPECT_EQ(e.problems().size(), 5U) << e.what();
     EXPECT_THAT(e.what(), AllOf(HasSubstr("the engine does not train model_type=gpt_neox"), HasSubstr("bf16"),
-                                HasSubstr("cp=2"), HasSubstr("sequence_parallel=false"), HasSubstr("order=tp-cp-ep-pp-dp")));
+                                HasSubstr("cp=2"), HasSubstr("sequence_parallel=false"),
+                                HasSubstr("order=tp-cp-ep-pp-dp")));
   }
 }
 

@@ -279,27 +279,27 @@ TEST_P(EngineLimit, IsRefusedForTrainingAndPlannedAllTheSame) {
 
 INSTANTIATE_TEST_SUITE_P(
     Jobs, EngineLimit,
-    testing::Values(
-        BadCase{"num_key_value_heads: 4", "num_key_value_heads: 1",
-                "tp=2 does not divide num_key_value_heads=1", "parallel.tp", "{1}"},
-        BadCase{"dp: 2", "dp: 2, cp: 2", "cp=2: context parallelism", "parallel.cp", "cp=1"},
-        BadCase{"sequence_length: 16", "sequence_length: 128",
-                "sequence_length=128 is above the model's max_position_embeddings=64",
-                "train.sequence_length", "1 to 64"},
-        BadCase{"model_type: llama",
-                "model_type: llama4_text\n  intermediate_size_mlp: 48\n  num_local_experts: 8\n  "
-                "num_experts_per_tok: 1",
-                "the engine does not train model_type=llama4 (chunked attention)", "job.yaml:1: model",
-                "one of llama, mistral"},
-        BadCase{"lr:", "precision: bf16\n  lr:", "precision=bf16: the engine computes in f32 and f64",
-                "job.yaml:15: train.precision", "f32"},
-        BadCase{"lr:", "recompute: selective\n  recompute_modules: [core_attn]\n  lr:",
-                "recompute_modules=[core_attn]: the engine", "train.recompute_modules",
-                "[layernorm, moe_act]"},
-        BadCase{"dp: 2", "dp: 2, sequence_parallel: false", "sequence_parallel=false with tp=2",
-                "parallel.sequence_parallel", "tp=1"},
-        BadCase{"dp: 2", "dp: 2, order: tp-cp-ep-pp-dp", "order=tp-cp-ep-pp-dp", "parallel.order",
-                "tp-cp-ep-dp-pp"}));
+    testing::Values(BadCase{"num_key_value_heads: 4", "num_key_value_heads: 1",
+                            "tp=2 does not divide num_key_value_heads=1", "parallel.tp", "{1}"},
+                    BadCase{"dp: 2", "dp: 2, cp: 2", "cp=2: context parallelism", "parallel.cp", "cp=1"},
+                    BadCase{"sequence_length: 16", "sequence_length: 128",
+                            "sequence_length=128 is above the model's max_position_embeddings=64",
+                            "train.sequence_length", "1 to 64"},
+                    BadCase{"model_type: llama",
+                            "model_type: llama4_text\n  intermediate_size_mlp: 48\n  num_local_experts: 8\n  "
+                            "num_experts_per_tok: 1",
+                            "the engine does not train model_type=llama4 (chunked attention)",
+                            "job.yaml:1: model", "one of llama, mistral"},
+                    BadCase{
+                        "lr:", "precision: bf16\n  lr:", "precision=bf16: the engine computes in f32 and f64",
+                        "job.yaml:15: train.precision", "f32"},
+                    BadCase{"lr:", "recompute: selective\n  recompute_modules: [core_attn]\n  lr:",
+                            "recompute_modules=[core_attn]: the engine", "train.recompute_modules",
+                            "[layernorm, moe_act]"},
+                    BadCase{"dp: 2", "dp: 2, sequence_parallel: false", "sequence_parallel=false with tp=2",
+                            "parallel.sequence_parallel", "tp=1"},
+                    BadCase{"dp: 2", "dp: 2, order: tp-cp-ep-pp-dp", "order=tp-cp-ep-pp-dp", "parallel.order",
+                            "tp-cp-ep-dp-pp"}));
 
 TEST(Job, RunsWithTheModulesThatTheEngineMakesAgain) {
   const Job job =
