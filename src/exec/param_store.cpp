@@ -290,6 +290,17 @@ void ParamStore::pack(kernels::Kernels& kernels) {
   for (PackedView& v : packed_) kernels.pack(v.weight);
 }
 
+void ParamStore::pack_bucket(kernels::Kernels& kernels, std::size_t bucket) {
+  const auto of_bucket = [&](std::size_t param) {
+    const auto b = static_cast<std::size_t>(params_[param].bucket);
+    const std::int32_t shared = spans_[b].shares_value_of;
+    return b == bucket || (shared >= 0 && static_cast<std::size_t>(shared) == bucket);
+  };
+  for (PackedView& v : packed_) {
+    if (of_bucket(v.first)) kernels.pack(v.weight);
+  }
+}
+
 void ParamStore::sum_tied(kernels::Kernels& kernels, Communicator& tie) {
   for (const StoredParam& p : params_) {
     optim::Bucket& bucket = buckets_[static_cast<std::size_t>(p.bucket)];

@@ -66,6 +66,7 @@ class ParamStore {
 
   [[nodiscard]] const std::vector<StoredParam>& params() const { return params_; }
   [[nodiscard]] std::vector<optim::Bucket>& buckets() { return buckets_; }
+  [[nodiscard]] std::int32_t num_layers() const { return options_.num_layers; }
   [[nodiscard]] const StoreBytes& bytes() const { return bytes_; }
 
   // The layer's view of adjacent parameters [first, first + count) of params() as one weight (rows
@@ -97,6 +98,7 @@ class ParamStore {
   void write_values(const std::function<void(const StoredParam&)>& write);
   void zero_grads(kernels::Kernels& kernels);
   void pack(kernels::Kernels& kernels);  // after every change of values
+  void pack_bucket(kernels::Kernels& kernels, std::size_t bucket);
   // Adds the gradients of a tied embedding's two uses; both ranks of the tie must call it. After reduce,
   // before the norm.
   void sum_tied(kernels::Kernels& kernels, Communicator& tie);

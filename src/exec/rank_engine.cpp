@@ -112,8 +112,9 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
     pair_ctx_->turn = pair_.get();
   }
   times_.resize(actions().size());
-  shards_ = std::make_unique<UnitShards>(*store_, *options_.kernels, options_.worker);
-  if (plan.job.train.zero_stage < 2) return;
+  shards_ = std::make_unique<UnitShards>(*store_, *options_.kernels, options_.worker,
+                                         plan.job.train.overlap_param_gather);
+  if (plan.job.train.zero_stage < 1) return;
   for (Stage& stage : stages_) stage.set_unit_guard(shards_.get());
 }
 
@@ -288,6 +289,7 @@ void RankEngine::initialise() {
 }
 
 void RankEngine::weights_changed() {
+  shards_->forget_update();
   store_->pack(*options_.kernels);
 }
 

@@ -260,12 +260,7 @@ void RankEngine::update(std::int64_t step) {
                                    .bias_correction2 = 1.0 - std::pow(o.beta2, t),
                                    .grad_scale = optim::clip_coefficient(result_.grad_norm, o.clip_grad)};
   for (optim::Bucket& b : store_->buckets()) optim::apply(b, *options_.kernels, adam);
-  const std::int64_t gather_start = wall_ns();
-  for (optim::Bucket& b : store_->buckets()) {
-    if (b.keeps_value) optim::gather(b);
-  }
-  exposed_reduce_ns_ += wall_ns() - gather_start;
-  store_->pack(*options_.kernels);
+  shards_->gather_updated();
   timed_phase("optimizer", start, cpu);
 }
 

@@ -1,6 +1,7 @@
 #include "exec/unit_shards.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "base/clock.h"
@@ -13,11 +14,21 @@ std::size_t at(std::int32_t i) {
 }
 }  // namespace
 
-UnitShards::UnitShards(ParamStore& store, kernels::Kernels& kernels, comm::CommWorker* worker)
-    : store_(store), kernels_(kernels), worker_(worker), uses_(store.buckets().size()) {
+UnitShards::UnitShards(ParamStore& store, kernels::Kernels& kernels, comm::CommWorker* worker,
+                       bool gathers_ahead)
+    : store_(store),
+      kernels_(kernels),
+      worker_(worker),
+      ahead_(gathers_ahead && worker != nullptr),
+      uses_(store.buckets().size()) {
   std::int32_t buffers = 0;
   for (const ParamStore::Span& span : store.spans()) buffers = std::max(buffers, span.grad_buffer + 1);
   grad_user_.assign(at(buffers), -1);
+  forward_order_.resize(uses_.size());
+  std::iota(forward_order_.begin(), forward_order_.end(), std::size_t{0});
+  std::ranges::stable_sort(forward_order_, {}, [&](std::size_t b) {
+    return std::pair(store_.spans()[b].stage.value, store_.spans()[b].last);
+  });
 }
 
 bool UnitShards::needs_values(UnitPass pass, std::int32_t position) {
@@ -85,7 +96,8 @@ void UnitShards::before_unit(StageId stage, UnitPass pass, std::int32_t position
     });
   }
   const Expected following = next == kNoUnit ? std::exchange(expected_, {}) : Expected{stage, pass, next};
-  if (worker_ != nullptr) ask_ahead(following, stage, position);
+  if (ahead_) ask_ahead(following, stage, position);
+  if (some_left_ && pass == UnitPass::forward) bring_left(stage, position);
   if (pass != UnitPass::backward && pass != UnitPass::backward_weight) return;
   for (std::size_t b = 0; b < uses_.size(); ++b) {
     const ParamStore::Span& span = store_.spans()[b];
@@ -113,9 +125,57 @@ void UnitShards::reduce(std::size_t bucket) {
   exposed_ns_ += wall_ns() - start;
 }
 
+void UnitShards::gather_updated() {
+  if (ahead_) {
+    for (std::size_t b = 0; b < uses_.size(); ++b) {
+      const optim::Bucket& bucket = store_.buckets()[b];
+      uses_[b].left = bucket.sharded && bucket.keeps_value && bucket.updated;
+      some_left_ = some_left_ || uses_[b].left;
+      if (!uses_[b].left) store_.pack_bucket(kernels_, b);
+    }
+    return;
+  }
+  const std::int64_t start = wall_ns();
+  for (optim::Bucket& b : store_.buckets()) {
+    if (b.keeps_value) optim::gather(b);
+  }
+  exposed_ns_ += wall_ns() - start;
+  store_.pack(kernels_);
+}
+
+void UnitShards::ask_for_left() {
+  for (const std::size_t b : forward_order_) {
+    if (uses_[b].left) ask(b);
+  }
+}
+
+void UnitShards::forget_update() {
+  for (Use& use : uses_) use.left = false;
+  some_left_ = false;
+}
+
+void UnitShards::bring_left(StageId stage, std::int32_t position) {
+  ask_for_left();  // an evaluation comes without a step's beginning
+  for (std::size_t b = 0; b < uses_.size(); ++b) {
+    const ParamStore::Span& span = store_.spans()[b];
+    const std::size_t holder = span.shares_value_of >= 0 ? at(span.shares_value_of) : b;
+    // The unit of the head has the layers behind the last one, too.
+    const bool here =
+        span.stage == stage && ((span.first >= position && span.last <= position) ||
+                                (position == kHeadPosition && span.first >= store_.num_layers()));
+    if (here && uses_[holder].left) {
+      wait(uses_[holder].values);
+      uses_[holder].left = uses_[holder].comes = false;
+      store_.pack_bucket(kernels_, holder);
+    }
+  }
+  some_left_ = std::ranges::any_of(uses_, &Use::left);
+}
+
 void UnitShards::begin_step() {
   exposed_ns_ = 0;
   expected_ = {};
+  if (some_left_) ask_for_left();
 }
 
 }  // namespace tessera::exec

@@ -1,9 +1,11 @@
-// UnitShards: brings what a unit needs before each of its passes when the ranks of a group hold parts
-// (ZeRO-2, ZeRO-3): the values by an all-gather, an empty buffer for the gradients of one micro-batch.
+// UnitShards: brings what a unit needs before each of its passes when the ranks of a group hold parts.
 //
-// Values are gathered for F, and for I or B, but for the embedding, whose backward needs none; each use
-// anew. With a worker the values of the next unit travel while this one computes, and gradients are reduced
-// while earlier units compute; who finds them late waits, which exposed_ns counts.
+// ZeRO-3: the values by an all-gather, for F, and for I or B, but for the embedding, whose backward needs
+// none; each use anew. ZeRO-2, -3: an empty buffer for the gradients of one micro-batch. ZeRO-1, -2 with a
+// helper thread that gathers ahead: the values that the update of the step before has left with their owners.
+//
+// Ahead means that values travel while units before them compute; gradients are reduced while earlier units
+// compute. Who needs either before it is there waits, which exposed_ns counts.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -16,8 +18,8 @@ namespace tessera::exec {
 
 class UnitShards final : public UnitGuard {
  public:
-  // worker: null: in line. All outlive this.
-  UnitShards(ParamStore& store, kernels::Kernels& kernels, comm::CommWorker* worker);
+  // worker: null: all in line. All outlive this.
+  UnitShards(ParamStore& store, kernels::Kernels& kernels, comm::CommWorker* worker, bool gathers_ahead);
 
   void before_unit(StageId stage, UnitPass pass, std::int32_t position, std::int32_t next) override;
   // The unit that the next pass of this rank begins with: its values are brought behind the last of the pass
@@ -25,13 +27,18 @@ class UnitShards final : public UnitGuard {
   void expect(StageId stage, UnitPass pass, std::int32_t position);
   // Starts the sum of a bucket's gradients, which are complete (of this micro-batch or of the step).
   void reduce(std::size_t bucket);
-  void begin_step();
+  // The update has changed the owned values of whole buckets: now, or for the next forward pass, the others
+  // get them. Weights are packed then.
+  void gather_updated();
+  void forget_update();  // all values were written whole
+  void begin_step();     // asks for what the last update has left
   [[nodiscard]] std::int64_t exposed_ns() const { return exposed_ns_; }
 
  private:
   using Ticket = comm::CommWorker::Ticket;
   struct Use {           // of one bucket
     bool comes = false;  // its values are asked for and not yet used
+    bool left = false;   // its values are with their owners since the last update
     Ticket values, gradients;
   };
   struct Expected {
@@ -44,14 +51,19 @@ class UnitShards final : public UnitGuard {
   template <class Visit>
   void visit_values(StageId stage, std::int32_t position, Visit visit);
   void ask(std::size_t bucket);
+  void ask_for_left();
+  void bring_left(StageId stage, std::int32_t position);
   void ask_ahead(const Expected& ahead, StageId stage, std::int32_t position);
   void wait(Ticket ticket);
 
   ParamStore& store_;
   kernels::Kernels& kernels_;
   comm::CommWorker* worker_;
-  std::vector<Use> uses_;                // parallel to the buckets
-  std::vector<std::int32_t> grad_user_;  // bucket whose gradients were last in a buffer; -1: none
+  bool ahead_;  // gathers
+  bool some_left_ = false;
+  std::vector<Use> uses_;                   // parallel to the buckets
+  std::vector<std::size_t> forward_order_;  // of the buckets
+  std::vector<std::int32_t> grad_user_;     // bucket whose gradients were last in a buffer; -1: none
   Expected expected_;
   std::int64_t exposed_ns_ = 0;
 };

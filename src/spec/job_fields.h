@@ -88,6 +88,7 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("recompute_modules", job.train.recompute_modules);
   v.optional("seed", job.train.seed);
   v.optional("zero_stage", job.train.zero_stage);
+  v.optional("overlap_param_gather", job.train.overlap_param_gather);
   v.optional("bucket_bytes", job.train.bucket_bytes);
   v.optional("mtp_loss_coef", job.train.mtp_loss_coef);
   v.optional("lr", job.train.optimizer.lr);
