@@ -83,6 +83,7 @@ class CommWorker {
   [[nodiscard]] Timing timing(Ticket ticket) const;
   [[nodiscard]] Totals totals() const;                                      // of all done operations
   void set_wait_listener(WaitListener* listener) { listener_ = listener; }  // null: none
+  [[nodiscard]] const std::function<void()>& on_unwind() const { return options_.on_unwind; }
 
  private:
   struct Slot {

@@ -177,7 +177,7 @@ void RankEngine::run_pair(std::size_t forward, std::size_t backward) {
   const schedule::ActionList& list = actions();
   const std::int64_t start = wall_ns();
   std::int64_t cpu_f = 0, cpu_b = 0;
-  comm::CommWorker* const worker = std::exchange(ctx_->worker, options_.worker);
+  comm::CommWorker* const worker = std::exchange(ctx_->worker, rows_worker_.get());
   ctx_->turn = pair_.get();
   pair_ctx_->weights = ctx_->weights;
   const auto run_first = [&] {

@@ -93,12 +93,17 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
     std::ranges::fill(frequencies_.span<double>(), 1.0 / static_cast<double>(frequencies_.dim(1)));
     use_routing_frequencies();
   }
-  ctx_ = std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
-                                                   .tp = *comms_.tp,
-                                                   .scratch = scratch_,
-                                                   .weights = {},
-                                                   .worker = overlaps_dispatch() ? options_.worker : nullptr,
-                                                   .whereabouts = options_.whereabouts});
+  if (overlaps_dispatch() || runs_pairs()) {
+    rows_worker_ = std::make_unique<comm::CommWorker>(
+        comm::CommWorker::Options{.on_unwind = options_.worker->on_unwind()});
+  }
+  ctx_ =
+      std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
+                                                .tp = *comms_.tp,
+                                                .scratch = scratch_,
+                                                .weights = {},
+                                                .worker = overlaps_dispatch() ? rows_worker_.get() : nullptr,
+                                                .whereabouts = options_.whereabouts});
   // The ranks of a tensor-parallel group do the same layers of the same micro-batches, one after another.
   comms_.tp->compare_sites(options_.whereabouts != nullptr && !runs_pairs());
   if (runs_pairs()) {
@@ -107,7 +112,7 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
                                                           .tp = *comms_.tp,
                                                           .scratch = pair_scratch_,
                                                           .weights = {},
-                                                          .worker = options_.worker});
+                                                          .worker = rows_worker_.get()});
     pair_ = std::make_unique<PassPair>();
     pair_ctx_->turn = pair_.get();
   }
@@ -121,6 +126,11 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
 RankEngine::~RankEngine() {
   // The helper thread may still be inside a reduction, where an exception ends the step.
   if (options_.worker != nullptr) options_.worker->drain();
+}
+
+void RankEngine::set_wait_listener(comm::WaitListener* listener) {
+  if (options_.worker != nullptr) options_.worker->set_wait_listener(listener);
+  if (rows_worker_) rows_worker_->set_wait_listener(listener);
 }
 
 bool RankEngine::overlaps_dispatch() const {

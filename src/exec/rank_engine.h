@@ -61,7 +61,9 @@ class RankEngine {
     Rank rank;
     std::unique_ptr<kernels::Kernels> kernels;
     CommFactory communicators;
-    comm::CommWorker* worker = nullptr;        // runs bucket reductions beside compute; null: in line
+    // Runs bucket reductions and gathers beside compute; null: in line, as is what goes to experts, which has
+    // a helper thread of its own beside this one.
+    comm::CommWorker* worker = nullptr;
     comm::Whereabouts* whereabouts = nullptr;  // of the rank in its world; null: nobody asks
     bool dry_run = false;                      // only planned_memory() is valid; takes no memory
   };
@@ -102,6 +104,7 @@ class RankEngine {
   [[nodiscard]] Tensor routing_frequencies() const { return frequencies_; }
   void use_routing_frequencies();  // after they were written from outside
   void set_observer(Observer* observer) { observer_ = observer; }
+  void set_wait_listener(comm::WaitListener* listener);  // of all helper threads
 
  private:
   struct StageState {
@@ -186,6 +189,8 @@ class RankEngine {
   std::vector<ActionTime> times_;
   std::int64_t exposed_reduce_ns_ = 0;
   Observer* observer_ = nullptr;
+  // A queue of its own: rows to experts do not wait behind gradients. Last: it ends first.
+  std::unique_ptr<comm::CommWorker> rows_worker_;
 };
 
 // What every rank of the plan will take, by a dry run of each rank's set-up. Takes no memory.

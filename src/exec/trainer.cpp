@@ -322,7 +322,7 @@ void train_rank(Run& run, Rank rank) {
   for (std::int64_t step = first; step < job.train.steps; ++step) {
     const bool traced = !run.inputs.output.empty() && step >= trace_from;
     watch(engine, own, helper, traced);
-    worker.set_wait_listener(traced ? &own : nullptr);
+    engine.set_wait_listener(traced ? &own : nullptr);
     own.start(step);
     helper.start(step);
     if (dump) dump->begin_step(step);
