@@ -103,7 +103,7 @@ struct Recipe {
   std::uint64_t seed = 1;
   // 1: optimizer state sharded over dp, 2: and gradients, 3: and weights (FSDP). The engine runs 0 and 1.
   std::int32_t zero_stage = 0;
-  bool overlap_param_gather = true;  // ZeRO: weights travel while layers before them compute
+  bool overlap_param_gather = true;                   // ZeRO: weights travel while layers before them compute
   std::int64_t bucket_bytes = std::int64_t{4} << 20;  // gradient buckets
   // Of the loss of the MTP layers (lambda of arXiv 2412.19437 section 2.2), shared evenly by them; 0: the
   // engine trains no MTP layers.

@@ -80,6 +80,10 @@ class LocalWire final : public message::Wire {
       want = in.wanted.erase(want);
     }
   }
+  bool busy() const override {
+    const std::lock_guard lock(hub_->mutex);
+    return !hub_->inboxes[process_].wanted.empty();
+  }
   std::unique_ptr<Sums> make_sums(std::span<const std::int32_t>) override { return nullptr; }
   void close() override {}
   void kill_all(std::int32_t exit_code) noexcept override { std::_Exit(exit_code); }

@@ -157,6 +157,30 @@ TEST_P(Messages, AWorldRunsTwiceWithNewCommunicators) {
     });
 }
 
+// Between processes a message travels before its receiver asks for it: pipeline sends go beside compute.
+TEST(MessagesOfProcesses, ALargeOneIsThereWhenItsReceiverAsks) {
+  constexpr std::int64_t kElements = 1 << 18;
+  ProcessesTestWorld world(2, {.timeout = Seconds(20.0)});
+  world.run([&](Rank rank) {
+    const std::vector<Rank> both = {Rank(0), Rank(1)};
+    const auto c = world.make(rank, both, "pp", 0);
+    std::vector<double> x(kElements);
+    for (std::int32_t round = 0; round < 3; ++round) {
+      if (rank.value == 0) {
+        std::fill(x.begin(), x.end(), round + 1);
+        c->send(tensor_of(x), 1, round);
+        c->wait_send(1, round);  // while the receiver is on its way to the barrier
+        std::fill(x.begin(), x.end(), -1.0);
+        c->barrier();
+      } else {
+        c->barrier();
+        c->recv(tensor_of(x), 0, round);
+        EXPECT_EQ(difference(x, std::vector<double>(kElements, round + 1)), "");
+      }
+    }
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, Messages, ::testing::ValuesIn(settings()), setting_name);
 
 }  // namespace

@@ -1,6 +1,5 @@
-// Monitor: one thread of a process of a ProcessWorld. It keeps messages moving while the ranks compute, tells
-// the other processes what happens here (ranks that left, the first error, signs of life), takes in what they
-// tell, and watches the process before it.
+// Monitor: one thread of a process of a ProcessWorld. It tells the other processes what happens here (ranks
+// that left, the first error, signs of life), takes in what they tell, and watches the process before it.
 #pragma once
 #include <atomic>
 #include <condition_variable>

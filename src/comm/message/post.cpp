@@ -92,6 +92,13 @@ Post::Copy Post::start(Receipt& receipt, Arrival& arrival) {
     receipt.state.store(Receipt::State::here, std::memory_order_release);
     return {};
   }
+  if (arrival.landing != nullptr) {
+    receipt.open.store(1, std::memory_order_relaxed);
+    receipt.state.store(Receipt::State::moving, std::memory_order_release);
+    arrival.landing->receipt = &receipt;
+    hand_over_landed();
+    return {};
+  }
   wire_.receive_body(arrival.process, arrival.envelope.body_tag, receipt.data, receipt.bytes, receipt.open);
   receipt.state.store(Receipt::State::moving, std::memory_order_release);
   return {};
@@ -181,14 +188,50 @@ void Post::handle(const Wire::Note& note) {
     std::memcpy(arrival.inside->bytes.data(), rest.data(), rest.size());
   }
   arrival.data = arrival.inside ? arrival.inside->bytes.data() : nullptr;
+  arrival.landing = land(e, note.from);
   box->arrivals.push_back(std::move(arrival));
 }
 
-void Post::poll() {
+Landing* Post::land(const Envelope& e, std::int32_t process) {
+  if (e.kind != Kind::direct || e.body_tag < 0 || landed_bytes_ + e.bytes > kMostLanded) return nullptr;
+  auto spare =
+      std::ranges::find_if(spare_landings_, [&](const auto& l) { return std::ssize(l->memory) >= e.bytes; });
+  if (spare == spare_landings_.end() && !spare_landings_.empty()) spare = spare_landings_.begin();
+  std::unique_ptr<Landing> landing;
+  if (spare == spare_landings_.end()) {
+    landing = std::make_unique<Landing>();
+  } else {
+    landing = std::move(*spare);
+    spare_landings_.erase(spare);
+  }
+  if (std::ssize(landing->memory) < e.bytes) landing->memory.resize(static_cast<std::size_t>(e.bytes));
+  landing->bytes = e.bytes;
+  landing->receipt = nullptr;
+  landed_bytes_ += e.bytes;
+  wire_.receive_body(process, e.body_tag, landing->memory.data(), e.bytes, landing->open);
+  landings_.push_back(std::move(landing));
+  return landings_.back().get();
+}
+
+void Post::hand_over_landed() {
+  for (std::size_t i = landings_.size(); i-- > 0;) {
+    Landing& l = *landings_[i];
+    if (l.receipt == nullptr || l.open.load(std::memory_order_acquire) != 0) continue;
+    copy_bytes(l.receipt->data, l.memory.data(), l.bytes);
+    l.receipt->open.store(0, std::memory_order_release);
+    landed_bytes_ -= l.bytes;
+    spare_landings_.push_back(std::move(landings_[i]));
+    landings_.erase(landings_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+}
+
+bool Post::poll() {
   const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock) return;
+  if (!lock) return true;
   wire_.progress();
   while (const auto note = wire_.next_note()) handle(*note);
+  if (!landings_.empty()) hand_over_landed();
+  return wire_.busy();
 }
 
 void Post::withdraw(Receipt& receipt) {
@@ -196,6 +239,11 @@ void Post::withdraw(Receipt& receipt) {
   if (receipt.state.load(std::memory_order_relaxed) == Receipt::State::waiting) {
     std::erase(receipt.box->posted, &receipt);
     receipt.state.store(Receipt::State::idle, std::memory_order_relaxed);
+  }
+  for (const auto& landing : landings_) {
+    if (landing->receipt != &receipt) continue;
+    landing->receipt = nullptr;  // the body ends in the post's memory
+    receipt.open.store(0, std::memory_order_release);
   }
 }
 

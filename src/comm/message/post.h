@@ -5,6 +5,9 @@
 // receive it belongs to and lets the body flow straight into its memory. To a rank of this process the
 // envelope points at the sender's memory and the receiver copies from there.
 //
+// A point-to-point message for which no receive is posted yet flows into memory of the post, as far as that
+// has room, so that it travels while its receiver computes; collectives wait for theirs.
+//
 // Messages of one (group, sender, receiver, lane) arrive in order. Lanes: the collectives of a communicator
 // are one; each tag of its point-to-point messages is one.
 //
@@ -30,6 +33,7 @@
 namespace tessera::comm::message {
 
 inline constexpr std::int64_t kInlineBytes = 2048;  // data of so many bytes travels inside the note
+inline constexpr std::int64_t kMostLanded = std::int64_t{256} << 20;  // of messages that nobody receives yet
 
 enum class Kind : std::uint8_t { collective, direct, stop, state, left, alive, goodbye, reported };
 
@@ -83,12 +87,21 @@ struct Block {
   std::array<std::byte, kInlineBytes> bytes;
 };
 
+// A message that came before its receive.
+struct Landing {
+  std::vector<std::byte> memory;
+  std::int64_t bytes = 0;
+  Open open{0};
+  Receipt* receipt = nullptr;  // that wants it, once posted
+};
+
 struct Arrival {
   Envelope envelope;
   std::int32_t process = -1;      // -1: this one
   const void* data = nullptr;     // in_place: the sender's
   Outgoing* sender = nullptr;     // in_place
   std::unique_ptr<Block> inside;  // the data of the note
+  Landing* landing = nullptr;     // where the body goes
 };
 
 // Of one rank in one group.
@@ -112,8 +125,8 @@ class Post {
   // Data stays unchanged until sent.done().
   void send(const Envelope& envelope, const void* data, Outgoing& sent);
   void receive(Receipt& receipt);
-  // What has come is moved on. Returns at once when another thread is at it.
-  void poll();
+  // What has come is moved on. Returns at once when another thread is at it. True: more is on its way.
+  bool poll();
   // Of a stopped world: this receive and this send give up their memory, as far as that can be had at once.
   void withdraw(Receipt& receipt);
   void withdraw(Mailbox& receiver, Outgoing& sent);
@@ -152,6 +165,8 @@ class Post {
   // The receipt gets this arrival; local data is left to the caller. Locked.
   [[nodiscard]] Copy start(Receipt& receipt, Arrival& arrival);
   void drop_inside(Arrival& arrival);
+  [[nodiscard]] Landing* land(const Envelope& envelope, std::int32_t process);
+  void hand_over_landed();
   [[nodiscard]] std::int32_t next_body_tag(std::int32_t process);
   static void finish(const Copy& copy);
 
@@ -160,6 +175,8 @@ class Post {
   std::mutex mutex_;  // of what follows and of the wire
   std::map<std::pair<std::uint64_t, std::int32_t>, std::unique_ptr<Mailbox>> boxes_;
   std::vector<std::unique_ptr<Block>> spare_;
+  std::vector<std::unique_ptr<Landing>> landings_, spare_landings_;
+  std::int64_t landed_bytes_ = 0;  // of landings_
   std::vector<std::int32_t> body_tags_;
   std::vector<Envelope> last_;  // of each rank; number 0: none
   std::vector<Control> control_;

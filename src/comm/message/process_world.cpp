@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -13,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "comm/message/carrier.h"
 #include "comm/message/message_communicator.h"
 #include "comm/message/monitor.h"
 #include "comm/thread/run_ranks.h"
@@ -71,6 +73,7 @@ struct ProcessWorld::Shared {
   thread::World world;
   message::Post post;
   message::Monitor monitor;
+  std::optional<message::Carrier> carrier;
   std::mutex mutex;
   std::map<std::pair<std::uint64_t, std::int32_t>, std::unique_ptr<Seat>> seats;
   std::int64_t runs = 0;
@@ -86,6 +89,7 @@ struct ProcessWorld::Shared {
                 {.ranks_per_process = o.ranks_per_process,
                  .silence_ns = ns(o.silence),
                  .takes_sigterm = o.takes_sigterm}) {
+    if (wire->processes() > 1) carrier.emplace(post);
     for (std::int32_t r = 0; r < o.ranks_per_process; ++r)
       ranks.emplace_back(wire->process() * o.ranks_per_process + r);
   }
@@ -119,6 +123,7 @@ ProcessWorld::ProcessWorld(std::unique_ptr<message::Wire> wire, Options options)
 }
 
 ProcessWorld::~ProcessWorld() {
+  shared_->carrier.reset();
   if (shared_->monitor.say_goodbye()) shared_->wire->close();
 }
 

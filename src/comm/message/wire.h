@@ -52,6 +52,7 @@ class Wire {
                             Open& open) = 0;
   // Moves what can be moved.
   virtual void progress() = 0;
+  [[nodiscard]] virtual bool busy() const = 0;  // something is on its way
 
   // Sums by the library's own algorithms, in an order that nobody states. Null: this wire has none.
   // Collective over the processes listed, which waits.

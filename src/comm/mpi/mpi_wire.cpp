@@ -64,6 +64,7 @@ class Requests {
     owners_.push_back({open, note});
     return requests_.back();
   }
+  [[nodiscard]] bool empty() const { return requests_.empty(); }
   template <class FreeNote>
   void progress(const FreeNote& free_note) {
     if (requests_.empty()) return;
@@ -142,6 +143,7 @@ class MpiWire final : public Wire {
                  Open& open) override;
   void receive_body(std::int32_t from, std::int32_t tag, void* data, std::int64_t bytes, Open& open) override;
   void progress() override;
+  [[nodiscard]] bool busy() const override { return !requests_.empty(); }
   [[nodiscard]] std::unique_ptr<Sums> make_sums(std::span<const std::int32_t> processes) override;
   void close() override;
   void kill_all(std::int32_t exit_code) noexcept override;
