@@ -77,7 +77,7 @@ struct EnumNames<LrDecay> {
 
 // JobRef: Job& or const Job&. The model has its own reader (config.json keys).
 template <class JobRef, class Visitor>
-void visit_job(JobRef& job, Visitor& v) {
+void visit_train(JobRef& job, Visitor& v) {
   v.section("train");
   v.required("steps", job.train.steps);
   v.required("sequence_length", job.train.sequence_length);
@@ -101,6 +101,10 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("lr_decay", job.train.optimizer.lr_decay);
   v.optional("lr_warmup_steps", job.train.optimizer.lr_warmup_steps);
   v.optional("lr_wsd_decay_steps", job.train.optimizer.lr_wsd_decay_steps);
+}
+
+template <class JobRef, class Visitor>
+void visit_moe(JobRef& job, Visitor& v) {
   v.section("moe");
   v.optional("router", job.train.moe.router);
   v.optional("router_jitter", job.train.moe.router_jitter);
@@ -116,6 +120,12 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("pad_to_capacity", job.train.moe.pad_to_capacity);
   v.optional("dispatch", job.train.moe.dispatch);
   v.optional("overlap_dispatch", job.train.moe.overlap_dispatch);
+}
+
+template <class JobRef, class Visitor>
+void visit_job(JobRef& job, Visitor& v) {
+  visit_train(job, v);
+  visit_moe(job, v);
   v.section("parallel");
   v.optional("tp", job.parallel.tp);
   v.optional("cp", job.parallel.cp);
