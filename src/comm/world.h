@@ -55,6 +55,10 @@ class World {
   // named and the state of all ranks. May be called again, unless a rank failed: then the world is spent.
   virtual void run(const std::function<void(Rank)>& body) = 0;
 
+  // Whether a message of send to another process travels before its receiver asks for it (it does). Not while
+  // messages are on their way.
+  virtual void set_lands_messages(bool /*lands*/) {}
+
   // First error wins; wakes every wait of every communicator.
   virtual void abort(Rank rank, std::string_view why) = 0;
 

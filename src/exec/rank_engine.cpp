@@ -153,7 +153,8 @@ nn::Dims RankEngine::dims() const {
           .batch = job.train.micro_batch_size,
           .seq = job.train.sequence_length,
           .hidden = job.model.hidden_size,
-          .tp = job.parallel.tp};
+          .tp = job.parallel.tp,
+          .tp_comm_overlap = job.parallel.tp_comm_overlap};
 }
 
 void RankEngine::build(Arena& arena, plan::RankMemory& memory) {

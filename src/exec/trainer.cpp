@@ -395,6 +395,7 @@ RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainH
   spec::require_engine_runs(plan.job, "job");
   const std::int64_t start = wall_ns();
   Run run(plan, inputs, hooks);
+  run.world.set_lands_messages(plan.job.parallel.overlap_p2p_comm);
   run.world.run([&](Rank rank) { train_rank(run, rank); });
   if (run.writer) {
     run.writer->wait();

@@ -70,7 +70,7 @@ void position(OpWriter& w, const Sizes& s, const Dense& d) {
 void attention_forward(OpWriter f, const Sizes& s, const Dense& d) {
   f.norm("norm");
   if (!s.selective) f.keep(d.T * d.H);
-  f.tp_gather("gather", d.t * d.H);
+  f.tp_gather_beside("gather", d.t * d.H);
   f.gemm("qkv", d.T, d.columns, d.H);
   f.keep(d.qkv());
   if (d.reworked && !s.selective) f.keep(d.qkv());
@@ -85,7 +85,7 @@ void attention_forward(OpWriter f, const Sizes& s, const Dense& d) {
   f.keep(d.T * d.out);
   f.keep(d.T * s.heads);
   f.gemm("o", d.T, d.H, d.out);
-  f.tp_scatter("scatter", d.t * d.H);
+  f.tp_scatter_beside("scatter", d.t * d.H);
   if (s.attention.out_bias) f.memory("o bias", 2 * d.t * d.H);
   f.memory("add", 3 * d.t * d.H);
 }
@@ -97,7 +97,7 @@ void attention_backward_input(OpWriter i, const Sizes& s, const Dense& d) {
     i.tp_gather("gather again", d.t * d.H);
     if (d.reworked) position(i, s, d);
   }
-  i.tp_gather("gather gradient", d.t * d.H);
+  i.tp_gather_beside("gather gradient", d.t * d.H);
   i.gemm("o dgrad", d.T, d.out, d.H);
   i.keep(d.T * d.H);
   i.attention("attention backward", 2, d.heads);
@@ -113,7 +113,7 @@ void attention_backward_input(OpWriter i, const Sizes& s, const Dense& d) {
     sum_over_tp(i, s, d, "q k dot products over tp");
   }
   i.gemm("qkv dgrad", d.T, d.H, d.columns);
-  i.tp_scatter("scatter gradient", d.t * d.H);
+  i.tp_scatter_beside("scatter gradient", d.t * d.H);
   i.memory("norm backward", 4 * d.t * d.H);
   i.keep(d.t * d.H);
 }
@@ -200,7 +200,7 @@ void latent_forward(OpWriter f, const Sizes& s, const Latent& l) {
   f.keep(l.T * l.out);
   f.keep(l.T * s.heads);
   f.gemm("o", l.T, l.H, l.out);
-  f.tp_scatter("scatter", l.t * l.H);
+  f.tp_scatter_beside("scatter", l.t * l.H);
   if (s.attention.out_bias) f.memory("o bias", 2 * l.t * l.H);
   f.memory("add", 3 * l.t * l.H);
 }
@@ -211,7 +211,7 @@ void latent_backward_input(OpWriter i, const Sizes& s, const Latent& l) {
     normalise_latents(i, l, Kept::yes);
     expand(i, l, Again::yes);
   }
-  i.tp_gather("gather gradient", l.t * l.H);
+  i.tp_gather_beside("gather gradient", l.t * l.H);
   i.gemm("o dgrad", l.T, l.out, l.H);
   i.keep(l.T * l.H);
   i.attention("attention backward", 2, l.heads);

@@ -61,6 +61,7 @@ class Builder {
         .mlp_bias = m.mlp_bias,
         .learned_positions = m.position == spec::PositionKind::learned,
         .selective = r.recompute == spec::Recompute::selective,
+        .tp_comm_overlap = p.tp_comm_overlap,
         .num_microbatches = div_exact(r.global_batch_size, r.micro_batch_size * p.dp)};
   }
   [[nodiscard]] LayerOps kept_layer(std::int32_t layer) const {

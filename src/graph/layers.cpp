@@ -30,14 +30,14 @@ LayerOps mlp_ops(const Sizes& s, const std::string& prefix) {
   OpWriter f(ops.forward, s, prefix);
   f.norm("norm");
   if (!s.selective) f.keep(T * H);
-  f.tp_gather("gather", t * H);
+  f.tp_gather_beside("gather", t * H);
   f.gemm("up", T, Z, H);
   f.keep(T * Z);
   if (s.mlp_bias) f.memory("up bias", 2 * T * Z);
   f.memory("activation", T * (Z + I));
   if (!s.selective) f.keep(T * I);
   f.gemm("down", T, H, I);
-  f.tp_scatter("scatter", t * H);
+  f.tp_scatter_beside("scatter", t * H);
   f.memory("add", 3 * t * H);
   if (s.mlp_bias) f.memory("down bias", 2 * t * H);
 
@@ -47,13 +47,13 @@ LayerOps mlp_ops(const Sizes& s, const std::string& prefix) {
     i.keep(T * H);
     i.tp_gather("gather again", t * H);
   }
-  i.tp_gather("gather gradient", t * H);
+  i.tp_gather_beside("gather gradient", t * H);
   i.gemm("down dgrad", T, I, H);
   i.keep(T * H);
   i.memory("activation backward", T * (2 * Z + I));
   i.keep(T * Z);
   i.gemm("up dgrad", T, H, Z);
-  i.tp_scatter("scatter gradient", t * H);
+  i.tp_scatter_beside("scatter gradient", t * H);
   i.memory("norm backward", 4 * t * H);
   i.keep(t * H);
 

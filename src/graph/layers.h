@@ -39,6 +39,7 @@ struct Sizes {
   bool layer_norm = false;  // else RMSNorm
   bool gated_mlp = true, mlp_bias = false, learned_positions = false;
   bool selective = false;
+  bool tp_comm_overlap = false;
   AttentionSizes attention;
   std::int64_t num_microbatches = 0;
   [[nodiscard]] std::int64_t tokens() const { return batch * seq; }

@@ -82,6 +82,11 @@ class OpWriter {
   // all_gather / reduce_scatter of the rows of the tp group; part: elements of this rank.
   void tp_gather(std::string_view name, std::int64_t part) { tp_call(name, Call::all_gather, part); }
   void tp_scatter(std::string_view name, std::int64_t part) { tp_call(name, Call::reduce_scatter, part); }
+  // The same beside the GEMM that it feeds or that makes it: with tp_comm_overlap a message for each part.
+  void tp_gather_beside(std::string_view name, std::int64_t part) { by_parts(name, Call::all_gather, part); }
+  void tp_scatter_beside(std::string_view name, std::int64_t part) {
+    by_parts(name, Call::reduce_scatter, part);
+  }
 
   // The last operator keeps a tensor of so many elements (of `element` bytes).
   void keep(std::int64_t elements) { keep(elements, s_.element); }
@@ -93,6 +98,10 @@ class OpWriter {
  private:
   void tp_call(std::string_view name, Call call, std::int64_t part) {
     if (s_.tp > 1) collective(name, Axis::tp, call, (s_.tp - 1) * part * s_.element);
+  }
+  void by_parts(std::string_view name, Call call, std::int64_t part) {
+    tp_call(name, s_.tp_comm_overlap ? Call::send : call, part);
+    if (s_.tp > 1 && s_.tp_comm_overlap) out_.back().calls *= s_.tp - 1;
   }
   Op& add(std::string_view name, OpKind kind) {
     Op op;

@@ -7,6 +7,7 @@
 #include "nn/columns.h"
 #include "nn/kv_cache.h"
 #include "nn/projection.h"
+#include "nn/tp_overlap.h"
 
 namespace tessera::nn {
 
@@ -53,19 +54,20 @@ Tensor value(const std::optional<Param>& p) {
 
 struct Attention::ForwardScratch {
   Tensor n_TH, qkv;  // selective, qkv with norms or clamps only
-  Tensor partial_TH;
+  ProjectionScratch projection;
 };
 Attention::ForwardScratch Attention::forward_scratch(Arena& arena) const {
   const Dims& d = o_.dims;
   ForwardScratch s;
   if (selective()) s.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
   if (selective() && reworked()) s.qkv = arena.take(d.dtype, {d.tokens(), shape().qkv_dim()});
-  s.partial_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
+  s.projection = projection_scratch(arena, d);
   return s;
 }
 
 struct Attention::BackwardScratch {
   Tensor dattn_TD;
+  Tensor received;    // of the scatter
   Tensor partial_TH;  // with one rank the norm's gradient is written in place
   Tensor qkv;         // selective with norms or clamps
   Tensor normed;      // with norms and clamps: q and k in between, to see what was clamped
@@ -76,6 +78,7 @@ Attention::BackwardScratch Attention::backward_scratch(Arena& arena) const {
   BackwardScratch s;
   s.dattn_TD = arena.take(d.dtype, {d.tokens(), shape().out_dim()});
   if (d.tp > 1) s.partial_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
+  s.received = scatter_scratch(arena, d);
   if (selective() && reworked()) s.qkv = arena.take(d.dtype, {d.tokens(), shape().qkv_dim()});
   if (o_.qk_norm == QkNorm::none) return s;
   s.dots = take_groups(arena);
@@ -218,12 +221,13 @@ void Attention::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor 
 
   s.x_tH = x_tH;
   norm_.forward(k, local_rows(ctx, n_TH), s.norm, x_tH);
-  gather_rows(ctx, n_TH, local_rows(ctx, n_TH));
-  project(k, raw, n_TH);
+  gather_then(ctx, o_.dims, n_TH, local_rows(ctx, n_TH), [&](std::int64_t begin, std::int64_t rows) {
+    project(k, raw.narrow_rows(begin, rows), n_TH.narrow_rows(begin, rows));
+  });
   measure_heads(ctx, s.squares, raw);
   position(k, qkv, raw, s.squares, mb.positions_T);
   attend(k, s, qkv, mb);
-  add_projection(ctx, y_tH, x_tH, s.out, p_.o, p_.o_bias, scratch.partial_TH);
+  add_projection(ctx, o_.dims, y_tH, x_tH, s.out, p_.o, p_.o_bias, scratch.projection);
 }
 
 // ---------------------------------------------------------------------------------------------- backward
@@ -242,12 +246,16 @@ void Attention::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb
     gather_rows(ctx, f.n_TH, local_rows(ctx, f.n_TH));
     if (reworked()) position(k, qkv, s.raw, s.squares, Tensor());
   }
-  gather_rows(ctx, f.dout_TH, g_tH);
-  k.linear_dgrad(scratch.dattn_TD, f.dout_TH, p_.o.weight);
+  gather_then(ctx, o_.dims, f.dout_TH, g_tH, [&](std::int64_t begin, std::int64_t rows) {
+    k.linear_dgrad(scratch.dattn_TD.narrow_rows(begin, rows), f.dout_TH.narrow_rows(begin, rows),
+                   p_.o.weight);
+  });
   k.attention_backward(f.dqkv, f.dsinks_h, scratch.dattn_TD, qkv, s.out, s.lse, value(p_.sinks_h), shape());
   position_backward(ctx, f, s, scratch);
-  k.linear_dgrad(dn_TH, f.dqkv, p_.qkv.weight);
-  scatter_sum(ctx, f.dn_tH, dn_TH);
+  then_scatter_sum(
+      ctx, o_.dims, f.dn_tH, dn_TH, scratch.received, [&](std::int64_t begin, std::int64_t rows) {
+        k.linear_dgrad(dn_TH.narrow_rows(begin, rows), f.dqkv.narrow_rows(begin, rows), p_.qkv.weight);
+      });
   norm_.dgrad(k, g_tH, f.dn_tH, s.x_tH, s.norm, kernels::Write::accumulate);
 }
 

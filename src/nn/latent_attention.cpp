@@ -6,6 +6,7 @@
 
 #include "nn/columns.h"
 #include "nn/projection.h"
+#include "nn/tp_overlap.h"
 
 namespace tessera::nn {
 
@@ -163,7 +164,7 @@ void LatentAttention::measure_scratch(Arena& counting) const {
       (void)up_scratch(counting);
     }
     if (o_.cached) measure_cached(counting);
-    (void)take_partial(counting);
+    (void)projection_scratch(counting, o_.dims);
   }
   const Frame frame(counting);
   if (selective()) (void)take_qkv(counting);
@@ -279,7 +280,7 @@ void LatentAttention::forward(Context& ctx, Slots slots, const Microbatch& mb, T
     expand(ctx, qkv, s, in, mb.positions_T);
     attend(ctx.kernels, s, qkv);
   }
-  add_projection(ctx, y_tH, x_tH, s.out, p_.o, p_.o_bias, take_partial(ctx.scratch));
+  add_projection(ctx, o_.dims, y_tH, x_tH, s.out, p_.o, p_.o_bias, projection_scratch(ctx.scratch, o_.dims));
 }
 
 // ---------------------------------------------------------------------------------------------- backward
@@ -297,8 +298,9 @@ void LatentAttention::backward_input(Context& ctx, Slots slots, const Microbatch
     expand(ctx, qkv, s, f.inputs, Tensor());
   }
   const BackwardScratch scratch = backward_scratch(ctx.scratch);
-  gather_rows(ctx, f.dout_TH, g_tH);
-  k.linear_dgrad(scratch.dattn, f.dout_TH, p_.o.weight);
+  gather_then(ctx, o_.dims, f.dout_TH, g_tH, [&](std::int64_t begin, std::int64_t rows) {
+    k.linear_dgrad(scratch.dattn.narrow_rows(begin, rows), f.dout_TH.narrow_rows(begin, rows), p_.o.weight);
+  });
   k.attention_backward(scratch.dqkv, Tensor(), scratch.dattn, qkv, s.out, s.lse, Tensor(), shape());
   take_apart(k, f, scratch.dqkv, scratch.dkey_Tr);
   latents_backward(ctx, s, f, scratch);

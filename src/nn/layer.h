@@ -54,8 +54,9 @@ struct Dims {
   std::int64_t batch;  // sequences of a micro-batch
   std::int64_t seq;
   std::int64_t hidden;
-  std::int32_t tp;                                                   // size of the sequence-parallel group
-  [[nodiscard]] std::int64_t tokens() const { return batch * seq; }  // T
+  std::int32_t tp;               // size of the sequence-parallel group
+  bool tp_comm_overlap = false;  // gathers and scatters part by part beside the GEMM (nn/tp_overlap.h)
+  [[nodiscard]] std::int64_t tokens() const { return batch * seq; }          // T
   [[nodiscard]] std::int64_t local_tokens() const { return tokens() / tp; }  // t
 };
 

@@ -2,6 +2,7 @@
 // product.
 #include "nn/layers.h"
 #include "nn/projection.h"
+#include "nn/tp_overlap.h"
 
 namespace tessera::nn {
 
@@ -19,7 +20,7 @@ std::int64_t z_columns(const Mlp::Options& o) {
 // measure_scratch and the calls take through the same functions, so they cannot differ.
 struct ForwardScratch {
   Tensor n_TH, h_TI;  // selective only
-  Tensor partial_TH;
+  ProjectionScratch projection;
 };
 ForwardScratch forward_scratch(Arena& arena, const Mlp::Options& o) {
   const Dims& d = o.dims;
@@ -28,12 +29,13 @@ ForwardScratch forward_scratch(Arena& arena, const Mlp::Options& o) {
     s.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
     s.h_TI = arena.take(d.dtype, {d.tokens(), o.intermediate});
   }
-  s.partial_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
+  s.projection = projection_scratch(arena, d);
   return s;
 }
 
 struct BackwardScratch {
   Tensor dh_TI;
+  Tensor received;    // of the scatter
   Tensor partial_TH;  // with one rank the norm's gradient is written in place
 };
 BackwardScratch backward_scratch(Arena& arena, const Mlp::Options& o) {
@@ -41,6 +43,7 @@ BackwardScratch backward_scratch(Arena& arena, const Mlp::Options& o) {
   BackwardScratch s;
   s.dh_TI = arena.take(d.dtype, {d.tokens(), o.intermediate});
   if (d.tp > 1) s.partial_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
+  s.received = scatter_scratch(arena, d);
   return s;
 }
 
@@ -99,11 +102,12 @@ void Mlp::forward(Context& ctx, Slots slots, const Microbatch& /*mb*/, Tensor x_
 
   s.x_tH = x_tH;
   norm_.forward(k, local_rows(ctx, n_TH), s.norm, x_tH);
-  gather_rows(ctx, n_TH, local_rows(ctx, n_TH));
-  k.linear(s.z_TZ, n_TH, p_.up.weight);
+  gather_then(ctx, o_.dims, n_TH, local_rows(ctx, n_TH), [&](std::int64_t begin, std::int64_t rows) {
+    k.linear(s.z_TZ.narrow_rows(begin, rows), n_TH.narrow_rows(begin, rows), p_.up.weight);
+  });
   add_bias(k, s.z_TZ, p_.up_bias);
   k.activation(h_TI, s.z_TZ, o_.activation);
-  add_projection(ctx, y_tH, x_tH, h_TI, p_.down, p_.down_bias, scratch.partial_TH);
+  add_projection(ctx, o_.dims, y_tH, x_tH, h_TI, p_.down, p_.down_bias, scratch.projection);
 }
 
 void Mlp::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb*/, Tensor g_tH) {
@@ -118,11 +122,15 @@ void Mlp::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb*/, Te
     norm_.apply(k, local_rows(ctx, f.n_TH), s.x_tH, s.norm);
     gather_rows(ctx, f.n_TH, local_rows(ctx, f.n_TH));
   }
-  gather_rows(ctx, f.dout_TH, g_tH);
-  k.linear_dgrad(scratch.dh_TI, f.dout_TH, p_.down.weight);
+  gather_then(ctx, o_.dims, f.dout_TH, g_tH, [&](std::int64_t begin, std::int64_t rows) {
+    k.linear_dgrad(scratch.dh_TI.narrow_rows(begin, rows), f.dout_TH.narrow_rows(begin, rows),
+                   p_.down.weight);
+  });
   k.activation_backward(f.dz_TZ, scratch.dh_TI, s.z_TZ, o_.activation);
-  k.linear_dgrad(dn_TH, f.dz_TZ, p_.up.weight);
-  scatter_sum(ctx, f.dn_tH, dn_TH);
+  then_scatter_sum(
+      ctx, o_.dims, f.dn_tH, dn_TH, scratch.received, [&](std::int64_t begin, std::int64_t rows) {
+        k.linear_dgrad(dn_TH.narrow_rows(begin, rows), f.dz_TZ.narrow_rows(begin, rows), p_.up.weight);
+      });
   norm_.dgrad(k, g_tH, f.dn_tH, s.x_tH, s.norm, kernels::Write::accumulate);
 }
 

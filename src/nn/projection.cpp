@@ -1,12 +1,24 @@
 #include "nn/projection.h"
 
+#include "nn/tp_overlap.h"
+
 namespace tessera::nn {
 
-void add_projection(Context& ctx, Tensor y_tH, Tensor x_tH, Tensor h_TK, const Param& w_HK,
-                    const std::optional<Param>& bias_H, Tensor partial_TH) {
-  ctx.kernels.linear(partial_TH, h_TK, w_HK.weight);
-  const Tensor f_tH = local_rows(ctx, partial_TH);
-  scatter_sum(ctx, f_tH, partial_TH);
+ProjectionScratch projection_scratch(Arena& arena, const Dims& dims) {
+  ProjectionScratch s;
+  s.partial_TH = arena.take(dims.dtype, {dims.tokens(), dims.hidden});
+  s.received = scatter_scratch(arena, dims);
+  return s;
+}
+
+void add_projection(Context& ctx, const Dims& dims, Tensor y_tH, Tensor x_tH, Tensor h_TK, const Param& w_HK,
+                    const std::optional<Param>& bias_H, const ProjectionScratch& scratch) {
+  const Tensor f_tH = local_rows(ctx, scratch.partial_TH);
+  then_scatter_sum(ctx, dims, f_tH, scratch.partial_TH, scratch.received,
+                   [&](std::int64_t begin, std::int64_t rows) {
+                     ctx.kernels.linear(scratch.partial_TH.narrow_rows(begin, rows),
+                                        h_TK.narrow_rows(begin, rows), w_HK.weight);
+                   });
   add_bias(ctx.kernels, f_tH, bias_H);
   ctx.kernels.add(y_tH, x_tH, f_tH);
 }

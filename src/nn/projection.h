@@ -7,9 +7,13 @@
 
 namespace tessera::nn {
 
-// y_tH = x_tH + this rank's rows of sum over tp of h_TK w_HK^T [+ bias_H]. partial_TH is scratch.
-void add_projection(Context& ctx, Tensor y_tH, Tensor x_tH, Tensor h_TK, const Param& w_HK,
-                    const std::optional<Param>& bias_H, Tensor partial_TH);
+// y_tH = x_tH + this rank's rows of sum over tp of h_TK w_HK^T [+ bias_H]. scratch: projection_scratch.
+struct ProjectionScratch {
+  Tensor partial_TH, received;
+};
+[[nodiscard]] ProjectionScratch projection_scratch(Arena& arena, const Dims& dims);
+void add_projection(Context& ctx, const Dims& dims, Tensor y_tH, Tensor x_tH, Tensor h_TK, const Param& w_HK,
+                    const std::optional<Param>& bias_H, const ProjectionScratch& scratch);
 // The gradients of its weights, +=; dout_TH: d loss / d y of the rows of all tp ranks. A bias sees this
 // rank's rows only: its gradient is summed over tp with those of the norms.
 void projection_wgrad(Context& ctx, const Param& w_HK, const std::optional<Param>& bias_H, Tensor dout_TH,

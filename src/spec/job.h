@@ -119,7 +119,9 @@ struct ParallelSpec {
   std::int32_t etp = 1;
   std::int32_t vpp = 1;  // stages per pipeline rank
   bool sequence_parallel =
-      true;  // with tp: norms and residuals are cut along the sequence (arXiv 2205.05198)
+      true;                      // with tp: norms and residuals are cut along the sequence (arXiv 2205.05198)
+  bool overlap_p2p_comm = true;  // messages between stages travel while both ends compute
+  bool tp_comm_overlap = false;  // gathers and scatters of tp go part by part beside the GEMM
   // Of the axes in the world, the first has stride 1: a permutation of the five words. Where ep stands
   // changes nothing: it folds over tp, cp and dp.
   std::string order = "tp-cp-ep-dp-pp";

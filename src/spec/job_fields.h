@@ -135,6 +135,8 @@ void visit_job(JobRef& job, Visitor& v) {
   v.optional("etp", job.parallel.etp);
   v.optional("vpp", job.parallel.vpp);
   v.optional("sequence_parallel", job.parallel.sequence_parallel);
+  v.optional("overlap_p2p_comm", job.parallel.overlap_p2p_comm);
+  v.optional("tp_comm_overlap", job.parallel.tp_comm_overlap);
   v.optional("order", job.parallel.order);
   v.optional("ranks_per_node", job.parallel.ranks_per_node);
   v.optional("expert_slots", job.parallel.expert_slots);

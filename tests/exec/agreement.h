@@ -246,6 +246,22 @@ inline void add_families(std::vector<Case>& cases) {
   }
 }
 
+// ZeRO-2 and -3 on layouts that cut, tie and split what they gather.
+inline void add_zero(std::vector<Case>& cases) {
+  const std::vector<Case> more{
+      Case{"zero_2", false, false, {.tp = 2, .dp = 4}, zero_2},
+      Case{"zero_2_moe", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, zero_2},
+      Case{"zero_2_tied", false, true, {.tp = 2, .dp = 2, .pp = 2}, zero_2},
+      Case{"zero_2_tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), zero_2},
+      Case{"zero_3", false, false, {.tp = 2, .dp = 4}, zero_3},
+      Case{"zero_3_moe", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, zero_3_small_buckets},
+      Case{"zero_3_tied", false, true, {.tp = 2, .dp = 2, .pp = 2}, zero_3},
+      Case{"zero_3_tied_one_stage", true, true, {.tp = 2, .dp = 2, .etp = 2}, zero_3},
+      Case{"zero_3_tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), zero_3},
+      Case{"zero_3_f32_full", true, false, scheduled({.dp = 4, .pp = 2, .ep = 2}, "zb-h1"), zero_3_f32_full}};
+  cases.insert(cases.end(), more.begin(), more.end());
+}
+
 inline std::vector<Case> agreement_cases() {
   std::vector<Case> cases{
 
@@ -260,20 +276,16 @@ inline std::vector<Case> agreement_cases() {
       Case{"tied_zero", false, true, {.tp = 2, .dp = 2, .pp = 2}, zero},
       Case{"tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), zero},
       Case{"zero", false, false, {.tp = 2, .dp = 4}, zero},
-      Case{"zero_2", false, false, {.tp = 2, .dp = 4}, zero_2},
-      Case{"zero_2_moe", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, zero_2},
-      Case{"zero_2_tied", false, true, {.tp = 2, .dp = 2, .pp = 2}, zero_2},
-      Case{"zero_2_tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), zero_2},
-      Case{"zero_3", false, false, {.tp = 2, .dp = 4}, zero_3},
-      Case{"zero_3_moe", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, zero_3_small_buckets},
-      Case{"zero_3_tied", false, true, {.tp = 2, .dp = 2, .pp = 2}, zero_3},
-      Case{"zero_3_tied_one_stage", true, true, {.tp = 2, .dp = 2, .etp = 2}, zero_3},
-      Case{"zero_3_tied_vee", false, true, scheduled({.dp = 2, .pp = 2, .vpp = 2}, "zb-v"), zero_3},
-      Case{"zero_3_f32_full", true, false, scheduled({.dp = 4, .pp = 2, .ep = 2}, "zb-h1"), zero_3_f32_full},
       Case{"one_bucket", true, false, {.tp = 2, .dp = 2, .pp = 2, .ep = 2}, one_bucket},
       Case{"small_buckets", true, false, {.tp = 2, .dp = 4, .ep = 2}, small_buckets},
       Case{"f32", true, false, {.tp = 2, .dp = 2, .ep = 2}, f32},
       Case{"selective", false, false, {.tp = 2, .pp = 2}, selective},
+      Case{"tp_overlap", false, false, {.tp = 4, .dp = 2, .tp_comm_overlap = true}},
+      Case{"tp_overlap_selective",
+           true,
+           false,
+           {.tp = 2, .pp = 2, .ep = 2, .tp_comm_overlap = true},
+           selective},
       Case{"full", false, false, {.tp = 2, .pp = 2}, full},
       Case{"interleaved", true, false, scheduled({.tp = 2, .pp = 2, .ep = 2, .vpp = 2}, "interleaved")},
       Case{"zb_h1", true, false, scheduled({.dp = 2, .pp = 2, .ep = 2}, "zb-h1")},
@@ -309,6 +321,7 @@ inline std::vector<Case> agreement_cases() {
       Case{"odd_sizes_zero", false, false, {.tp = 4, .dp = 2}, zero_f32, 7},
       Case{"moe_everything", true, true, scheduled({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2}, "zb-h1"),
            everything}};
+  add_zero(cases);
   add_families(cases);
   add_mtp(cases);
   return cases;

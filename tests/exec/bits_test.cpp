@@ -94,6 +94,21 @@ TEST(Bits, ZeroThreeIsZeroTwoOnEverySchedule) {
   }
 }
 
+// Part by part beside the GEMM: the same products, added in the ring's order.
+TEST(Bits, TensorParallelOverlapChangesNothing) {
+  for (const std::int32_t tp : {2, 4, 8}) {
+    spec::Job job = small_job({});
+    job.train.precision = spec::Precision::f32;
+    job.parallel = {.tp = tp};
+    for (const bool cpu_kernels : {false, true}) {
+      job.parallel.tp_comm_overlap = false;
+      const RunResult want = run_job(job, {.cpu_kernels = cpu_kernels});
+      job.parallel.tp_comm_overlap = true;
+      expect_same_bits(want, run_job(job, {.cpu_kernels = cpu_kernels}), fmt::format("tp {}", tp));
+    }
+  }
+}
+
 struct Option {
   std::string name;
   std::function<void(spec::Job&)> set;

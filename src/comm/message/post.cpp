@@ -192,8 +192,14 @@ void Post::handle(const Wire::Note& note) {
   box->arrivals.push_back(std::move(arrival));
 }
 
+void Post::set_lands(bool lands) {
+  const std::lock_guard lock(mutex_);
+  lands_ = lands;
+}
+
 Landing* Post::land(const Envelope& e, std::int32_t process) {
-  if (e.kind != Kind::direct || e.body_tag < 0 || landed_bytes_ + e.bytes > kMostLanded) return nullptr;
+  if (!lands_ || e.kind != Kind::direct || e.body_tag < 0 || landed_bytes_ + e.bytes > kMostLanded)
+    return nullptr;
   auto spare =
       std::ranges::find_if(spare_landings_, [&](const auto& l) { return std::ssize(l->memory) >= e.bytes; });
   if (spare == spare_landings_.end() && !spare_landings_.empty()) spare = spare_landings_.begin();

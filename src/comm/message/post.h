@@ -125,6 +125,7 @@ class Post {
   // Data stays unchanged until sent.done().
   void send(const Envelope& envelope, const void* data, Outgoing& sent);
   void receive(Receipt& receipt);
+  void set_lands(bool lands);  // messages without a receive; they do
   // What has come is moved on. Returns at once when another thread is at it. True: more is on its way.
   bool poll();
   // Of a stopped world: this receive and this send give up their memory, as far as that can be had at once.
@@ -177,6 +178,7 @@ class Post {
   std::vector<std::unique_ptr<Block>> spare_;
   std::vector<std::unique_ptr<Landing>> landings_, spare_landings_;
   std::int64_t landed_bytes_ = 0;  // of landings_
+  bool lands_ = true;
   std::vector<std::int32_t> body_tags_;
   std::vector<Envelope> last_;  // of each rank; number 0: none
   std::vector<Control> control_;

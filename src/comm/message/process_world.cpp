@@ -187,6 +187,10 @@ void ProcessWorld::run(const std::function<void(Rank)>& body) {
   if (auto error = s.world.verdict()) throw Error(std::move(*error));
 }
 
+void ProcessWorld::set_lands_messages(bool lands) {
+  shared_->post.set_lands(lands);
+}
+
 void ProcessWorld::abort(Rank rank, std::string_view why) {
   shared_->world.stop(rank, Error(ErrorKind::comm, std::string(why), fmt::format("rank {}", rank.value), ""),
                       true);

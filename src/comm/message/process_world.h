@@ -43,6 +43,7 @@ class ProcessWorld final : public World {
                                                            std::int32_t instance = 0) override;
   [[nodiscard]] Whereabouts& whereabouts(Rank rank) override;
   void run(const std::function<void(Rank)>& body) override;
+  void set_lands_messages(bool lands) override;
   void abort(Rank rank, std::string_view why) override;
 
   [[nodiscard]] std::int32_t hosts() const;
