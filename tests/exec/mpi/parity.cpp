@@ -40,10 +40,17 @@ std::vector<Case> cases(std::int32_t world) {
             const auto& [schedule, vpp] = schedules[pp == 1 ? 0 : turn % schedules.size()];
             const auto zero = static_cast<std::int32_t>(turn % 4);
             ++turn;
-            out.push_back(
-                {model,
-                 {.tp = tp, .dp = dp, .pp = pp, .ep = ep, .etp = etp, .vpp = vpp, .schedule = schedule},
-                 zero});
+            out.push_back({model,
+                           {.tp = tp,
+                            .dp = dp,
+                            .pp = pp,
+                            .ep = ep,
+                            .etp = etp,
+                            .vpp = vpp,
+                            .overlap_p2p_comm = turn % 3 != 0,
+                            .tp_comm_overlap = turn % 2 == 0,
+                            .schedule = schedule},
+                           zero});
           }
         }
       }
