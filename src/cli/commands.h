@@ -113,6 +113,8 @@ struct SimulateFlags {
   bool shared_links = false;
   std::string trace;  // file to write
   std::string trace_detail = "segments";
+  bool what_if = false;  // the table of single changes
+  std::string against;   // another layout: "tp=8,pp=4"
   bool json = false;
 };
 int simulate(const SimulateFlags& flags, const Terminal& terminal);

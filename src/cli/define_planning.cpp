@@ -92,6 +92,9 @@ void add_plan(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code)
   c->add_flag("--all-choices", f.all_choices, "Rank every choice for itself, not the best of each layout");
   c->add_flag("--closed-form", f.closed_form, "Do not time the best ones again with the simulator");
   c->add_option("--output", f.output, "Write the plan of the best one, for simulate and train");
+  c->add_flag("--what-if", f.what_if, "What each single change of the best one brings");
+  c->add_option("--against", f.against,
+                "Compare the best one with this layout: tp=8,pp=4,mbs=1 (the rest 1, dp what is left)");
   c->callback([&] { code = plan(f, terminal); });
 }
 
@@ -153,6 +156,9 @@ void add_simulate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
   c->add_option("--trace-detail", f.trace_detail, "A span for each part of an action, or for each action")
       ->check(CLI::IsMember({"segments", "actions"}))
       ->capture_default_str();
+  c->add_flag("--what-if", f.what_if, "What each single change of this plan brings");
+  c->add_option("--against", f.against,
+                "Compare this plan with this layout: tp=8,pp=4,mbs=1 (the rest 1, dp what is left)");
   c->callback([&] { code = simulate(f, terminal); });
 }
 

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/text.h"
+#include "cli/explain_plan.h"
 #include "plan/plan.h"
 #include "report/plan_table.h"
 #include "report/waterfall.h"
@@ -259,25 +260,29 @@ Json to_json(const cost::Setup& setup, const search::Rejection& r) {
   return j;
 }
 
-void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::Result& r, double band) {
+void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::Result& r, double band,
+                const std::vector<Comparison>& others) {
   Json best = Json::array(), rejections = Json::array();
   for (const search::Ranked& x : r.best) best.push_back(to_json(setup, x));
   for (const search::Rejection& x : r.rejections) rejections.push_back(to_json(setup, x));
-  const Json j = {{"model", flags.model},
-                  {"cluster", setup.cluster.name},
-                  {"device", setup.calibration.name},
-                  {"num_devices", setup.cluster.num_devices},
-                  {"global_batch_size", setup.work.global_batch_size},
-                  {"sequence_length", setup.work.sequence_length},
-                  {"precision", spec::name(setup.work.precision)},
-                  {"practice", setup.practice.name},
-                  {"error_band", band},
-                  {"layouts", r.layouts},
-                  {"candidates", r.enumerated},
-                  {"costed", r.costed},
-                  {"bottleneck", report::bottleneck(setup, r.best.front())},
-                  {"best", std::move(best)},
-                  {"rejected", std::move(rejections)}};
+  Json j = {{"model", flags.model},
+            {"cluster", setup.cluster.name},
+            {"device", setup.calibration.name},
+            {"num_devices", setup.cluster.num_devices},
+            {"global_batch_size", setup.work.global_batch_size},
+            {"sequence_length", setup.work.sequence_length},
+            {"precision", spec::name(setup.work.precision)},
+            {"practice", setup.practice.name},
+            {"error_band", band},
+            {"layouts", r.layouts},
+            {"candidates", r.enumerated},
+            {"costed", r.costed},
+            {"bottleneck", report::bottleneck(setup, r.best.front())},
+            {"best", std::move(best)},
+            {"rejected", std::move(rejections)}};
+  for (const Comparison& c : others)
+    j[c.other_name == "yours" ? "against" : "runner_up"] = Json::parse(against_json(setup, c));
+  if (flags.what_if) j["what_if"] = Json::parse(what_if_json(setup, r.best.front().candidate));
   std::printf("%s\n", j.dump(2).c_str());
 }
 
@@ -294,8 +299,16 @@ int plan(const PlanFlags& flags, const Terminal& terminal) {
     plan::write_plan(flags.output, best);
   }
   const double band = q.setup.model.moe ? kMoeBand : kDenseBand;
+  const cost::Candidate& best = result.best.front().candidate;
+  std::vector<Comparison> others;
+  if (result.best.size() > 1) {
+    others.push_back({"the best", "the runner-up", best, result.best[1].candidate});
+  }
+  if (!flags.against.empty()) {
+    others.push_back({"the best", "yours", best, parse_layout(flags.against, q.setup)});
+  }
   if (flags.json) {
-    print_json(flags, q.setup, result, band);
+    print_json(flags, q.setup, result, band, others);
     return 0;
   }
   const report::PlanView view{.setup = &q.setup,
@@ -303,6 +316,19 @@ int plan(const PlanFlags& flags, const Terminal& terminal) {
                               .model = std::filesystem::path(flags.model).filename().string(),
                               .error_band = band};
   std::printf("%s", report::plan_page(view, terminal.style).c_str());
+  for (const Comparison& c : others) {
+    std::printf("\n%s",
+                titled("Why not " + c.other_name + ", " + cost::to_text(c.other),
+                       against_text(q.setup, c, c.other_name == "yours" ? Detail::table : Detail::sentences,
+                                    inner_of(terminal.style)),
+                       terminal.style)
+                    .c_str());
+  }
+  if (flags.what_if) {
+    std::printf("\n%s", titled("What one change of the best brings",
+                               what_if_text(q.setup, best, inner_of(terminal.style)), terminal.style)
+                            .c_str());
+  }
   if (!flags.output.empty()) std::printf("\nwrote %s: the plan of the best one\n", flags.output.c_str());
   return 0;
 }

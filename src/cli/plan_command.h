@@ -26,6 +26,8 @@ struct PlanFlags {
   bool all_choices = false;  // rank every choice for itself, not one a layout
   bool closed_form = false;  // without the simulator
   std::string output;        // plan.json of the best one
+  std::string against;       // a layout of the user's: "tp=8,pp=4"
+  bool what_if = false;      // the table of single changes
   bool json = false;
 };
 int plan(const PlanFlags& flags, const Terminal& terminal);

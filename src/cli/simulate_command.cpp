@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cli/commands.h"
+#include "cli/explain_plan.h"
 #include "cli/simulate_input.h"
 #include "cost/engine_step.h"
 #include "cost/step.h"
@@ -173,6 +174,17 @@ sim::Result play(const SimulateInput& input, const Priced& priced, const sim::Op
   return sim::simulate(plan, priced.work, options);
 }
 
+// Explanations price whole layouts; what the user changed inside of one is not theirs.
+void require_layout_prices(const SimulateInput& input) {
+  const bool plain = !is_of_the_engine(input) && is_model_split(input) && input.rank_slowdown.empty();
+  if (plain) return;
+  throw Error(
+      ErrorKind::config,
+      "--what-if and --against compare layouts with even stages and no stragglers, of a practice of GPU "
+      "frameworks",
+      "tessera simulate", "leave out --stragglers and stage_layers, or name a --practice");
+}
+
 }  // namespace
 
 int simulate(const SimulateFlags& flags, const Terminal& terminal) {
@@ -199,11 +211,30 @@ int simulate(const SimulateFlags& flags, const Terminal& terminal) {
     view.closed_form = priced.closed_form;
   }
   if (!flags.trace.empty()) write_trace(flags, view, result.trace);
+  const bool explained = flags.what_if || !flags.against.empty();
+  if (explained) require_layout_prices(input);
+  const Comparison other{"this plan", "the other", input.candidate,
+                         flags.against.empty() ? input.candidate : parse_layout(flags.against, input.setup)};
   if (flags.json) {
-    std::printf("%s\n", to_json(view).dump(2).c_str());
+    Json j = to_json(view);
+    if (flags.what_if) j["what_if"] = Json::parse(what_if_json(input.setup, input.candidate));
+    if (!flags.against.empty()) j["against"] = Json::parse(against_json(input.setup, other));
+    std::printf("%s\n", j.dump(2).c_str());
     return 0;
   }
   std::printf("%s", report::simulation_page(view, terminal.style).c_str());
+  if (!flags.against.empty()) {
+    std::printf("\n%s", titled("Beside " + cost::to_text(other.other),
+                               against_text(input.setup, other, Detail::table, inner_of(terminal.style)),
+                               terminal.style)
+                            .c_str());
+  }
+  if (flags.what_if) {
+    std::printf("\n%s",
+                titled("What one change brings",
+                       what_if_text(input.setup, input.candidate, inner_of(terminal.style)), terminal.style)
+                    .c_str());
+  }
   if (!flags.trace.empty()) {
     std::printf("\n  trace of %zu spans: %s (open it in ui.perfetto.dev)\n", result.trace.spans.size(),
                 flags.trace.c_str());
