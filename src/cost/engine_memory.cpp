@@ -55,7 +55,8 @@ void add_activations(EngineMemory& m, const EngineJob& j, Rank rank) {
   const schedule::CheckReport proof = schedule::check(j.schedule);
   const std::int32_t pp_rank = j.layout.dense.coordinate(rank, layout::Axis::pp);
   const spec::Recipe& r = j.job.train;
-  const std::int64_t tokens = r.micro_batch_size * r.sequence_length;
+  const std::int64_t all_tokens = r.micro_batch_size * r.sequence_length;
+  const std::int64_t tokens = div_exact(all_tokens, j.job.parallel.cp);
   const std::int64_t stream =
       round_up(tokens / j.job.parallel.tp * j.job.model.hidden_size * element_bytes(j.job), kAlignment);
   for (const graph::StageGraph& s : g.stages) {
@@ -66,7 +67,9 @@ void add_activations(EngineMemory& m, const EngineJob& j, Rank rank) {
     if (slots.split) m.deferred += s.discarded_bytes();
   }
   constexpr std::int64_t kIndexBytes = 4;
-  m.tokens = Bytes(2 * g.num_microbatches * tokens * kIndexBytes);
+  // With cp what was loaded stays beside its part.
+  const std::int64_t kept = tokens + (j.job.parallel.cp > 1 ? all_tokens : 0);
+  m.tokens = Bytes(2 * g.num_microbatches * kept * kIndexBytes);
 }
 
 bool is_packed(const ParamSpec& p) {
@@ -110,7 +113,8 @@ EngineMemory engine_memory(const EngineJob& j, Rank rank) {
   m.weights += Bytes(transient.values * element);
   for (const ParamSpec& s : params)
     if (s.buffer) m.weights += Bytes(round_up(s.num_elements() * element, kAlignment));
-  const std::int64_t table = job.train.sequence_length * (job.model.rotated_dim() / 2) * element;
+  const std::int64_t rows = div_exact(job.train.sequence_length, job.parallel.cp);
+  const std::int64_t table = rows * (job.model.rotated_dim() / 2) * element;
   m.weights += Bytes(2 * round_up(table, kAlignment));  // cosines and sines
   // Values that come and go are not packed.
   const auto is_whole = [&](const ParamSpec& s) {

@@ -24,8 +24,8 @@ moe::ExpertGroups Communicators::expert_groups() const {
 }
 
 std::array<Communicator*, kNumCommunicators> Communicators::all() const {
-  return {tp.get(),  pp.get(),       dp.get(),       tp_dp.get(), edp.get(),  ep.get(),
-          etp.get(), ep_inter.get(), ep_intra.get(), tie.get(),   world.get()};
+  return {tp.get(), cp.get(),  pp.get(),       dp.get(),       tp_dp.get(), edp.get(),
+          ep.get(), etp.get(), ep_inter.get(), ep_intra.get(), tie.get(),   world.get()};
 }
 
 namespace {
@@ -54,6 +54,7 @@ Communicators make_communicators(const layout::Layout& layout, Rank rank, bool t
   const layout::RankGrid& e = layout.expert;
   Communicators c;
   c.tp = make(d.group(rank, {Axis::tp}), "tp");
+  c.cp = make(d.group(rank, {Axis::cp}), "cp");
   c.pp = make(d.group(rank, {Axis::pp}), "pp");
   c.dp = make(d.group(rank, {Axis::cp, Axis::dp}), "dp");
   c.tp_dp = make(d.group(rank, {Axis::tp, Axis::cp, Axis::dp}), "tp_dp");

@@ -18,10 +18,11 @@ using comm::Communicator;
 using CommFactory =
     std::function<std::unique_ptr<Communicator>(std::span<const Rank> members, std::string_view label)>;
 
-inline constexpr std::size_t kNumCommunicators = 11;
+inline constexpr std::size_t kNumCommunicators = 12;
 
 struct Communicators {
   std::unique_ptr<Communicator> tp;  // sequence parallelism and tensor parallelism of dense layers
+  std::unique_ptr<Communicator> cp;  // ranks that share sequences: keys and values, units of a micro-batch
   std::unique_ptr<Communicator> pp;  // pipeline messages; group rank = pipeline rank
   std::unique_ptr<Communicator> ep;  // dispatch and combine
   // Of hierarchical dispatch, else of one rank: ep ranks in this one's place on each node, and on this node.

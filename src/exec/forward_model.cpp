@@ -72,7 +72,7 @@ void ForwardModel::set_up(const std::function<Bytes(Arena&)>& build) {
   arena_ = Arena(counting.used());
   scratch_ = Arena(scratch);
   (void)once(arena_);
-  fill_rope_tables(options_.model, cos_, sin_);
+  fill_rope_tables(options_.model, {.length = options_.context}, cos_, sin_);
 }
 
 void ForwardModel::load(const ckpt::WeightSource& source) {

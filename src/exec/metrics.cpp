@@ -22,7 +22,7 @@ enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kHiddenDispatch, kFi
 constexpr std::int64_t kNumComms = kNumCommunicators;  // in the order of Communicators::all()
 
 // Which line of the table a communicator counts under. Gradients of all kinds are data parallelism.
-constexpr std::array<std::string_view, 8> kAxes = {"tp",       "pp",       "dp",  "ep",
+constexpr std::array<std::string_view, 9> kAxes = {"tp",       "pp",       "dp",  "cp",   "ep",
                                                    "ep_inter", "ep_intra", "etp", "world"};
 std::size_t axis_index(std::string_view label) {
   if (label == "tp_dp" || label == "edp") return 2;
@@ -30,7 +30,7 @@ std::size_t axis_index(std::string_view label) {
   return static_cast<std::size_t>(std::ranges::find(kAxes, label) - kAxes.begin());
 }
 constexpr std::array<std::string_view, kNumComms> kLabels = {
-    "tp", "pp", "dp", "tp_dp", "edp", "ep", "etp", "ep_inter", "ep_intra", "tie", "world"};
+    "tp", "cp", "pp", "dp", "tp_dp", "edp", "ep", "etp", "ep_inter", "ep_intra", "tie", "world"};
 static_assert(!kLabels.back().empty());
 
 // Of each MoE layer; all but kUnserved are the bits of an f64. A rank without the layer has its neutral

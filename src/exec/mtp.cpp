@@ -20,17 +20,20 @@ using nn::Tensor;
 namespace {
 
 // Ids and targets `depth` tokens further on, inside each sequence.
-void shift(Tensor ids_T, Tensor targets_T, const Microbatch& mb, std::int64_t seq, std::int64_t depth) {
-  const std::span<const std::int32_t> from_ids = mb.ids_T.span<std::int32_t>();
-  const std::span<const std::int32_t> from_targets = mb.targets_T.span<std::int32_t>();
+void shift(Tensor ids_T, Tensor targets_T, const Microbatch& mb, const SequenceCut& cut, std::int64_t depth) {
+  const bool whole = cut.cp == 1;
+  const std::span<const std::int32_t> from_ids = (whole ? mb.ids_T : mb.all_ids).span<std::int32_t>();
+  const std::span<const std::int32_t> from_targets =
+      (whole ? mb.targets_T : mb.all_targets).span<std::int32_t>();
   const auto ids = ids_T.span<std::int32_t>();
   const auto targets = targets_T.span<std::int32_t>();
   const std::int64_t tokens = std::ssize(ids);
   for (std::int64_t t = 0; t < tokens; ++t) {
-    const std::int64_t position = t % seq;
-    const auto at = static_cast<std::size_t>(t - position + std::min(position + depth, seq - 1));
+    const std::int64_t position = cut.position(t % cut.rows());
+    const auto at =
+        static_cast<std::size_t>(cut.token(t) - position + std::min(position + depth, cut.length - 1));
     ids[static_cast<std::size_t>(t)] = from_ids[at];
-    targets[static_cast<std::size_t>(t)] = position + depth < seq ? from_targets[at] : -1;
+    targets[static_cast<std::size_t>(t)] = position + depth < cut.length ? from_targets[at] : -1;
   }
 }
 
@@ -123,7 +126,7 @@ void HeadWithMtp::forward(Context& ctx, Slots slots, const Microbatch& mb, Tenso
   for (std::size_t k = 0; k < depths_.size(); ++k) {
     MtpDepth& d = depths_[k];
     Saved& s = nn::slot_at(saved_, slots.saved)[k];
-    shift(s.ids_T, s.targets_T, mb, dims_.seq, static_cast<std::int64_t>(k) + 1);
+    shift(s.ids_T, s.targets_T, mb, nn::sequence_cut(ctx, dims_), static_cast<std::int64_t>(k) + 1);
     const Microbatch own = shifted(mb, s.ids_T, s.targets_T);
     s.before_tH = h_tH;
     join(ctx, slots, own, d, s);

@@ -36,10 +36,8 @@ DType dtype_of(spec::Precision p) {
 // Replicas whose micro-batches meet in this rank's etp x ep group.
 std::int64_t replicas_in_expert_group(const layout::Layout& layout, Rank rank) {
   std::set<std::int32_t> replicas;
-  for (const Rank r : layout.expert.group(rank, {Axis::etp, Axis::ep})) {
-    replicas.insert(layout.dense.coordinate(r, Axis::dp) * layout.dense.size(Axis::cp) +
-                    layout.dense.coordinate(r, Axis::cp));
-  }
+  for (const Rank r : layout.expert.group(rank, {Axis::etp, Axis::ep}))
+    replicas.insert(layout.dense.coordinate(r, Axis::dp));
   return static_cast<std::int64_t>(replicas.size());
 }
 
@@ -88,7 +86,7 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   plan::RankMemory real;
   build(arena_, real);
   TESSERA_CHECK(real == planned_, "the set-up takes what its dry run took");
-  fill_rope_tables(plan.job.model, cos_, sin_);
+  fill_rope_tables(plan.job.model, sequence_cut(), cos_, sin_);
   if (!frequencies_.empty()) {
     std::ranges::fill(frequencies_.span<double>(), 1.0 / static_cast<double>(frequencies_.dim(1)));
     use_routing_frequencies();
@@ -103,16 +101,19 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
                                                 .scratch = scratch_,
                                                 .weights = {},
                                                 .worker = overlaps_dispatch() ? rows_worker_.get() : nullptr,
-                                                .whereabouts = options_.whereabouts});
-  // The ranks of a tensor-parallel group do the same layers of the same micro-batches, one after another.
-  comms_.tp->compare_sites(options_.whereabouts != nullptr && !runs_pairs());
+                                                .whereabouts = options_.whereabouts,
+                                                .cp = comms_.cp.get()});
+  // The ranks of these groups do the same layers of the same micro-batches, one after another.
+  for (Communicator* c : {comms_.tp.get(), comms_.cp.get()})
+    c->compare_sites(options_.whereabouts != nullptr && !runs_pairs());
   if (runs_pairs()) {
     pair_scratch_ = Arena(planned_scratch_);
     pair_ctx_ = std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
                                                           .tp = *comms_.tp,
                                                           .scratch = pair_scratch_,
                                                           .weights = {},
-                                                          .worker = rows_worker_.get()});
+                                                          .worker = rows_worker_.get(),
+                                                          .cp = comms_.cp.get()});
     pair_ = std::make_unique<PassPair>();
     pair_ctx_->turn = pair_.get();
   }
@@ -151,10 +152,18 @@ nn::Dims RankEngine::dims() const {
   const spec::Job& job = options_.plan->job;
   return {.dtype = dtype_of(job.train.precision),
           .batch = job.train.micro_batch_size,
-          .seq = job.train.sequence_length,
+          .seq = sequence_cut().rows(),
           .hidden = job.model.hidden_size,
           .tp = job.parallel.tp,
-          .tp_comm_overlap = job.parallel.tp_comm_overlap};
+          .tp_comm_overlap = job.parallel.tp_comm_overlap,
+          .cp = job.parallel.cp};
+}
+
+SequenceCut RankEngine::sequence_cut() const {
+  const plan::Plan& plan = *options_.plan;
+  return {.length = plan.job.train.sequence_length,
+          .cp = plan.job.parallel.cp,
+          .rank = plan.layout.dense.coordinate(options_.rank, Axis::cp)};
 }
 
 void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
@@ -218,8 +227,7 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
 void RankEngine::reserve_step_buffers(Arena& arena) {
   const spec::Job& job = options_.plan->job;
   const std::int64_t m = options_.plan->num_microbatches();
-  ids_ = arena.take(DType::i32, {m, dims().tokens()});
-  targets_ = arena.take(DType::i32, {m, dims().tokens()});
+  tokens_ = StepTokens(arena, m, job.train.micro_batch_size, sequence_cut());
   const std::int64_t experts = job.model.moe ? job.model.moe->num_experts : 0;
   const auto layers = std::ssize(moe_layers_);
   const bool mtp = job.model.num_nextn_predict_layers > 0;

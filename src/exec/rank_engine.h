@@ -17,6 +17,7 @@
 #include "exec/param_store.h"
 #include "exec/pass_pair.h"
 #include "exec/stage.h"
+#include "exec/step_tokens.h"
 #include "exec/unit_shards.h"
 #include "plan/memory.h"
 #include "plan/plan.h"
@@ -125,6 +126,7 @@ class RankEngine {
   void reserve_step_buffers(Arena& arena);
   void link_stages();
   [[nodiscard]] nn::Dims dims() const;
+  [[nodiscard]] SequenceCut sequence_cut() const;
   [[nodiscard]] SlotCounts slot_counts(StageId stage) const;
   [[nodiscard]] StageState& state(StageId stage);
   [[nodiscard]] std::int32_t live_slot(const StageState& s, MicrobatchId mb) const;
@@ -175,8 +177,8 @@ class RankEngine {
   std::vector<StageState> states_;
   std::vector<std::int32_t> moe_layers_;  // of the whole model
   Tensor cos_, sin_;
-  Tensor ids_, targets_;             // [m, T]
-  std::int64_t first_sequence_ = 0;  // of what ids_ holds
+  StepTokens tokens_;
+  std::int64_t first_sequence_ = 0;  // of what tokens_ holds
   Tensor sums_, counts_;             // world sums: f64, i64
   Tensor frequencies_;               // [MoE layers, E], see routing_frequencies
   std::unique_ptr<nn::Context> ctx_;

@@ -42,16 +42,11 @@ void RankEngine::load_batch(const BatchSource& data, std::int64_t first_sequence
                             std::int32_t num_microbatches) {
   const plan::Plan& plan = *options_.plan;
   const std::int64_t mbs = plan.job.train.micro_batch_size;
-  const std::int64_t seq = plan.job.train.sequence_length;
   const std::int64_t replicas = plan.job.parallel.dp;
   const std::int64_t replica = plan.layout.dense.coordinate(options_.rank, Axis::dp);
   first_sequence_ = first_sequence;
   for (std::int64_t j = 0; j < num_microbatches; ++j) {
-    const std::int64_t first = first_sequence + (j * replicas + replica) * mbs;
-    const auto row = [&](Tensor t, std::int64_t b) {
-      return t.narrow_rows(j, 1).flat().narrow_rows(b * seq, seq).span<std::int32_t>();
-    };
-    for (std::int64_t b = 0; b < mbs; ++b) data.fill(first + b, row(ids_, b), row(targets_, b));
+    tokens_.load(data, j, first_sequence + (j * replicas + replica) * mbs);
   }
 }
 
@@ -61,10 +56,9 @@ nn::Microbatch RankEngine::microbatch(MicrobatchId mb) const {
   const std::int64_t replica = plan.layout.dense.coordinate(options_.rank, Axis::dp);
   const std::int64_t before =
       (std::int64_t{mb.value} * job.parallel.dp + replica) * job.train.micro_batch_size;
-  return {.ids_T = ids_.narrow_rows(mb.value, 1).flat(),
-          .targets_T = targets_.narrow_rows(mb.value, 1).flat(),
-          .index = mb.value,
-          .first_token = (first_sequence_ + before) * job.train.sequence_length};
+  nn::Microbatch out = tokens_.microbatch(mb.value);
+  out.first_token = (first_sequence_ + before) * job.train.sequence_length;
+  return out;
 }
 
 nn::LossWeights RankEngine::loss_weights(std::int64_t targets, std::int64_t sequences) const {

@@ -102,12 +102,13 @@ double attention_scale(const spec::ModelSpec& model, std::int32_t layer) {
 
 namespace {
 template <class T>
-void fill(const std::vector<double>& f, double magnitude, tensor::Tensor cos, tensor::Tensor sin) {
+void fill(const std::vector<double>& f, double magnitude, const SequenceCut& cut, tensor::Tensor cos,
+          tensor::Tensor sin) {
   T* c = cos.as<T>();
   T* s = sin.as<T>();
-  for (std::int64_t position = 0; position < cos.rows(); ++position) {
+  for (std::int64_t row = 0; row < cos.rows(); ++row) {
     for (const double frequency : f) {
-      const double angle = static_cast<double>(position) * frequency;
+      const double angle = static_cast<double>(cut.position(row)) * frequency;
       *c++ = static_cast<T>(magnitude * std::cos(angle));
       *s++ = static_cast<T>(magnitude * std::sin(angle));
     }
@@ -115,14 +116,16 @@ void fill(const std::vector<double>& f, double magnitude, tensor::Tensor cos, te
 }
 }  // namespace
 
-void fill_rope_tables(const spec::ModelSpec& model, tensor::Tensor cos_SP, tensor::Tensor sin_SP) {
+void fill_rope_tables(const spec::ModelSpec& model, const SequenceCut& cut, tensor::Tensor cos_SP,
+                      tensor::Tensor sin_SP) {
   if (model.rotated_dim() == 0) return;
-  const std::vector<double> f = rope_frequencies(model, cos_SP.rows());
+  TESSERA_CHECK_EQ(cos_SP.rows(), cut.rows(), "a row of the tables for each row of a sequence");
+  const std::vector<double> f = rope_frequencies(model, cut.length);
   const double magnitude = rope_magnitude(model);
   if (cos_SP.dtype() == tensor::DType::f64) {
-    fill<double>(f, magnitude, cos_SP, sin_SP);
+    fill<double>(f, magnitude, cut, cos_SP, sin_SP);
   } else {
-    fill<float>(f, magnitude, cos_SP, sin_SP);
+    fill<float>(f, magnitude, cut, cos_SP, sin_SP);
   }
 }
 

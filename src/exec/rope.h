@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/sequence_cut.h"
 #include "spec/model.h"
 #include "tensor/tensor.h"
 
@@ -26,7 +27,8 @@ namespace tessera::exec {
 // (arXiv 2405.04434; the released code), with scale_attn_by_inverse_layer_idx divided by layer + 1.
 [[nodiscard]] double attention_scale(const spec::ModelSpec& model, std::int32_t layer);
 
-// cos, sin: [seq, rotated / 2], f32 or f64.
-void fill_rope_tables(const spec::ModelSpec& model, tensor::Tensor cos_SP, tensor::Tensor sin_SP);
+// cos, sin: [rows of a sequence on the rank, rotated / 2], f32 or f64: row s is of position cut.position(s).
+void fill_rope_tables(const spec::ModelSpec& model, const SequenceCut& cut, tensor::Tensor cos_SP,
+                      tensor::Tensor sin_SP);
 
 }  // namespace tessera::exec

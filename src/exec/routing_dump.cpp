@@ -40,7 +40,7 @@ RoutingDump::RoutingDump(const plan::Plan& plan, RankEngine& engine, const Optio
   width_ = experts_choose_ ? experts_ : job.model.moe->num_experts_per_tok;
   microbatches_ = plan.num_microbatches();
   const std::int64_t tokens = std::int64_t{job.train.micro_batch_size} * job.train.sequence_length;
-  local_tokens_ = div_exact(tokens, job.parallel.tp);
+  local_tokens_ = div_exact(tokens, job.parallel.cp * job.parallel.tp);
   step_tokens_ = std::int64_t{job.train.global_batch_size} * job.train.sequence_length;
   const std::int64_t pairs = std::int64_t{experts_} * experts_;
   const std::int64_t steps = std::max<std::int64_t>(0, options.last_step - options.first_step);
@@ -217,13 +217,18 @@ void RoutingDump::place(Rank from, std::int32_t index, std::span<const std::int1
   const spec::Job& job = plan_.job;
   const std::int64_t tp = plan_.layout.dense.coordinate(from, Axis::tp);
   const std::int64_t replica = plan_.layout.dense.coordinate(from, Axis::dp);
-  const std::int64_t tokens = local_tokens_ * job.parallel.tp;
+  const SequenceCut cut{.length = job.train.sequence_length,
+                        .cp = job.parallel.cp,
+                        .rank = plan_.layout.dense.coordinate(from, Axis::cp)};
+  const std::int64_t tokens = job.train.micro_batch_size * cut.length;
   const std::int64_t all = stats_.choice_tokens();
   for (std::int64_t j = 0; j < microbatches_; ++j) {
-    const std::int64_t first =
-        (step_ - keep_from_) * step_tokens_ + (j * job.parallel.dp + replica) * tokens + tp * local_tokens_;
-    std::ranges::copy(choices.subspan(at(j * local_tokens_ * width_), at(local_tokens_ * width_)),
-                      stats_.choices.begin() + (index * all + first) * width_);
+    const std::int64_t first = (step_ - keep_from_) * step_tokens_ + (j * job.parallel.dp + replica) * tokens;
+    for (std::int64_t t = 0; t < local_tokens_; ++t) {
+      const std::int64_t token = first + cut.token(tp * local_tokens_ + t);
+      std::ranges::copy(choices.subspan(at((j * local_tokens_ + t) * width_), at(width_)),
+                        stats_.choices.begin() + (index * all + token) * width_);
+    }
   }
 }
 

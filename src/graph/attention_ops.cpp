@@ -84,6 +84,7 @@ void attention_forward(OpWriter f, const Sizes& s, const Dense& d) {
   f.attention("attention", 1, d.heads);
   f.keep(d.T * d.out);
   f.keep(d.T * s.heads);
+  f.ring(1, d.heads);
   f.gemm("o", d.T, d.H, d.out);
   f.tp_scatter_beside("scatter", d.t * d.H);
   if (s.attention.out_bias) f.memory("o bias", 2 * d.t * d.H);
@@ -103,6 +104,7 @@ void attention_backward_input(OpWriter i, const Sizes& s, const Dense& d) {
   i.attention("attention backward", 2, d.heads);
   i.keep(d.qkv());
   if (s.attention.sinks) i.keep(s.heads);
+  i.ring(2, d.heads);
   if (s.attention.rope) i.memory("rope backward", 2 * d.qk);
   if (s.attention.clip && d.norms) i.memory("q k norm again", 2 * d.qk);
   if (s.attention.clip) i.memory("clip backward", 3 * d.qkv());
@@ -199,6 +201,7 @@ void latent_forward(OpWriter f, const Sizes& s, const Latent& l) {
   f.attention("attention", 1, l.heads);
   f.keep(l.T * l.out);
   f.keep(l.T * s.heads);
+  f.ring(1, l.heads);
   f.gemm("o", l.T, l.H, l.out);
   f.tp_scatter_beside("scatter", l.t * l.H);
   if (s.attention.out_bias) f.memory("o bias", 2 * l.t * l.H);
@@ -215,6 +218,7 @@ void latent_backward_input(OpWriter i, const Sizes& s, const Latent& l) {
   i.gemm("o dgrad", l.T, l.out, l.H);
   i.keep(l.T * l.H);
   i.attention("attention backward", 2, l.heads);
+  i.ring(2, l.heads);
   i.memory("heads and rope backward", l.T * (2 * l.qkv() + 2 * l.heads.heads * l.key));
   i.keep(l.T * l.q);
   i.keep(l.T * l.kv);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/sequence_cut.h"
 #include "graph/graph.h"
 
 namespace tessera::graph {
@@ -30,9 +31,10 @@ struct AttentionSizes {
 
 // Sizes of this rank.
 struct Sizes {
-  std::int64_t element = 4;  // bytes
-  std::int64_t batch = 0, seq = 0, hidden = 0;
+  std::int64_t element = 4;                     // bytes
+  std::int64_t batch = 0, seq = 0, hidden = 0;  // seq: rows of a sequence on this cp rank
   std::int32_t tp = 1, ep = 1, etp = 1;
+  std::int32_t cp = 1, cp_rank = 0;
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
   std::int64_t intermediate = 0;  // of the dense MLP
   std::int64_t vocab = 0;
@@ -43,6 +45,7 @@ struct Sizes {
   AttentionSizes attention;
   std::int64_t num_microbatches = 0;
   [[nodiscard]] std::int64_t tokens() const { return batch * seq; }
+  [[nodiscard]] SequenceCut cut() const { return {.length = seq * cp, .cp = cp, .rank = cp_rank}; }
   [[nodiscard]] std::int64_t local_tokens() const { return tokens() / tp; }
   [[nodiscard]] std::int64_t stream_bytes() const { return local_tokens() * hidden * element; }
 };

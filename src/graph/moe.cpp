@@ -152,6 +152,17 @@ void plan_rows(OpWriter& f, const Sizes& s, const MoeSizes& m) {
   }
 }
 
+// Capacity is of the whole micro-batch: over tp, then over cp.
+void gather_choices(OpWriter& f, const Sizes& s, const MoeSizes& m) {
+  const auto gather = [&](const std::string& name, std::int64_t bytes) {  // of one token
+    if (s.tp > 1) f.collective(name, Axis::tp, Call::all_gather, (s.tp - 1) * s.local_tokens() * bytes);
+    if (s.cp > 1)
+      f.collective(name + " of parts", Axis::cp, Call::all_gather, (s.cp - 1) * s.tokens() * bytes);
+  };
+  if (!m.experts_choose) gather("choices", m.choices * kIndex);
+  if (m.drops_by_weight) gather("choice weights", m.choices * s.element);
+}
+
 void route(OpWriter& f, const Sizes& s, const MoeSizes& m) {
   const std::int64_t t = s.local_tokens();
   f.gemm("router", t, m.num_experts, s.hidden);
@@ -166,14 +177,11 @@ void route(OpWriter& f, const Sizes& s, const MoeSizes& m) {
     f.collective("unit counts", Axis::tp, Call::all_reduce_direct,
                  (s.tp - 1) * m.num_units * m.num_experts * kIndex);
   }
-  if (m.drops && s.tp > 1) {
-    if (!m.experts_choose) {
-      f.collective("choices", Axis::tp, Call::all_gather, (s.tp - 1) * t * m.choices * kIndex);
-    }
-    if (m.drops_by_weight) {
-      f.collective("choice weights", Axis::tp, Call::all_gather, (s.tp - 1) * t * m.choices * s.element);
-    }
+  if (m.counts_units && s.cp > 1) {
+    f.collective("unit counts of parts", Axis::cp, Call::all_reduce_direct,
+                 (s.cp - 1) * m.num_units * m.num_experts * kIndex);
   }
+  if (m.drops) gather_choices(f, s, m);
   plan_rows(f, s, m);
 }
 

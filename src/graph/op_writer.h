@@ -16,6 +16,20 @@ struct HeadSizes {
   std::int64_t window = 0;  // 0: none
 };
 
+// (query, key) pairs of one sequence that mask and window keep, of the queries of one cp rank.
+[[nodiscard]] inline std::int64_t kept_pairs(const SequenceCut& cut, std::int64_t window) {
+  const std::int64_t widest = window > 0 ? window : cut.length;
+  const auto below = [&](std::int64_t n) {  // of the queries before position n
+    const std::int64_t w = widest < n ? widest : n;
+    return w * (w + 1) / 2 + (n - w) * w;
+  };
+  std::int64_t pairs = 0;
+  for (std::int64_t row = 0; row < cut.rows(); row += cut.run(row)) {
+    pairs += below(cut.position(row) + cut.run(row)) - below(cut.position(row));
+  }
+  return pairs;
+}
+
 class OpWriter {
  public:
   // `count`: how often the numbers occur in a step.
@@ -50,8 +64,7 @@ class OpWriter {
   // `times`: 1 forward, 2 backward. Reads q k v (backward: out and dout too), writes out (backward: dqkv).
   void attention(std::string_view name, std::int64_t times, const HeadSizes& h) {
     Op& op = add(name, OpKind::attention);
-    const std::int64_t w = h.window > 0 && h.window < s_.seq ? h.window : s_.seq;
-    const std::int64_t pairs = w * (w + 1) / 2 + (s_.seq - w) * w;  // kept, of one sequence
+    const std::int64_t pairs = kept_pairs(s_.cut(), h.window);
     op.flops = Flops(times * 2 * s_.batch * h.heads * (h.qk_dim + h.v_dim) * pairs);
     op.attention = {.batch = s_.batch,
                     .heads = h.heads,
@@ -63,6 +76,15 @@ class OpWriter {
     const std::int64_t out = h.heads * h.v_dim;
     const std::int64_t qkv = h.heads * h.qk_dim + h.kv_heads * (h.qk_dim + h.v_dim);
     op.bytes_moved = Bytes(s_.tokens() * (times == 1 ? qkv + out : 2 * qkv + 2 * out) * s_.element);
+  }
+  // k and v of the other cp ranks go round the ring; `times`: 1 forward, 2 backward, with their gradients.
+  void ring(std::int64_t times, const HeadSizes& h) {
+    if (s_.cp == 1) return;
+    const std::int64_t messages = times * (s_.cp - 1);
+    const std::int64_t width = h.kv_heads * (h.qk_dim + h.v_dim);
+    collective("ring", Axis::cp, Call::send, messages * s_.tokens() * width * s_.element);
+    out_.back().calls = messages * s_.num_microbatches;
+    out_.back().beside = Beside::attention;
   }
   // The last operator makes again what forward had: not model FLOPs.
   void recomputed() { out_.back().recomputed = true; }

@@ -27,6 +27,20 @@ std::int64_t expert_capacity(const spec::Job& job) {
   return r.router == spec::RouterChoice::expert_choice ? std::min(rows, tokens) : rows;
 }
 
+// Tokens of a micro-batch that this rank holds: runs (first token, count), ascending on the rank.
+std::vector<std::pair<std::int64_t, std::int64_t>> token_runs(const spec::Job& job,
+                                                              const layout::Layout& layout, Rank rank) {
+  const SequenceCut cut{.length = job.train.sequence_length,
+                        .cp = job.parallel.cp,
+                        .rank = layout.dense.coordinate(rank, layout::Axis::cp)};
+  const std::int64_t local = div_exact(job.train.micro_batch_size * cut.rows(), job.parallel.tp);
+  const std::int64_t first = layout.dense.coordinate(rank, layout::Axis::tp) * local;
+  std::vector<std::pair<std::int64_t, std::int64_t>> runs;
+  for (std::int64_t t = first; t < first + local; t += runs.back().second)
+    runs.emplace_back(cut.token(t), std::min(cut.run(t % cut.rows()), first + local - t));
+  return runs;
+}
+
 // Of the balanced routing: tokens of this rank with a kept choice on each node.
 std::vector<std::int64_t> balanced_node_rows(const spec::Job& job, const layout::Layout& layout,
                                              std::int32_t layer, Rank rank) {
@@ -38,19 +52,19 @@ std::vector<std::int64_t> balanced_node_rows(const spec::Job& job, const layout:
     return std::vector<std::int64_t>(at(nodes), balanced_routing(job, layout, rank).front());
   }
   const std::int64_t tokens = job.train.micro_batch_size * job.train.sequence_length;
-  const std::int64_t local = div_exact(tokens, job.parallel.tp);
-  const std::int64_t first = layout.dense.coordinate(rank, layout::Axis::tp) * local;
   const std::int64_t capacity = job.train.moe.capacity_factor > 0.0 ? expert_capacity(job) : tokens * top_k;
   std::vector<std::int64_t> rows(at(nodes), 0);
   std::vector<std::int64_t> last(at(nodes), -1);  // token that was counted
-  for (std::int64_t i = first * top_k; i < (first + local) * top_k; ++i) {
-    const std::size_t expert = at(i % num_experts);
-    const bool in_order = layout.slot_of_expert.empty();
-    const std::int64_t slot = in_order ? i % num_experts : layout.slot_of_expert[at(layer)][expert];
-    const std::size_t node = at(slot / per_node);
-    if (i / num_experts >= capacity || last[node] == i / top_k) continue;
-    last[node] = i / top_k;
-    ++rows[node];
+  for (const auto& [first, count] : token_runs(job, layout, rank)) {
+    for (std::int64_t i = first * top_k; i < (first + count) * top_k; ++i) {
+      const std::size_t expert = at(i % num_experts);
+      const bool in_order = layout.slot_of_expert.empty();
+      const std::int64_t slot = in_order ? i % num_experts : layout.slot_of_expert[at(layer)][expert];
+      const std::size_t node = at(slot / per_node);
+      if (i / num_experts >= capacity || last[node] == i / top_k) continue;
+      last[node] = i / top_k;
+      ++rows[node];
+    }
   }
   return rows;
 }
@@ -162,11 +176,8 @@ void RoutingRows::count_node_rows(MoeSizes& m, std::int32_t layer, std::int32_t 
 
 // Replicas whose micro-batches meet in this rank's expert group.
 std::int64_t RoutingRows::replicas_in_group() const {
-  std::set<std::pair<std::int32_t, std::int32_t>> replicas;
-  for (const Rank r : expert_group()) {
-    replicas.insert(
-        {layout_.dense.coordinate(r, layout::Axis::dp), layout_.dense.coordinate(r, layout::Axis::cp)});
-  }
+  std::set<std::int32_t> replicas;
+  for (const Rank r : expert_group()) replicas.insert(layout_.dense.coordinate(r, layout::Axis::dp));
   return std::ssize(replicas);
 }
 
@@ -212,21 +223,19 @@ std::vector<std::int64_t> balanced_routing(const spec::Job& job, const layout::L
   const std::int64_t num_experts = job.model.moe->num_experts;
   const std::int64_t top_k = job.model.moe->num_experts_per_tok;
   const std::int64_t tokens = job.train.micro_batch_size * job.train.sequence_length;
-  const std::int64_t choices = div_exact(tokens, job.parallel.tp) * top_k;
-  const std::int64_t first = layout.dense.coordinate(rank, layout::Axis::tp) * choices;
-  if (job.train.moe.router == spec::RouterChoice::expert_choice) {
-    // An expert's rows spread evenly over the tokens.
-    const auto before = [&](std::int64_t x) { return div_floor(expert_capacity(job) * x, tokens * top_k); };
-    return std::vector<std::int64_t>(static_cast<std::size_t>(num_experts),
-                                     before(first + choices) - before(first));
-  }
+  const bool experts_choose = job.train.moe.router == spec::RouterChoice::expert_choice;
   const std::int64_t capacity = job.train.moe.capacity_factor > 0.0 ? expert_capacity(job) : tokens * top_k;
-  // Choices below x that go to expert e, as far as there is room.
+  // Choices below x that go to expert e, as far as there is room; an expert that chooses spreads its rows
+  // evenly over the tokens.
   const auto below = [&](std::int64_t x, std::int64_t e) {
+    if (experts_choose) return div_floor(expert_capacity(job) * x, tokens * top_k);
     return std::min(capacity, x > e ? div_floor(x - e - 1, num_experts) + 1 : 0);
   };
-  std::vector<std::int64_t> kept;
-  for (std::int64_t e = 0; e < num_experts; ++e) kept.push_back(below(first + choices, e) - below(first, e));
+  std::vector<std::int64_t> kept(at(num_experts), 0);
+  for (const auto& [first, count] : token_runs(job, layout, rank)) {
+    for (std::int64_t e = 0; e < num_experts; ++e)
+      kept[at(e)] += below((first + count) * top_k, e) - below(first * top_k, e);
+  }
   return kept;
 }
 

@@ -65,6 +65,16 @@ struct AttentionShape {
   }
 };
 
+// `rows` queries of each sequence against as many keys that lie elsewhere: what context parallelism cuts
+// attention into. All sequences have shape.seq rows, of queries and of keys.
+struct AttentionPart {
+  std::int64_t rows;
+  std::int64_t q_first, k_first;  // their first rows of each sequence
+  std::int64_t distance;  // position of the first query less that of the first key: 0, or at least rows
+  // Pairs of one sequence that mask and window keep.
+  [[nodiscard]] std::int64_t kept_pairs(const AttentionShape& shape) const;
+};
+
 // Which columns of a row turn by the position's angle, and which two form pair j.
 enum class RopePairs : std::uint8_t {
   halves,       // (j, j + rotated / 2)
@@ -217,6 +227,21 @@ class Kernels {
   void attention_backward(Tensor dqkv, Tensor dsinks_h, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                           Tensor sinks_h, const AttentionShape& shape);
 
+  // The same by parts of the keys, q_TN: the queries are its first columns; kv_TN: k | v. One part is written
+  // with `overwrite` (a query without keys in it stays undefined), each further one joins what out and lse
+  // hold: s = lse, o = out stand for the keys before, (s, o) := log-sum-exp of the two, their weighted mean.
+  // The sinks join the first part. Rows outside of the part stay as they are.
+  void attention_part(Tensor out, Tensor lse, Tensor q_TN, Tensor kv_TN, Tensor sinks_h,
+                      const AttentionShape& shape, const AttentionPart& part, Write write);
+  // With out and lse over all parts: dq (as q_TN, its first columns) and dkv += what the pairs of this part
+  // give.
+  void attention_part_backward(Tensor dq_TN, Tensor dkv_TN, Tensor dout, Tensor q_TN, Tensor kv_TN,
+                               Tensor out, Tensor lse, const AttentionShape& shape,
+                               const AttentionPart& part);
+  // dsinks_h as above.
+  void attention_sinks_backward(Tensor dsinks_h, Tensor dout, Tensor out, Tensor lse, Tensor sinks_h,
+                                const AttentionShape& shape);
+
   // --- attention of single rows over cached keys and values (generation; no backward)
   // ----------------------------------- A cache [slots, kv_heads, C, width] keeps position p of a sequence in
   // row p % C, C a multiple of kCacheBlock. Row t of a call belongs to slots_T[t] at positions_T[t] (i32).
@@ -341,6 +366,13 @@ class Kernels {
                             const AttentionShape& shape) = 0;
   virtual void do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out,
                                      Tensor lse, Tensor sinks, const AttentionShape& shape) = 0;
+  virtual void do_attention_part(Tensor out, Tensor lse, Tensor q, Tensor kv, Tensor sinks,
+                                 const AttentionShape& shape, const AttentionPart& part, Write write) = 0;
+  virtual void do_attention_part_backward(Tensor dq, Tensor dkv, Tensor dout, Tensor q, Tensor kv, Tensor out,
+                                          Tensor lse, const AttentionShape& shape,
+                                          const AttentionPart& part) = 0;
+  virtual void do_attention_sinks_backward(Tensor dsinks, Tensor dout, Tensor out, Tensor lse, Tensor sinks,
+                                           const AttentionShape& shape) = 0;
   virtual void do_cache_append(Tensor cache, Tensor x, std::int64_t first, Tensor slots,
                                Tensor positions) = 0;
   virtual void do_decode_attention(Tensor out, Tensor q, Tensor keys, Tensor values, Tensor sinks,

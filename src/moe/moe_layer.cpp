@@ -153,10 +153,10 @@ MoeLayer::RouteScratch MoeLayer::route_scratch(Arena& arena) const {
   if (counts_units()) s.counts_UE = arena.take(DType::i32, {num_units(o_), o_.num_experts});
   if (capacity(o_) == 0) return s;
   const bool by_weight = drop_policy() == DropPolicy::probs;
-  if (d.tp > 1) s.index_TK = arena.take(DType::i32, {d.tokens(), width_});
-  if (d.tp > 1 && by_weight) s.weights_TK = arena.take(d.dtype, {d.tokens(), width_});
+  s.index = take_table(arena, DType::i32, d, width_);
+  if (by_weight) s.weights = take_table(arena, d.dtype, d, width_);
   s.work.start_E1 = arena.take(DType::i32, {o_.num_experts + 1});
-  if (by_weight) s.work.order_n = arena.take(DType::i32, {d.tokens() * width_});
+  if (by_weight) s.work.order_n = arena.take(DType::i32, {d.all_tokens() * width_});
   return s;
 }
 

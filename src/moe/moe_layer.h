@@ -13,7 +13,7 @@
 // Balancing (arXiv 2101.03961, K-normalised): A = c E / (K T^2) sum_e N_e sum_t P_te per unit of T tokens,
 // value c at perfect balance, weighted 1 / units of the global batch, summed over layers. P: softmax, or
 // sigmoid scores divided by their sum. N_e counts choices before drops, no gradient.
-//   sequence, micro_batch: N_e of the unit itself (counts summed over tp);
+//   sequence, micro_batch: N_e of the unit itself (counts summed over tp and cp);
 //   global_batch: N_e / (K T) of the whole previous step (set_global_frequency), uniform in the first one.
 //   joined layers (LayerCounts): A = c E sum_e f_e P_e, f_e = N_e / (L T), P_e = sum P_te / (L T) over the
 //   T tokens of all L layers together (value c K at balance); needs the forward passes of all L layers of a
@@ -21,7 +21,7 @@
 // z-loss (arXiv 2202.08906): c_z / T sum_t lse(z_t)^2 over all tokens of the global batch.
 //
 // Capacity: C = ceil(capacity_factor * T * K / E) rows per expert, unit = the micro-batch of the whole
-// replica (all tp ranks), whatever the layout: `position` keeps the first C choices in (token, choice)
+// replica (all tp and cp ranks), whatever the layout: `position` keeps the first C choices in (token, choice)
 // order; `probs` the C of highest weight, ties to the lower token index. A dropped choice contributes
 // nothing; the others keep their weights. pad_to_capacity: every expert computes C rows for each micro-batch
 // that meets in its group, zero rows after its own; the results are the same.
@@ -34,6 +34,8 @@
 //   F balance (sequence, micro_batch units with coefficient, tp > 1): all_reduce_direct of U E i32 over tp;
 //   F capacity (tp > 1): all_gather (tp - 1) t K * 4, and with `probs` (tp - 1) t K b more, over tp; expert
 //   choice: (tp - 1) t E b alone;
+//   with cp > 1 both over cp as well: all_reduce_direct of U E i32; all_gather of the T = tp t rows of this
+//   cp rank, (cp - 1) T K * 4 and (cp - 1) T K b;
 //   F counts: all_gather (ep - 1) E * 4 over ep, (etp - 1) ep (E / ep) * 4 over etp;
 //   F rows: all_to_all_v n_other H b and back m_other H b over ep; all_gather_v (etp - 1) R_own H b and
 //   reduce_scatter_v (sum_q R_q - R_own) H b over etp;
@@ -215,7 +217,8 @@ class MoeLayer : public nn::Layer {
     return o_.router.score == kernels::RouterScore::sigmoid && o_.z_loss_coef != 0.0;
   }
   [[nodiscard]] std::int64_t norm_rows() const;
-  [[nodiscard]] std::int64_t first_token(const Context& ctx) const;
+  [[nodiscard]] std::int64_t first_token(const Context& ctx) const;  // of the tokens of this cp rank
+  void jitter(const Context& ctx, const Microbatch& mb, Tensor out_tH, Tensor x_tH) const;
 
   Options o_;
   Params p_;

@@ -65,6 +65,7 @@ void MoeLayer::balance(Context& ctx, Saved& s, const Microbatch& mb, Tensor coun
   }
   count_choices(counts_UE, s.index_tK, o_, first_token(ctx));
   if (ctx.tp.size() > 1) ctx.tp.all_reduce_direct(counts_UE, comm::Op::sum);
+  if (o_.dims.cp > 1) nn::context_group(ctx, o_.dims.cp).all_reduce_direct(counts_UE, comm::Op::sum);
   if (!joined()) {
     balance_from_counts(s.aux_UE, counts_UE, o_, ctx.weights.aux_unit);
   } else if (pass == Pass::forward) {
@@ -79,19 +80,34 @@ void MoeLayer::drop(Context& ctx, Saved& s, const RouteScratch& scratch) {
     std::fill_n(pos_tK.as<std::int32_t>(), pos_tK.num_elements(), 0);
     return;
   }
-  Tensor index_TK = s.index_tK;
-  Tensor weights_TK = s.weights_tK;
-  if (ctx.tp.size() > 1) {
-    index_TK = scratch.index_TK;
-    weights_TK = scratch.weights_TK;
-    if (o_.choice == Choice::expert_choice) {
-      choose_all(index_TK);
-    } else {
-      ctx.tp.all_gather(index_TK, s.index_tK);
-    }
-    if (drop_policy() == DropPolicy::probs) ctx.tp.all_gather(weights_TK, s.weights_tK);
+  const nn::Dims& d = o_.dims;
+  Tensor index_TK;
+  if (o_.choice != Choice::expert_choice) {
+    index_TK = gather_table(ctx, d, scratch.index, s.index_tK);
+  } else {  // known without asking
+    index_TK = d.cp > 1 ? scratch.index.all : d.tp > 1 ? scratch.index.part_TK : s.index_tK;
+    choose_all(index_TK);
   }
-  mark_drops(pos_tK, index_TK, weights_TK, scratch.work, drop_policy(), capacity(o_), first_token(ctx));
+  Tensor weights_TK;
+  if (drop_policy() == DropPolicy::probs) weights_TK = gather_table(ctx, d, scratch.weights, s.weights_tK);
+  if (d.cp == 1) {
+    mark_drops(pos_tK, index_TK, weights_TK, scratch.work, drop_policy(), capacity(o_), first_token(ctx));
+    return;
+  }
+  const Tensor pos_TK = scratch.index.gathered;  // what it held stands in order elsewhere
+  mark_drops(pos_TK, index_TK, weights_TK, scratch.work, drop_policy(), capacity(o_), 0);
+  pick_own_rows(ctx, d, pos_tK, pos_TK);
+}
+
+void MoeLayer::jitter(const Context& ctx, const Microbatch& mb, Tensor out_tH, Tensor x_tH) const {
+  const SequenceCut cut = nn::sequence_cut(ctx, o_.dims);
+  const std::int64_t first = first_token(ctx);
+  for (std::int64_t i = 0; i < x_tH.rows();) {
+    const std::int64_t rows = std::min(cut.run((first + i) % cut.rows()), x_tH.rows() - i);
+    multiply_jitter(out_tH.narrow_rows(i, rows), x_tH.narrow_rows(i, rows), o_.router_jitter,
+                    mb.first_token + cut.token(first + i), draw_key());
+    i += rows;
+  }
 }
 
 // Where the chosen experts live.
@@ -111,7 +127,7 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
   Tensor input_tH = n_tH;
   if (jitters(ctx)) {
     input_tH = scratch.input_tH;
-    multiply_jitter(input_tH, n_tH, o_.router_jitter, mb.first_token + first_token(ctx), draw_key());
+    jitter(ctx, mb, input_tH, n_tH);
   }
   ctx.kernels.linear(logits_tE, input_tH, p_.router_EH.weight);
   if (present(p_.router_bias_E)) ctx.kernels.add_bias(logits_tE, p_.router_bias_E.weight.value_NK);
@@ -238,8 +254,7 @@ void MoeLayer::router_input(Context& ctx, const Saved& s, const Deferred& f, con
     return;
   }
   k.linear_dgrad(scratch.dinput_tH, f.dlogits_tE, p_.router_EH.weight);
-  multiply_jitter(scratch.dinput_tH, scratch.dinput_tH, o_.router_jitter, mb.first_token + first_token(ctx),
-                  draw_key());
+  jitter(ctx, mb, scratch.dinput_tH, scratch.dinput_tH);
   k.accumulate(f.dn_tH, scratch.dinput_tH);
 }
 
@@ -267,7 +282,7 @@ void MoeLayer::router_weight(Context& ctx, const Deferred& f, const Microbatch& 
   Tensor input_tH = n_tH;
   if (jitters(ctx)) {
     input_tH = scratch.input_tH;
-    multiply_jitter(input_tH, n_tH, o_.router_jitter, mb.first_token + first_token(ctx), draw_key());
+    jitter(ctx, mb, input_tH, n_tH);
   }
   k.linear_wgrad(p_.router_EH.grad, f.dlogits_tE, input_tH);
   if (present(p_.router_bias_E)) k.bias_wgrad(p_.router_bias_E.grad, f.dlogits_tE, Write::accumulate);

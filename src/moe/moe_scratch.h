@@ -5,13 +5,26 @@
 
 namespace tessera::moe {
 
+// A row for each token of the micro-batch, of all tp and cp ranks: who holds which is layer.h's and
+// base/sequence_cut.h's.
+struct TokenTable {
+  Tensor part_TK;        // of this cp rank; tp above 1
+  Tensor gathered, all;  // of all cp ranks, by rank and in order of tokens; cp above 1
+};
+[[nodiscard]] TokenTable take_table(Arena& arena, nn::DType dtype, const nn::Dims& dims, std::int64_t width);
+// This rank's rows mine_tK gathered: the rows of all tokens, in order. Collective over tp, then cp.
+[[nodiscard]] Tensor gather_table(Context& ctx, const nn::Dims& dims, const TokenTable& table,
+                                  Tensor mine_tK);
+// mine_tK = this rank's rows of all_TK.
+void pick_own_rows(const Context& ctx, const nn::Dims& dims, Tensor mine_tK, Tensor all_TK);
+
 struct MoeLayer::RouteScratch {
   Tensor logits_tE;
-  Tensor input_tH;              // with jitter: what the router sees
-  Tensor slots_tK;              // of the chosen experts, where they do not live in order
-  Tensor counts_UE;             // balancing over the unit itself
-  Tensor index_TK, weights_TK;  // with capacity and tp > 1
-  DropWork work;                // with capacity
+  Tensor input_tH;            // with jitter: what the router sees
+  Tensor slots_tK;            // of the chosen experts, where they do not live in order
+  Tensor counts_UE;           // balancing over the unit itself
+  TokenTable index, weights;  // with capacity
+  DropWork work;              // with capacity
 };
 
 struct MoeLayer::ForwardScratch {

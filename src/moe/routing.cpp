@@ -22,7 +22,7 @@ void write(const Tensor& x, std::int64_t i, double value) {
 
 // Tokens of one balancing unit.
 std::int64_t unit_tokens(const Options& o) {
-  return o.unit == BalanceUnit::sequence ? o.dims.seq : o.dims.tokens();
+  return o.unit == BalanceUnit::sequence ? o.dims.seq * o.dims.cp : o.dims.all_tokens();
 }
 
 // The first C choices of each expert in (token, choice) order.
@@ -89,8 +89,8 @@ std::int64_t capacity(const Options& o) {
   const bool experts_choose = o.choice == Choice::expert_choice;
   if (o.capacity_factor <= 0.0 && !experts_choose) return 0;
   const double factor = o.capacity_factor > 0.0 ? o.capacity_factor : 1.0;
-  const std::int64_t rows = capacity_rows(factor, o.dims.tokens(), o.router.top_k, o.num_experts);
-  return experts_choose ? std::min(rows, o.dims.tokens()) : rows;
+  const std::int64_t rows = capacity_rows(factor, o.dims.all_tokens(), o.router.top_k, o.num_experts);
+  return experts_choose ? std::min(rows, o.dims.all_tokens()) : rows;
 }
 
 RouterOptions kernel_options(const Options& o) {

@@ -1,8 +1,9 @@
 // Which choices of the router count: choices per balancing unit, coefficients of the balancing loss, capacity
 // and drops. All of it is defined on units that do not depend on the layout (moe_layer.h).
 //
-// Legend: T tokens of the micro-batch, t of this rank (rows [first_token, first_token + t) of T), K top-k, E
-// experts of all ranks, U balancing units of the micro-batch. Indices and counts are i32 tensors in memory of
+// Legend: T tokens of the micro-batch, t of this rank (rows [first_token, first_token + t) of T; with cp, T
+// where units are told apart are the tokens of this cp rank), K top-k, E experts of all ranks, U balancing
+// units of the micro-batch. Indices and counts are i32 tensors in memory of
 // the caller: nothing here allocates. Pure functions: thread safe.
 #pragma once
 #include <cstdint>

@@ -55,6 +55,7 @@ Tensor value(const std::optional<Param>& p) {
 struct Attention::ForwardScratch {
   Tensor n_TH, qkv;  // selective, qkv with norms or clamps only
   ProjectionScratch projection;
+  ContextRing::Buffers ring;
 };
 Attention::ForwardScratch Attention::forward_scratch(Arena& arena) const {
   const Dims& d = o_.dims;
@@ -62,6 +63,7 @@ Attention::ForwardScratch Attention::forward_scratch(Arena& arena) const {
   if (selective()) s.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
   if (selective() && reworked()) s.qkv = arena.take(d.dtype, {d.tokens(), shape().qkv_dim()});
   s.projection = projection_scratch(arena, d);
+  s.ring = ring_.forward_buffers(arena);
   return s;
 }
 
@@ -72,6 +74,7 @@ struct Attention::BackwardScratch {
   Tensor qkv;         // selective with norms or clamps
   Tensor normed;      // with norms and clamps: q and k in between, to see what was clamped
   Tensor dots;        // with norms
+  ContextRing::Buffers ring;
 };
 Attention::BackwardScratch Attention::backward_scratch(Arena& arena) const {
   const Dims& d = o_.dims;
@@ -80,6 +83,7 @@ Attention::BackwardScratch Attention::backward_scratch(Arena& arena) const {
   if (d.tp > 1) s.partial_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
   s.received = scatter_scratch(arena, d);
   if (selective() && reworked()) s.qkv = arena.take(d.dtype, {d.tokens(), shape().qkv_dim()});
+  s.ring = ring_.backward_buffers(arena);
   if (o_.qk_norm == QkNorm::none) return s;
   s.dots = take_groups(arena);
   if (o_.clip_qkv > 0.0) {
@@ -92,6 +96,7 @@ Attention::Attention(Options options, Params params, Tensor cos_SP, Tensor sin_S
     : o_(options),
       p_(params),
       norm_(options.norm, options.norm_eps, params.norm_H, params.norm_bias_H),
+      ring_(options.dims.dtype, shape(), options.dims.cp),
       cos_(cos_SP),
       sin_(sin_SP) {
   const bool norms = o_.qk_norm != QkNorm::none;
@@ -195,12 +200,14 @@ void Attention::position(Kernels& k, Tensor qkv, Tensor raw, Tensor squares, Ten
   if (o_.rope) k.rope(qkv, cos_, sin_, rope_shape(), false, positions_T);
 }
 
-void Attention::attend(Kernels& k, const Saved& s, Tensor qkv, const Microbatch& mb) const {
-  const kernels::AttentionShape a = shape();
+void Attention::attend(Context& ctx, const Saved& s, Tensor qkv, const Microbatch& mb,
+                       const ContextRing::Buffers& ring) const {
   if (mb.cache == nullptr) {
-    k.attention(s.out, s.lse, qkv, value(p_.sinks_h), a);
+    ring_.forward(ctx, ring, s.out, s.lse, qkv, value(p_.sinks_h));
     return;
   }
+  Kernels& k = ctx.kernels;
+  const kernels::AttentionShape a = shape();
   const KvCache::Layer& c = mb.cache->layer(o_.layer);
   k.cache_append(c.keys_SGCK, qkv, a.q_dim(), mb.slots_T, mb.positions_T);
   k.cache_append(c.values_SGCV, qkv, a.q_dim() + a.k_dim(), mb.slots_T, mb.positions_T);
@@ -226,7 +233,7 @@ void Attention::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor 
   });
   measure_heads(ctx, s.squares, raw);
   position(k, qkv, raw, s.squares, mb.positions_T);
-  attend(k, s, qkv, mb);
+  attend(ctx, s, qkv, mb, scratch.ring);
   add_projection(ctx, o_.dims, y_tH, x_tH, s.out, p_.o, p_.o_bias, scratch.projection);
 }
 
@@ -250,7 +257,8 @@ void Attention::backward_input(Context& ctx, Slots slots, const Microbatch& /*mb
     k.linear_dgrad(scratch.dattn_TD.narrow_rows(begin, rows), f.dout_TH.narrow_rows(begin, rows),
                    p_.o.weight);
   });
-  k.attention_backward(f.dqkv, f.dsinks_h, scratch.dattn_TD, qkv, s.out, s.lse, value(p_.sinks_h), shape());
+  ring_.backward(ctx, scratch.ring, f.dqkv, f.dsinks_h, scratch.dattn_TD, qkv, s.out, s.lse,
+                 value(p_.sinks_h));
   position_backward(ctx, f, s, scratch);
   then_scatter_sum(
       ctx, o_.dims, f.dn_tH, dn_TH, scratch.received, [&](std::int64_t begin, std::int64_t rows) {

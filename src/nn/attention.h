@@ -8,6 +8,7 @@
 //   F: all_gather g S, reduce_scatter g S;   I: the same (selective: one more all_gather);   W: none.
 //   RMSNorm over the whole projection: F and I each one all_reduce_direct of (tp - 1) 2 T b more (sums of
 //   squares of q and k; the dot products of their gradients).
+// cp cuts sequences: attention goes round a ring (context_ring.h has its bytes).
 //
 // Kept until W: what `Saved` lists. Selective recomputation makes n again, and q and k from what the
 // projection gave. Gradients of q_norm, k_norm and sinks need values that only I has: I computes those of the
@@ -17,6 +18,7 @@
 #include <optional>
 #include <vector>
 
+#include "nn/context_ring.h"
 #include "nn/layer.h"
 #include "nn/norm.h"
 
@@ -55,7 +57,8 @@ class Attention : public Layer {
     std::optional<Param> sinks_h = std::nullopt;
     std::optional<Param> o_bias = std::nullopt;
   };
-  // cos, sin: [seq, rotated columns of a head / 2] of the same dtype, outlive the layer; empty without rope.
+  // cos, sin: [seq, rotated columns of a head / 2] of the same dtype, of the positions of this rank's rows of
+  // a sequence, outlive the layer; empty without rope.
   // Parameters that do not fit the options are Error{internal}.
   Attention(Options options, Params params, Tensor cos_SP, Tensor sin_SP);
   void reserve_saved(Arena& arena) override;
@@ -97,7 +100,8 @@ class Attention : public Layer {
   void project(Kernels& k, Tensor raw, Tensor n_TH) const;
   void measure_heads(Context& ctx, Tensor squares, Tensor raw) const;
   void position(Kernels& k, Tensor qkv, Tensor raw, Tensor squares, Tensor positions_T) const;
-  void attend(Kernels& k, const Saved& s, Tensor qkv, const Microbatch& mb) const;
+  void attend(Context& ctx, const Saved& s, Tensor qkv, const Microbatch& mb,
+              const ContextRing::Buffers& ring) const;
   // q and k of raw, normalised.
   void normalise_heads(Kernels& k, Tensor qkv, Tensor raw, Tensor squares) const;
   // d qkv becomes d raw; d q_norm and d k_norm.
@@ -108,6 +112,7 @@ class Attention : public Layer {
   Options o_;
   Params p_;
   Norm norm_;
+  ContextRing ring_;
   Tensor cos_, sin_;
   std::vector<Saved> saved_;
   std::vector<Deferred> deferred_;

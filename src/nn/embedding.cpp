@@ -17,14 +17,15 @@ Tensor forward_scratch(Arena& arena, const Dims& d) {
 Embedding::Embedding(Dims dims, Params params, std::int64_t vocab_begin)
     : dims_(dims), p_(params), vocab_begin_(vocab_begin) {}
 
-// Position of this rank's row i: rows of a sequence follow each other, so runs of rows are runs of positions.
+// Runs of this rank's rows whose positions follow each other.
 template <class Body>
 void Embedding::for_each_run(const Context& ctx, Body&& body) const {
   const std::int64_t first = ctx.tp.rank() * dims_.local_tokens();
+  const SequenceCut cut = sequence_cut(ctx, dims_);
   for (std::int64_t i = 0; i < dims_.local_tokens();) {
-    const std::int64_t position = (first + i) % dims_.seq;
-    const std::int64_t rows = std::min(dims_.seq - position, dims_.local_tokens() - i);
-    body(i, position, rows);
+    const std::int64_t row = (first + i) % dims_.seq;
+    const std::int64_t rows = std::min(cut.run(row), dims_.local_tokens() - i);
+    body(i, cut.position(row), rows);
     i += rows;
   }
 }

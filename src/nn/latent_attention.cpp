@@ -49,6 +49,7 @@ LatentAttention::LatentAttention(Options options, Params params, Tensor cos_SP, 
     : o_(options),
       p_(params),
       norm_(NormKind::rms, options.norm_eps, params.norm_H, std::nullopt),
+      ring_(options.dims.dtype, shape(), options.dims.cp),
       cos_(cos_SP),
       sin_(sin_SP) {
   TESSERA_CHECK(p_.q_a.has_value() == q_has_latent() && p_.q_a_norm.has_value() == q_has_latent(),
@@ -102,6 +103,7 @@ struct LatentAttention::BackwardScratch {
   Tensor dkv_latent_TL;
   Tensor dq_input;  // gradient of what Wq reads; with one rank and no latent it is written in place
   Tensor dots_t1;
+  ContextRing::Buffers ring;
 };
 LatentAttention::BackwardScratch LatentAttention::backward_scratch(Arena& arena) const {
   const Dims& d = o_.dims;
@@ -116,6 +118,7 @@ LatentAttention::BackwardScratch LatentAttention::backward_scratch(Arena& arena)
     s.dq_input = take_partial(arena);
   }
   s.dots_t1 = arena.take(d.dtype, {d.local_tokens(), 1});
+  s.ring = ring_.backward_buffers(arena);
   return s;
 }
 
@@ -162,6 +165,10 @@ void LatentAttention::measure_scratch(Arena& counting) const {
     {
       const Frame up(counting);
       (void)up_scratch(counting);
+    }
+    {
+      const Frame ring(counting);
+      (void)ring_.forward_buffers(counting);
     }
     if (o_.cached) measure_cached(counting);
     (void)projection_scratch(counting, o_.dims);
@@ -258,10 +265,6 @@ void LatentAttention::expand(Context& ctx, Tensor qkv, const Saved& s, const Inp
                 .from = {.first = o_.nope_dim, .stride = pair}});
 }
 
-void LatentAttention::attend(Kernels& k, const Saved& s, Tensor qkv) const {
-  k.attention(s.out, s.lse, qkv, Tensor(), shape());
-}
-
 void LatentAttention::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH,
                               Pass /*pass*/) {
   TESSERA_CHECK_EQ(ctx.tp.size(), o_.dims.tp, "the latent attention layer was built for another tp group");
@@ -278,7 +281,8 @@ void LatentAttention::forward(Context& ctx, Slots slots, const Microbatch& mb, T
     attend_cached(ctx, s, in, mb);
   } else {
     expand(ctx, qkv, s, in, mb.positions_T);
-    attend(ctx.kernels, s, qkv);
+    const Frame ring(ctx.scratch);
+    ring_.forward(ctx, ring_.forward_buffers(ctx.scratch), s.out, s.lse, qkv, Tensor());
   }
   add_projection(ctx, o_.dims, y_tH, x_tH, s.out, p_.o, p_.o_bias, projection_scratch(ctx.scratch, o_.dims));
 }
@@ -301,7 +305,7 @@ void LatentAttention::backward_input(Context& ctx, Slots slots, const Microbatch
   gather_then(ctx, o_.dims, f.dout_TH, g_tH, [&](std::int64_t begin, std::int64_t rows) {
     k.linear_dgrad(scratch.dattn.narrow_rows(begin, rows), f.dout_TH.narrow_rows(begin, rows), p_.o.weight);
   });
-  k.attention_backward(scratch.dqkv, Tensor(), scratch.dattn, qkv, s.out, s.lse, Tensor(), shape());
+  ring_.backward(ctx, scratch.ring, scratch.dqkv, Tensor(), scratch.dattn, qkv, s.out, s.lse, Tensor());
   take_apart(k, f, scratch.dqkv, scratch.dkey_Tr);
   latents_backward(ctx, s, f, scratch);
   norm_.dgrad(k, g_tH, f.dn_tH, s.x_tH, s.norm, Write::accumulate);

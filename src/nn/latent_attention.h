@@ -10,6 +10,8 @@
 // L = T (q_lora_rank + kv_lora_rank + rope_dim) b, with H for q_lora_rank where q has no latent:
 //   F: all_gather g L, reduce_scatter g S;   I: all_gather g S, reduce_scatter g L (selective: all_gather g L
 //   more);   W: none.
+// cp cuts sequences: keys and values of all heads of this rank, as the up-projection made them, go round a
+// ring (context_ring.h has its bytes).
 //
 // With a cache of keys and values only RMSNorm(c) and the turned key of a token are kept, once for all heads.
 // The up-projection of keys goes into the query and that of values behind attention (section 2.1.2 of the
@@ -24,6 +26,7 @@
 #include <optional>
 #include <vector>
 
+#include "nn/context_ring.h"
 #include "nn/layer.h"
 #include "nn/norm.h"
 
@@ -52,8 +55,8 @@ class LatentAttention : public Layer {
     std::optional<Param> q_a = std::nullopt, q_a_norm = std::nullopt;  // with a latent of q
     std::optional<Param> q_a_bias = std::nullopt, kv_a_bias = std::nullopt, o_bias = std::nullopt;
   };
-  // cos, sin: [seq, rope_dim / 2] of the same dtype, outlive the layer. Parameters that do not fit the
-  // options are Error{internal}.
+  // cos, sin: [seq, rope_dim / 2] of the same dtype, of the positions of this rank's rows of a sequence,
+  // outlive the layer. Parameters that do not fit the options are Error{internal}.
   LatentAttention(Options options, Params params, Tensor cos_SP, Tensor sin_SP);
   void reserve_saved(Arena& arena) override;
   void reserve_deferred(Arena& arena) override;
@@ -103,7 +106,6 @@ class LatentAttention : public Layer {
   void compress(Context& ctx, const Saved& s, const Inputs& in) const;   // latents of this rank's rows
   void normalise(Context& ctx, const Saved& s, const Inputs& in) const;  // and gathered
   void expand(Context& ctx, Tensor qkv, const Saved& s, const Inputs& in, Tensor positions_T) const;
-  void attend(Kernels& k, const Saved& s, Tensor qkv) const;
   // Instead of expand and attend, with a cache (latent_decode.cpp).
   struct CachedScratch;
   [[nodiscard]] CachedScratch cached_scratch(Arena& arena) const;
@@ -117,6 +119,7 @@ class LatentAttention : public Layer {
   Options o_;
   Params p_;
   Norm norm_;
+  ContextRing ring_;
   Tensor cos_, sin_;
   std::vector<Saved> saved_;
   std::vector<Deferred> deferred_;

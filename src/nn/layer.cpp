@@ -15,6 +15,18 @@ void copy_rows(Tensor to, Tensor from) {
 
 }  // namespace
 
+comm::Communicator& context_group(const Context& ctx, std::int32_t cp) {
+  TESSERA_CHECK(ctx.cp != nullptr, "a layer with cut sequences has the group that shares them");
+  TESSERA_CHECK_EQ(ctx.cp->size(), cp, "the layer was built for another cp group");
+  return *ctx.cp;
+}
+
+SequenceCut sequence_cut(const Context& ctx, const Dims& dims) {
+  return {.length = dims.seq * dims.cp,
+          .cp = dims.cp,
+          .rank = dims.cp == 1 ? 0 : context_group(ctx, dims.cp).rank()};
+}
+
 Tensor local_rows(const Context& ctx, Tensor full_TH) {
   const std::int64_t t = full_TH.rows() / ctx.tp.size();
   return full_TH.narrow_rows(ctx.tp.rank() * t, t);

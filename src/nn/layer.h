@@ -5,7 +5,9 @@
 // rank's contiguous share of them, H hidden. The residual stream between layers is sequence-sharded: x_tH.
 // Inside a layer, column-parallel linears work on the gathered rows x_TH and row-parallel linears end in a
 // reduce-scatter (Megatron's sequence parallelism, generalised from positions to rows of the micro-batch).
-// With tp = 1 gathers and scatters vanish without copies.
+// With tp = 1 gathers and scatters vanish without copies. With context parallelism (cp) every rank has its
+// own part of each sequence (base/sequence_cut.h): T, t and seq count the tokens of this cp rank's part, and
+// only attention and what is defined on whole sequences or micro-batches talks to the other parts.
 //
 // Slots. `saved` holds what one micro-batch keeps from F to W; `deferred` what I hands to W. reserve_* is
 // called once per slot at set-up, over a counting or a real arena, and adds one slot (rebuild the layer
@@ -27,6 +29,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/sequence_cut.h"
 #include "comm/communicator.h"
 #include "comm/worker.h"
 #include "kernels/kernels.h"
@@ -52,12 +55,14 @@ struct Param {
 struct Dims {
   DType dtype;
   std::int64_t batch;  // sequences of a micro-batch
-  std::int64_t seq;
+  std::int64_t seq;    // rows of a sequence on this cp rank
   std::int64_t hidden;
   std::int32_t tp;               // size of the sequence-parallel group
   bool tp_comm_overlap = false;  // gathers and scatters part by part beside the GEMM (nn/tp_overlap.h)
+  std::int32_t cp = 1;           // ranks that share a sequence
   [[nodiscard]] std::int64_t tokens() const { return batch * seq; }          // T
   [[nodiscard]] std::int64_t local_tokens() const { return tokens() / tp; }  // t
+  [[nodiscard]] std::int64_t all_tokens() const { return tokens() * cp; }    // of all cp ranks
 };
 
 // Full recomputation is the executor's: it runs whole layers again.
@@ -72,12 +77,16 @@ struct LossWeights {
 };
 
 // Token ids and targets of one micro-batch, all T of them on every tp rank (i32; targets below 0 are
-// ignored).
+// ignored). With cp, rows of this cp rank.
 struct Microbatch {
   Tensor ids_T;
   Tensor targets_T;
-  std::int32_t index = 0;        // of this replica's micro-batches of the step
-  std::int64_t first_token = 0;  // number of row 0 among all tokens of the run, the same on every layout
+  std::int32_t index = 0;  // of this replica's micro-batches of the step
+  // Number of the micro-batch's first token (of all cp ranks) among all tokens of the run, the same on every
+  // layout.
+  std::int64_t first_token = 0;
+  // Of all cp ranks, sequence by sequence; where layers ask for them.
+  Tensor all_ids = {}, all_targets = {};
   // With a cache (generation, forward only) rows are single tokens, in any order: row t is at positions_T[t]
   // of the sequence in slot slots_T[t] of the cache (i32), and sees what that slot holds up to there. Dims:
   // seq 1.
@@ -105,6 +114,7 @@ struct Context {
   // order.
   Turn* turn = nullptr;
   comm::Whereabouts* whereabouts = nullptr;  // of the rank, for errors of communication; null: nobody asks
+  comm::Communicator* cp = nullptr;          // the ranks that share the sequences; null: this one alone
   void at_layer(std::int32_t layer) const {
     if (whereabouts != nullptr) whereabouts->set_layer(layer);
   }
@@ -143,6 +153,11 @@ template <class T>
   TESSERA_CHECK(slot >= 0 && slot < static_cast<std::int32_t>(list.size()), "this slot was not reserved");
   return list[static_cast<std::size_t>(slot)];
 }
+
+// The group of Context::cp; Error{internal} when it has another size.
+[[nodiscard]] comm::Communicator& context_group(const Context& ctx, std::int32_t cp);
+// Which positions of a sequence this rank has.
+[[nodiscard]] SequenceCut sequence_cut(const Context& ctx, const Dims& dims);
 
 // This rank's rows of a tensor that holds the rows of the whole group.
 [[nodiscard]] Tensor local_rows(const Context& ctx, Tensor full_TH);

@@ -24,8 +24,6 @@ void check_recipe(const Recipe& t, Checker& c) {
 }
 
 void check_parallel(const ParallelSpec& p, Checker& c) {
-  c.check(p.cp <= 1, {"parallel.cp"},
-          fmt::format("cp={}: context parallelism is not supported by this engine yet", p.cp), "use cp=1");
   c.check(p.sequence_parallel || p.tp <= 1, {"parallel.sequence_parallel", "parallel.tp"},
           fmt::format("sequence_parallel=false with tp={}: the engine always cuts norms along the sequence",
                       p.tp),
@@ -76,7 +74,7 @@ void check_engine(const Job& job, Checker& c) {
   if (!c.sound({"model"})) return;
   check_model_trains(job.model, c, "model");
   check_mtp(job, c);
-  if (c.sound({"parallel.tp"}) && job.parallel.tp >= 1 && job.parallel.cp == 1)
+  if (c.sound({"parallel.tp", "parallel.cp"}) && job.parallel.tp >= 1 && job.parallel.cp >= 1)
     check_tp(job, c, JobUse::train);
 }
 

@@ -199,7 +199,7 @@ enum class JobUse : std::uint8_t { plan, train };
 // batch; stage_layers sum; pp*vpp <= layers; modules of recomputation and axes of the order by name; keys of
 // experts with a dense model; ...
 void validate(const Job& job, std::string_view where, Problems& problems);
-// What of a valid job the engine does not run: models outside of check_trainable, cp,
+// What of a valid job the engine does not run: models outside of check_trainable,
 // precisions but f32 and f64, other recomputation, tp without sequence parallelism, another order, sizes that
 // would need padding, sequences beyond the model's positions.
 void check_engine_runs(const Job& job, std::string_view where, Problems& problems);

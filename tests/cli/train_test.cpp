@@ -266,6 +266,17 @@ TEST_F(TinyRun, AResumedRunGoesOnWithTheBitsOfAnUninterruptedOne) {
   EXPECT_EQ(losses_in(folder_ / "run/metrics.jsonl"), whole) << "each step once, with the same bits";
 }
 
+TEST_F(TinyRun, AResumedRunMayCutItsSequencesOverRanks) {
+  const std::vector<double> whole = losses_in(folder_ / "run/metrics.jsonl");
+  fs::remove_all(folder_ / "run/checkpoints/step-00000006");
+  const Outcome resumed = run("train job.yaml --set parallel.cp=2 --set parallel.tp=1");
+  ASSERT_EQ(resumed.code, 0) << resumed.errors;
+  EXPECT_THAT(resumed.output, AllOf(HasSubstr("resumed after step 3"), HasSubstr("cp 2")));
+  const std::vector<double> losses = losses_in(folder_ / "run/metrics.jsonl");
+  ASSERT_EQ(losses.size(), whole.size());
+  for (std::size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(losses[i], whole[i], 1e-4);
+}
+
 TEST_F(TinyRun, ADamagedCheckpointIsNamedAndTheOneBeforeIsUsed) {
   cut_a_file_of(folder_ / "run/checkpoints/step-00000006");
   const Outcome text =

@@ -192,6 +192,7 @@ inline spec::Job job_of(const Case& c) {
   }
   job.parallel = c.parallel;
   if (c.name.starts_with("placed_")) job.parallel.expert_slots = shuffled_slots(job.model, 5);
+  if (job.parallel.cp > 1) job.train.sequence_length = 16;
   c.change(job.train);
   return job;
 }
@@ -210,6 +211,41 @@ inline void add_mtp(std::vector<Case>& cases) {
   add("pp_selective", {.tp = 2, .pp = 2, .etp = 2}, selective);
   add("split_full", scheduled({.dp = 2, .pp = 2, .ep = 2}, "zb-h1"), full);
   add("everything", scheduled({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2}, "zb-h1"), everything);
+}
+
+// Sequences cut over 2 and 4 ranks, alone and with every other axis.
+inline void add_context(std::vector<Case>& cases) {
+  const auto add = [&](const char* what, bool moe, spec::ParallelSpec p,
+                       void (*change)(spec::Recipe&) = unchanged, std::string family = "") {
+    cases.push_back({.name = fmt::format("cp_{}", what),
+                     .moe = moe,
+                     .parallel = std::move(p),
+                     .change = change,
+                     .family = std::move(family)});
+  };
+  add("dense", false, {.cp = 2});
+  add("of_four", false, {.cp = 4});
+  add("tp_pp", false, {.tp = 2, .cp = 2, .pp = 2});
+  add("dp_zero", false, {.cp = 2, .dp = 2, .pp = 2}, zero);
+  add("zero_3", false, {.tp = 2, .cp = 2, .dp = 2}, zero_3);
+  add("tp_overlap", false, {.tp = 2, .cp = 2, .pp = 2, .tp_comm_overlap = true});
+  add("zero_3_alone", true, {.cp = 4, .ep = 2}, zero_3_small_buckets);
+  add("selective", false, {.tp = 2, .cp = 4}, selective);
+  add("split_full", false, scheduled({.cp = 2, .dp = 2, .pp = 2}, "zb-h1"), full);
+  add("moe_ep", true, {.cp = 4, .ep = 4});
+  add("moe_ep_etp", true, {.tp = 2, .cp = 2, .dp = 2, .ep = 2, .etp = 2}, drops_by_position);
+  add("moe_drops", true, {.tp = 2, .cp = 2, .ep = 4}, drops_by_weight);
+  add("moe_all_gather", true, {.cp = 2, .dp = 2, .ep = 4}, all_gather_drops);
+  add("moe_by_node", true, on_nodes({.cp = 2, .dp = 2, .ep = 4}, 2), by_node_selective_drops);
+  add("moe_joined_and_padded", true, {.tp = 2, .cp = 2, .ep = 2}, joined_and_padded);
+  add("moe_expert_choice", true, {.tp = 2, .cp = 2, .ep = 2}, expert_choice);
+  add("moe_global_unit", true, {.cp = 2, .pp = 2, .ep = 2}, global_unit);
+  add("windows_and_sinks", false, {.tp = 2, .cp = 2}, unchanged, "gpt_oss");
+  add("windows", false, {.cp = 4, .pp = 2}, unchanged, "mistral");
+  add("positions", false, {.tp = 2, .cp = 2}, unchanged, "gpt2");
+  add("latent", false, {.tp = 2, .cp = 2, .pp = 2, .ep = 2}, selective, "deepseek_v3");
+  add("latent_full", false, scheduled({.cp = 4, .pp = 2, .ep = 2}, "zb-h1"), full, "deepseek_v2");
+  add("mtp", false, {.cp = 2, .dp = 2, .pp = 2, .ep = 2}, zero, "mtp");
 }
 
 // Every family that the engine trains, with its experts on as many ranks as divide them.
@@ -324,6 +360,7 @@ inline std::vector<Case> agreement_cases() {
   add_zero(cases);
   add_families(cases);
   add_mtp(cases);
+  add_context(cases);
   return cases;
 }
 

@@ -16,6 +16,15 @@ spec::Job pipeline_job(const std::string& schedule, std::int32_t vpp, bool tied)
   return job;
 }
 
+spec::Job cut_job(const std::string& schedule, std::int32_t vpp) {
+  spec::Job job = pipeline_job(schedule, vpp, false);
+  job.train.sequence_length = 16;
+  job.parallel.tp = 1;
+  job.parallel.cp = 2;
+  job.train.moe.capacity_factor = 1.0;
+  return job;
+}
+
 void expect_same_bits(const RunResult& a, const RunResult& b, const std::string& what) {
   EXPECT_EQ(a.gradients, b.gradients) << what;
   EXPECT_EQ(a.weights, b.weights) << what;
@@ -32,6 +41,26 @@ TEST(Bits, GradientsOfOneStepAreTheSameInEverySchedule) {
              {"naive", 1}, {"gpipe", 1}, {"zb-h1", 1}, {"interleaved", 2}, {"interleaved", 4}, {"zb-v", 2}}) {
       const RunResult got = run_job(pipeline_job(schedule, vpp, tied), {.steps = 1, .cpu_kernels = true});
       EXPECT_EQ(want.gradients, got.gradients) << schedule << " vpp " << vpp << (tied ? " tied" : "");
+    }
+  }
+}
+
+TEST(Bits, GradientsOfOneStepWithCutSequencesAreTheSameInEverySchedule) {
+  const RunResult want = run_job(cut_job("1f1b", 1), {.steps = 1, .cpu_kernels = true});
+  for (const auto& [schedule, vpp] : std::vector<std::pair<std::string, std::int32_t>>{
+           {"naive", 1}, {"gpipe", 1}, {"zb-h1", 1}, {"interleaved", 2}, {"zb-v", 2}}) {
+    const RunResult got = run_job(cut_job(schedule, vpp), {.steps = 1, .cpu_kernels = true});
+    EXPECT_EQ(want.gradients, got.gradients) << schedule << " vpp " << vpp;
+  }
+}
+
+TEST(Bits, RecomputationWithCutSequencesChangesNothing) {
+  for (const std::string schedule : {"1f1b", "zb-h1"}) {
+    spec::Job job = cut_job(schedule, 1);
+    const RunResult want = run_job(job, {.cpu_kernels = true});
+    for (const spec::Recompute r : {spec::Recompute::selective, spec::Recompute::full}) {
+      job.train.recompute = r;
+      expect_same_bits(want, run_job(job, {.worker = true, .cpu_kernels = true}), schedule);
     }
   }
 }

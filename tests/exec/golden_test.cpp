@@ -1,6 +1,6 @@
 // The engine computes what Hugging Face transformers computes: tiny checkpoints of the twelve families with
 // the hidden states, logits, loss, routing and gradients that transformers gives (tests/golden/hf). In f64 on
-// one rank and on layouts over tp, pp, dp, ep and etp, in f32 on one rank.
+// one rank and on layouts over tp, cp, pp, dp, ep and etp, in f32 on one rank.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -85,6 +85,7 @@ struct Family {
   std::string name;
   bool moe = false;
   std::int32_t most_ep = 1;
+  bool cuts_sequences = true;  // 4 divides the fixture's length
   friend void PrintTo(const Family& f, std::ostream* out) { *out << f.name; }
 };
 const std::vector<Family>& families() {
@@ -95,7 +96,7 @@ const std::vector<Family>& families() {
       {"qwen3"},
       {"gpt2"},
       {"mixtral", true},
-      {"qwen2_moe", true},
+      {"qwen2_moe", true, 1, false},
       {"qwen3_moe", true, 4},
       {"olmoe", true, 4},
       {"deepseek_v2", true, 4},
@@ -115,6 +116,15 @@ std::vector<Case> layouts_of(const Family& f) {
       {"tp2_pp2", {.tp = 2, .pp = 2}},
   };
   if (f.moe) cases.push_back({"dp2_etp2", {.dp = 2, .etp = 2}, 1});
+  if (f.cuts_sequences) {
+    cases.push_back({"cp2", {.cp = 2}});
+    cases.push_back({"tp2_cp2", {.tp = 2, .cp = 2, .etp = f.moe ? 2 : 1}});
+    cases.push_back({"cp2_dp2_pp2_zb_h1", {.cp = 2, .dp = 2, .pp = 2, .schedule = "zb-h1"}, 1});
+  }
+  if (f.cuts_sequences && f.most_ep >= 4) {
+    cases.push_back({"cp2_ep2", {.cp = 2, .ep = 2}});
+    cases.push_back({"tp2_cp2_dp2_ep4_etp2", {.tp = 2, .cp = 2, .dp = 2, .ep = 4, .etp = 2}, 1});
+  }
   if (f.most_ep >= 4) {
     cases.push_back({"dp2_ep2", {.dp = 2, .ep = 2}, 1});
     cases.push_back({"tp2_dp2_ep4", {.tp = 2, .dp = 2, .ep = 4}, 1});
@@ -201,15 +211,16 @@ TEST_P(GoldenF32, LossAndEveryGradientEqualTransformers) {
 class Gathered {
  public:
   explicit Gathered(std::int64_t rows) : rows_(rows) {}
-  void add(const std::string& name, const tensor::Tensor& part, std::int64_t first_row,
-           std::int64_t first_column, std::int64_t columns) {
+  // cut: of the rank's sequences; first_row: of its tokens.
+  void add(const std::string& name, const tensor::Tensor& part, const SequenceCut& cut,
+           std::int64_t first_row, std::int64_t first_column, std::int64_t columns) {
     const std::lock_guard lock(mutex_);
     std::vector<double>& whole = values_[name];
     whole.resize(rows_ * columns, NAN);
     for (std::int64_t r = 0; r < part.rows(); ++r) {
       for (std::int64_t c = 0; c < part.dim(1); ++c) {
         const std::int64_t at = r * part.dim(1) + c;
-        whole[(first_row + r) * columns + first_column + c] =
+        whole[cut.token(first_row + r) * columns + first_column + c] =
             part.dtype() == tensor::DType::i32 ? part.as<std::int32_t>()[at] : part.as<double>()[at];
       }
     }
@@ -223,26 +234,29 @@ class Gathered {
 };
 
 // Of one rank after a forward pass.
-void gather(exec::RankEngine& e, const spec::ModelSpec& model, Gathered& out) {
+void gather(exec::RankEngine& e, const spec::Job& job, Gathered& out) {
+  const spec::ModelSpec& model = job.model;
+  const SequenceCut cut{
+      .length = job.train.sequence_length, .cp = job.parallel.cp, .rank = e.comms().cp->rank()};
   for (exec::Stage& s : e.stages()) {
     const bool embedded = s.cut().has_embedding;
     for (std::size_t u = 0; u <= s.num_units(); ++u) {
       const tensor::Tensor x = s.boundary(0, u);
       if (x.empty() || (s.cut().has_head && u == s.num_units())) continue;
       const std::int64_t layer = s.cut().first_layer + static_cast<std::int64_t>(u) - (embedded ? 1 : 0);
-      out.add(fmt::format("hidden.{}", layer), x, e.comms().tp->rank() * x.rows(), 0, model.hidden_size);
+      out.add(fmt::format("hidden.{}", layer), x, cut, e.comms().tp->rank() * x.rows(), 0, model.hidden_size);
     }
     for (const exec::Stage::Mixture& m : s.mixtures()) {
       const std::string prefix = fmt::format("router.{}.", m.layer);
       const tensor::Tensor index = m.moe->chosen_tK(0);
       const std::int64_t first = e.comms().tp->rank() * index.rows();
-      out.add(prefix + "indices", index, first, 0, index.dim(1));
-      out.add(prefix + "weights", m.moe->weights_tK(0), first, 0, index.dim(1));
+      out.add(prefix + "indices", index, cut, first, 0, index.dim(1));
+      out.add(prefix + "weights", m.moe->weights_tK(0), cut, first, 0, index.dim(1));
     }
     if (!s.cut().has_head) continue;
     const layout::VocabShare share =
         layout::vocab_share(model.vocab_size, e.comms().tp->rank(), e.comms().tp->size());
-    out.add("logits", s.head().logits(0), 0, share.begin, model.vocab_size);
+    out.add("logits", s.head().logits(0), cut, 0, share.begin, model.vocab_size);
   }
 }
 
@@ -257,7 +271,7 @@ TEST_P(GoldenValues, HiddenStatesLogitsAndRoutingEqualTransformersInF64) {
                         exec::load_state(e, *weights, exec::StateParts::weights);
                         const double loss = e.evaluate(batch, 0, sequences);
                         EXPECT_TRUE(relative_error(expected.f64("loss"), {loss}) < kBound);
-                        gather(e, job.model, got);
+                        gather(e, job, got);
                       }});
   const auto expect_near = [&](const std::string& name) {
     const double error = relative_error(expected.f64(name), got.at(name));

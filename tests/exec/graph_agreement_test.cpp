@@ -23,7 +23,7 @@ Bytes activation_bytes(const plan::Plan& plan, const graph::StepGraph& g, std::i
   const spec::Job& job = plan.job;
   const std::int64_t b = element_bytes(job);
   const std::int64_t stream = aligned(job.train.micro_batch_size * job.train.sequence_length /
-                                      job.parallel.tp * job.model.hidden_size * b);
+                                      job.parallel.cp / job.parallel.tp * job.model.hidden_size * b);
   std::int64_t sum = 0;
   for (const graph::StageGraph& s : g.stages) {
     const schedule::StageSlots& slots = plan.proof.stages.at(s.stage.value);

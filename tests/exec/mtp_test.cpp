@@ -171,6 +171,9 @@ TEST(Mtp, AnyLayoutEqualsOneRank) {
       {{.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2}, spec::Recompute::selective, 1},
       {{.dp = 2, .pp = 2, .ep = 2, .vpp = 2, .schedule = "zb-v"}, spec::Recompute::none, 1},
       {{.dp = 2, .pp = 2, .ep = 1, .vpp = 2, .schedule = "interleaved"}},
+      {{.cp = 2}},
+      {{.cp = 2, .dp = 2, .ep = 4}, spec::Recompute::selective, 1},
+      {{.tp = 2, .cp = 2, .pp = 2, .ep = 2, .etp = 2, .schedule = "zb-h1"}, spec::Recompute::full},
   };
   for (const bool tied : {false, true}) {
     for (const Placed& l : layouts) {
@@ -185,10 +188,10 @@ TEST(Mtp, AnyLayoutEqualsOneRank) {
       job.parallel = l.parallel;
       job.train.zero_stage = l.zero_stage;
       job.train.recompute = l.recompute;
-      expect_parity(
-          one, run_job(job, {.worker = l.zero_stage == 1, .ignore_every = 5}),
-          fmt::format("tied {} tp{} dp{} pp{} vpp{} ep{} etp{} {}", tied, l.parallel.tp, l.parallel.dp,
-                      l.parallel.pp, l.parallel.vpp, l.parallel.ep, l.parallel.etp, l.parallel.schedule));
+      expect_parity(one, run_job(job, {.worker = l.zero_stage == 1, .ignore_every = 5}),
+                    fmt::format("tied {} tp{} cp{} dp{} pp{} vpp{} ep{} etp{} {}", tied, l.parallel.tp,
+                                l.parallel.cp, l.parallel.dp, l.parallel.pp, l.parallel.vpp, l.parallel.ep,
+                                l.parallel.etp, l.parallel.schedule));
       if (HasFailure()) return;
     }
   }

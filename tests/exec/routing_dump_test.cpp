@@ -74,6 +74,8 @@ TEST(RoutingDump, IsTheSameOnEveryLayout) {
       {"pp2 vpp2", {.pp = 2, .vpp = 2, .schedule = "interleaved"}},
       {"zb-v", {.pp = 2, .vpp = 2, .schedule = "zb-v"}},
       {"tp2 dp2 pp2 ep2 etp2", {.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2, .schedule = "zb-h1"}},
+      {"cp2", {.cp = 2}},
+      {"tp2 cp2 dp2 ep2 etp2", {.tp = 2, .cp = 2, .dp = 2, .ep = 2, .etp = 2}},
   };
   for (const auto& [name, parallel] : layouts) {
     EXPECT_EQ(dump_of(job_of(parallel), 3, options).stats, one.stats) << name;

@@ -86,6 +86,9 @@ INSTANTIATE_TEST_SUITE_P(
         Steady{"hierarchical_beside",
                {.dp = 4, .ep = 4, .ranks_per_node = 2, .schedule = "combined-1f1b"},
                [](spec::Job&) {}},
+        Steady{"cp2_dp2_pp2_ep2",
+               {.cp = 2, .dp = 2, .pp = 2, .ep = 2},
+               [](spec::Job& j) { j.train.moe.capacity_factor = 1.0; }},
         Steady{"mtp",
                {.tp = 2, .dp = 2, .ep = 2},
                [](spec::Job& j) {

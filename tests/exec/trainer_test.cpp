@@ -100,6 +100,7 @@ TEST_F(Trainer, ResumeOnTheSameLayoutIsBitIdenticalAndOnAnyOtherWithinTheParityB
       {"dp4", {.dp = 4, .ep = 4}},
       {"pp4", {.pp = 4, .schedule = "zb-h1"}},
       {"tp4", {.tp = 4, .etp = 2, .schedule = "gpipe"}},
+      {"cp2", {.cp = 2, .dp = 2, .pp = 2, .ep = 4, .schedule = "1f1b"}},
       {"placed", {.dp = 4, .ep = 4, .expert_slots = shuffled_slots(whole.model, 11)}},
   };
   for (const auto& [name, parallel] : layouts) {

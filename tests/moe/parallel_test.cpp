@@ -39,7 +39,7 @@ const std::vector<RankLayout>& layouts() {
   return list;
 }
 std::string text(const RankLayout& l) {
-  return fmt::format("tp{}_dp{}_ep{}_etp{}", l.tp, l.dp, l.ep, l.etp);
+  return fmt::format("tp{}_cp{}_dp{}_ep{}_etp{}", l.tp, l.cp, l.dp, l.ep, l.etp);
 }
 
 struct Named {
@@ -103,13 +103,39 @@ const Named kCases[] = {
       .padding = Padding::to_capacity}},
 };
 
+std::string name_of(const ::testing::TestParamInfo<std::tuple<Named, RankLayout>>& info) {
+  return std::string(std::get<0>(info.param).name) + "_" + text(std::get<1>(info.param));
+}
+
+// Sequences of 6 tokens in chunks of one.
+class MoeOnContextRanks : public ::testing::TestWithParam<std::tuple<Named, RankLayout>> {};
+INSTANTIATE_TEST_SUITE_P(All, MoeOnContextRanks,
+                         ::testing::Combine(::testing::ValuesIn(kCases),
+                                            ::testing::Values(RankLayout{.cp = 3},
+                                                              RankLayout{.tp = 2, .cp = 3},
+                                                              RankLayout{.tp = 2, .ep = 2, .etp = 1, .cp = 3},
+                                                              RankLayout{.dp = 2, .ep = 2, .cp = 3},
+                                                              RankLayout{.dp = 2, .etp = 2, .cp = 3})),
+                         name_of);
+
+void expect_equal_stats(const WorldStats& all, const WorldStats& one, const RankLayout& layout) {
+  EXPECT_EQ(all.sum.chosen, one.sum.chosen);
+  EXPECT_EQ(all.sum.dropped, one.sum.dropped);
+  EXPECT_EQ(all.sum.tokens, one.sum.tokens);
+  EXPECT_TRUE(near("aux", {all.sum.aux_loss}, {one.sum.aux_loss}, kBound));
+  EXPECT_TRUE(near("z", {all.sum.z_loss}, {one.sum.z_loss}, kBound));
+  EXPECT_TRUE(near("entropy", {all.sum.entropy}, {one.sum.entropy}, kBound));
+  EXPECT_TRUE(near("logits", {all.sum.logit_squares}, {one.sum.logit_squares}, kBound));
+  EXPECT_EQ(all.sum.max_abs_logit, one.sum.max_abs_logit);
+  EXPECT_EQ(all.sum.unserved, one.sum.unserved);
+  EXPECT_EQ(all.sum.received_rows, layout.etp * one.sum.received_rows) << "etp ranks all see a row";
+  EXPECT_EQ(one.sum.received_rows, one.total(one.sum.chosen) - one.total(one.sum.dropped));
+}
+
 class MoeOnRanks : public ::testing::TestWithParam<std::tuple<Named, RankLayout>> {};
 INSTANTIATE_TEST_SUITE_P(All, MoeOnRanks,
                          ::testing::Combine(::testing::ValuesIn(kCases), ::testing::ValuesIn(layouts())),
-                         [](const auto& info) {
-                           return std::string(std::get<0>(info.param).name) + "_" +
-                                  text(std::get<1>(info.param));
-                         });
+                         name_of);
 
 TEST_P(MoeOnRanks, EqualOneRank) {
   const auto& [named, layout] = GetParam();
@@ -124,17 +150,17 @@ TEST_P(MoeOnRanks, EqualOneRank) {
     EXPECT_EQ(got.y, want.y);
   }
 
-  EXPECT_EQ(all.sum.chosen, one.sum.chosen);
-  EXPECT_EQ(all.sum.dropped, one.sum.dropped);
-  EXPECT_EQ(all.sum.tokens, one.sum.tokens);
-  EXPECT_TRUE(near("aux", {all.sum.aux_loss}, {one.sum.aux_loss}, kBound));
-  EXPECT_TRUE(near("z", {all.sum.z_loss}, {one.sum.z_loss}, kBound));
-  EXPECT_TRUE(near("entropy", {all.sum.entropy}, {one.sum.entropy}, kBound));
-  EXPECT_TRUE(near("logits", {all.sum.logit_squares}, {one.sum.logit_squares}, kBound));
-  EXPECT_EQ(all.sum.max_abs_logit, one.sum.max_abs_logit);
-  EXPECT_EQ(all.sum.unserved, one.sum.unserved);
-  EXPECT_EQ(all.sum.received_rows, layout.etp * one.sum.received_rows) << "etp ranks all see a row";
-  EXPECT_EQ(one.sum.received_rows, one.total(one.sum.chosen) - one.total(one.sum.dropped));
+  expect_equal_stats(all, one, layout);
+}
+
+// The order of the rows inside an expert is that of the ranks, so the bits are not those of one rank.
+TEST_P(MoeOnContextRanks, EqualOneRank) {
+  const auto& [named, layout] = GetParam();
+  const LayerProblem p = moe_problem(named.value);
+  WorldStats one, all;
+  const LayerResult want = run_moe(p, {}, one);
+  expect_near(p, run_moe(p, layout, all), want, kBound);
+  expect_equal_stats(all, one, layout);
 }
 
 // f32 keeps 24 bits; the choices of experts are those of f64, whose margins are far wider.

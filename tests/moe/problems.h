@@ -66,7 +66,7 @@ inline constexpr double kCorrection[kExperts] = {0.25, -0.2, 0.1, -0.15};
           .z_loss_coef = c.z,
           .capacity_factor = c.capacity,
           .drop_policy = c.drops,
-          .units_in_group = std::max(1, layout.ep * layout.etp / layout.tp),
+          .units_in_group = std::max(1, layout.ep * layout.etp / (layout.tp * layout.cp)),
           .activation = c.activation,
           .shared_intermediate = c.shared == MoeCase::Shared::none ? 0 : kSharedWidth / layout.tp,
           .choice = c.choice,

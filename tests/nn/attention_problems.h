@@ -48,6 +48,7 @@ struct AttentionCase {
   std::optional<kernels::RopePairs> rope = kernels::RopePairs::halves;
   double scale = 0;
   std::int64_t microbatches = 1;
+  std::int64_t seq = 6;
 };
 
 // Rows of q|k|v that a rank holds.
@@ -81,7 +82,7 @@ struct AttentionCase {
 }
 
 [[nodiscard]] inline LayerProblem attention_case(const AttentionCase& c) {
-  LayerProblem p = residual_problem(c.microbatches);
+  LayerProblem p = residual_problem(c.microbatches, c.seq);
   const std::int64_t h = p.dims.hidden;
   const std::int64_t q = kHeads * kHeadDim;
   const std::int64_t kv = c.kv_heads * kHeadDim;
@@ -98,8 +99,7 @@ struct AttentionCase {
   if (c.sinks) names.add(p, "sinks", {kHeads});
   names.add(p, "o", {h, q});
   if (c.bias) names.add(p, "o bias", {h});
-  const auto f64 = std::make_shared<Rotary>(DType::f64, p.dims.seq);
-  const auto f32 = std::make_shared<Rotary>(DType::f32, p.dims.seq);
+  const auto rotaries = std::make_shared<Rotaries>(p.dims.seq);
   p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
     const Part heads = whole ? share_of_rows(place, q) : Part{};
     const Part kv_heads = whole ? share_of_rows(place, kv) : Part{};
@@ -112,7 +112,7 @@ struct AttentionCase {
     w.k_norm = names.take(params, "k norm", kv_heads);
     w.sinks_h = names.take(params, "sinks", share_of_rows(place, kHeads));
     w.o_bias = names.take(params, "o bias");
-    const Rotary& rotary = dims.dtype == DType::f64 ? *f64 : *f32;
+    const Rotary& rotary = rotaries->of(dims, place);
     return std::make_unique<nn::Attention>(attention_options(c, dims), w, rotary.cos, rotary.sin);
   };
   return p;
@@ -128,10 +128,11 @@ struct LatentCase {
   kernels::RopePairs pairs = kernels::RopePairs::interleaved;
   double scale = 0;
   std::int64_t microbatches = 1;
+  std::int64_t seq = 6;
 };
 
 [[nodiscard]] inline LayerProblem latent_case(const LatentCase& c) {
-  LayerProblem p = residual_problem(c.microbatches);
+  LayerProblem p = residual_problem(c.microbatches, c.seq);
   const std::int64_t h = p.dims.hidden;
   const std::int64_t q = kHeads * (kNope + kRope);
   const std::int64_t kv = kHeads * (kNope + kValue);
@@ -149,8 +150,7 @@ struct LatentCase {
   names.add(p, "kv_b", {kv, kKvLatent});
   names.add(p, "o", {h, kHeads * kValue});
   if (c.bias) names.add(p, "o bias", {h});
-  const auto f64 = std::make_shared<Rotary>(DType::f64, p.dims.seq);
-  const auto f32 = std::make_shared<Rotary>(DType::f32, p.dims.seq);
+  const auto rotaries = std::make_shared<Rotaries>(p.dims.seq);
   p.make = [=](const Place& place, const nn::Dims& dims, RankParams& params) -> std::unique_ptr<nn::Layer> {
     nn::LatentAttention::Params w{.norm_H = *names.take(params, "norm"),
                                   .q = *names.take(params, "q", share_of_rows(place, q)),
@@ -163,7 +163,7 @@ struct LatentCase {
     w.q_a_bias = names.take(params, "q_a bias");
     w.kv_a_bias = names.take(params, "kv_a bias");
     w.o_bias = names.take(params, "o bias");
-    const Rotary& rotary = dims.dtype == DType::f64 ? *f64 : *f32;
+    const Rotary& rotary = rotaries->of(dims, place);
     return std::make_unique<nn::LatentAttention>(
         nn::LatentAttention::Options{.dims = dims,
                                      .heads = kHeads / dims.tp,

@@ -2,7 +2,9 @@
 // weights, one to four ranks.
 #pragma once
 #include <cmath>
+#include <map>
 #include <memory>
+#include <tuple>
 
 #include "nn/layers.h"
 #include "support/layer_rig.h"
@@ -12,9 +14,9 @@ namespace tessera::test {
 inline constexpr std::int64_t kHeads = 4, kHeadDim = 4, kIntermediate = 12, kVocab = 16;
 inline constexpr double kEps = 1e-5;
 
-[[nodiscard]] inline LayerProblem residual_problem(std::int64_t microbatches) {
+[[nodiscard]] inline LayerProblem residual_problem(std::int64_t microbatches, std::int64_t seq = 6) {
   LayerProblem p;
-  p.dims = {.dtype = DType::f64, .batch = 2, .seq = 6, .hidden = 8, .tp = 1};
+  p.dims = {.dtype = DType::f64, .batch = 2, .seq = seq, .hidden = 8, .tp = 1};
   for (std::int64_t m = 0; m < microbatches; ++m) {
     p.x.push_back(random(DType::f64, {p.dims.tokens(), p.dims.hidden}, 10 + m));
     p.upstream.push_back(random(DType::f64, {p.dims.tokens(), p.dims.hidden}, 20 + m));
@@ -25,16 +27,38 @@ inline void add_param(LayerProblem& p, std::string name, Shape shape, std::uint6
   p.params.push_back({std::move(name), random(DType::f64, shape, seed, mean == 0 ? 0.4 : 0.2, mean)});
 }
 
-// Angles of position s and pair j.
+// Angles of pair j at the position of row s of a sequence.
 struct Rotary {
-  Rotary(DType dtype, std::int64_t seq) : cos(dtype, {seq, kHeadDim / 2}), sin(dtype, {seq, kHeadDim / 2}) {
+  Rotary(DType dtype, std::int64_t seq) : Rotary(dtype, SequenceCut{.length = seq}) {}
+  Rotary(DType dtype, const SequenceCut& cut)
+      : cos(dtype, {cut.rows(), kHeadDim / 2}), sin(dtype, {cut.rows(), kHeadDim / 2}) {
     for (std::int64_t i = 0; i < cos.tensor().num_elements(); ++i) {
-      const double angle = static_cast<double>(i / 2) * std::pow(100.0, -static_cast<double>(i % 2) / 2);
+      const double angle =
+          static_cast<double>(cut.position(i / 2)) * std::pow(100.0, -static_cast<double>(i % 2) / 2);
       set(cos, i, std::cos(angle));
       set(sin, i, std::sin(angle));
     }
   }
   Owned cos, sin;
+};
+// Those of every rank of up to 4 that share a sequence.
+class Rotaries {
+ public:
+  explicit Rotaries(std::int64_t seq) {
+    for (const DType dtype : {DType::f64, DType::f32}) {
+      for (const std::int32_t cp : {1, 2, 4}) {
+        for (std::int32_t r = 0; r < cp && (cp == 1 || seq % (2 * cp) == 0); ++r) {
+          all_.emplace(std::tuple(dtype, cp, r), Rotary(dtype, SequenceCut{seq, cp, r}));
+        }
+      }
+    }
+  }
+  [[nodiscard]] const Rotary& of(const nn::Dims& dims, const Place& place) const {
+    return all_.at({dims.dtype, dims.cp, place.cp_rank()});
+  }
+
+ private:
+  std::map<std::tuple<DType, std::int32_t, std::int32_t>, Rotary> all_;
 };
 
 // llama: RMSNorm and SwiGLU without biases; gpt2: LayerNorm, GeLU and biases.
@@ -76,8 +100,9 @@ enum class MlpForm : std::uint8_t { llama, llama_biased, gpt2 };
   return p;
 }
 
-[[nodiscard]] inline LayerProblem embedding_problem(std::int64_t microbatches = 1, bool positions = false) {
-  LayerProblem p = residual_problem(microbatches);
+[[nodiscard]] inline LayerProblem embedding_problem(std::int64_t microbatches = 1, bool positions = false,
+                                                    std::int64_t seq = 6) {
+  LayerProblem p = residual_problem(microbatches, seq);
   add_param(p, "table", {kVocab, p.dims.hidden}, 1);
   if (positions) add_param(p, "positions", {p.dims.seq + 3, p.dims.hidden}, 2);
   for (std::int64_t m = 0; m < microbatches; ++m) {

@@ -281,7 +281,6 @@ INSTANTIATE_TEST_SUITE_P(
     Jobs, EngineLimit,
     testing::Values(BadCase{"num_key_value_heads: 4", "num_key_value_heads: 1",
                             "tp=2 does not divide num_key_value_heads=1", "parallel.tp", "{1}"},
-                    BadCase{"dp: 2", "dp: 2, cp: 2", "cp=2: context parallelism", "parallel.cp", "cp=1"},
                     BadCase{"sequence_length: 16", "sequence_length: 128",
                             "sequence_length=128 is above the model's max_position_embeddings=64",
                             "train.sequence_length", "1 to 64"},

@@ -7,9 +7,9 @@
 //   LayerResult two = run_layer(p, {.tp = 2});   // ThreadWorld
 //   EXPECT_TRUE(near("y", two.y, one.y, 1e-12));
 //
-// Rank r of the world is tp rank r % tp, dp rank r / tp; dp rank d runs the micro-batches d, d + dp, ... of
-// the problem. Of the experts: etp rank r % etp, ep rank r / etp % ep. Every arena is filled with NaN before
-// use, and scratch holds exactly what measure_scratch asked for.
+// Rank r of the world is tp rank r % tp, cp rank r / tp % cp, dp rank r / tp / cp; dp rank d runs the
+// micro-batches d, d + dp, ... of the problem. Of the experts: etp rank r % etp, ep rank r / etp % ep. Every
+// arena is filled with NaN before use, and scratch holds exactly what measure_scratch asked for.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -39,7 +39,8 @@ struct RankLayout {
   std::int32_t tp = 1, dp = 1, ep = 1, etp = 1;
   bool worker = false;     // every rank has a helper thread for collectives
   std::int32_t nodes = 1;  // that the ep ranks are spread over, in order
-  [[nodiscard]] std::int32_t world() const { return tp * dp; }
+  std::int32_t cp = 1;
+  [[nodiscard]] std::int32_t world() const { return tp * cp * dp; }
 };
 
 // Part of a global parameter: ranges of rows (begin, count), and columns. One-dimensional parameters have
@@ -117,13 +118,15 @@ struct Place {
   comm::Communicator* etp = nullptr;
   comm::Communicator *across = nullptr, *inside = nullptr;  // ep ranks of other nodes, and of this one
   comm::CommWorker* worker = nullptr;
-  [[nodiscard]] std::int32_t dp_rank() const { return rank / layout.tp; }
+  comm::Communicator* cp = nullptr;
+  [[nodiscard]] std::int32_t cp_rank() const { return rank / layout.tp % layout.cp; }
+  [[nodiscard]] std::int32_t dp_rank() const { return rank / layout.tp / layout.cp; }
 };
 
 enum class PassOrder : std::uint8_t { fused, split, split_with_recompute };
 
 struct LayerProblem {
-  nn::Dims dims{};  // tp is set by the layout
+  nn::Dims dims{};  // of the whole problem: tp, cp and with it seq are set by the layout
   std::vector<GlobalParam> params;
   std::vector<Owned> x, upstream;   // a micro-batch: [T, H]
   std::vector<Owned> ids, targets;  // a micro-batch: i32 [T]; may be empty
@@ -148,9 +151,14 @@ class LayerRig {
       : problem_(problem), place_(place), params_(problem.params), kernels_(problem.kernels()) {
     dims_ = problem.dims;
     dims_.tp = place.layout.tp;
+    dims_.cp = place.layout.cp;
+    dims_.seq = problem.dims.seq / place.layout.cp;
+    cut_ = {.length = problem.dims.seq, .cp = place.layout.cp, .rank = place.cp_rank()};
     for (auto m = static_cast<std::size_t>(place.dp_rank()); m < problem.x.size();
          m += static_cast<std::size_t>(place.layout.dp)) {
       mine_.push_back(m);
+      if (!problem.ids.empty()) ids_.push_back(rows_of(problem.ids[m], 0, dims_.tokens()));
+      if (!problem.targets.empty()) targets_.push_back(rows_of(problem.targets[m], 0, dims_.tokens()));
     }
     RankParams unused(problem.params);
     const auto counted = problem.make(place, dims_, unused);
@@ -208,7 +216,10 @@ class LayerRig {
   [[nodiscard]] const kernels::Kernels& kernels() const { return *kernels_; }
   [[nodiscard]] const PhaseBytes& bytes() const { return bytes_; }
   [[nodiscard]] Bytes slot_bytes() const { return slots_.used(); }
-  [[nodiscard]] std::int64_t first_row() const { return place_.tp->rank() * dims_.local_tokens(); }
+  // Of row i of this rank's x: its row in the micro-batch.
+  [[nodiscard]] std::int64_t row_of(std::int64_t i) const {
+    return cut_.token(place_.tp->rank() * dims_.local_tokens() + i);
+  }
 
  private:
   using Arena = tensor::Arena;
@@ -227,21 +238,33 @@ class LayerRig {
     }
   }
   [[nodiscard]] Owned local_rows(const Tensor& whole) const {
-    return copy_of(whole.narrow_rows(first_row(), dims_.local_tokens()));
+    return rows_of(whole, place_.tp->rank() * dims_.local_tokens(), dims_.local_tokens());
+  }
+  // Rows [first, first + count) of this cp rank's part.
+  [[nodiscard]] Owned rows_of(const Tensor& whole, std::int64_t first, std::int64_t count) const {
+    Owned part = copy_of(whole.narrow_rows(0, count));
+    const std::int64_t width = whole.row_elements();
+    for (std::int64_t i = 0; i < count; ++i) {
+      for (std::int64_t c = 0; c < width; ++c) {
+        set(part, i * width + c, get(whole, cut_.token(first + i) * width + c));
+      }
+    }
+    return part;
   }
   [[nodiscard]] nn::Context context() {
     return {.kernels = *kernels_,
             .tp = *place_.tp,
             .scratch = scratch_,
             .weights = problem_.weights,
-            .worker = place_.worker};
+            .worker = place_.worker,
+            .cp = place_.cp};
   }
   [[nodiscard]] nn::Microbatch microbatch(std::int32_t i) const {
     const std::size_t m = mine_[at(i)];
-    return {.ids_T = problem_.ids.empty() ? Tensor() : problem_.ids[m].tensor(),
-            .targets_T = problem_.targets.empty() ? Tensor() : problem_.targets[m].tensor(),
+    return {.ids_T = ids_.empty() ? Tensor() : ids_[at(i)].tensor(),
+            .targets_T = targets_.empty() ? Tensor() : targets_[at(i)].tensor(),
             .index = i,
-            .first_token = static_cast<std::int64_t>(m) * dims_.tokens()};
+            .first_token = static_cast<std::int64_t>(m) * dims_.all_tokens()};
   }
   void call_forward(std::int32_t i, nn::Pass pass) {
     auto ctx = context();
@@ -256,15 +279,18 @@ class LayerRig {
     bytes_.weight += bytes_sent() - before;
   }
   [[nodiscard]] std::int64_t bytes_sent() const {
-    return place_.tp->bytes_sent().value + place_.ep->bytes_sent().value + place_.etp->bytes_sent().value;
+    return place_.tp->bytes_sent().value + place_.cp->bytes_sent().value + place_.ep->bytes_sent().value +
+           place_.etp->bytes_sent().value;
   }
 
   const LayerProblem& problem_;
   Place place_;
   nn::Dims dims_{};
+  SequenceCut cut_;
   RankParams params_;
   std::unique_ptr<kernels::Kernels> kernels_;
   std::vector<std::size_t> mine_;
+  std::vector<Owned> ids_, targets_;
   Bytes scratch_bytes_;
   Arena slots_, scratch_;
   std::unique_ptr<nn::Layer> layer_;
@@ -285,6 +311,8 @@ class RankGroups {
       return world->communicator(Rank(rank), members, label);
     };
     tp_ = make(rank - rank % l.tp, 1, l.tp, "tp");
+    cp_ = make(rank - place.cp_rank() * l.tp, l.tp, l.cp, "cp");
+    place.cp = cp_.get();
     etp_ = make(rank - rank % l.etp, 1, l.etp, "etp");
     const std::int32_t block = l.etp * l.ep;
     ep_ = make(rank - rank % block + rank % l.etp, l.etp, l.ep, "ep");
@@ -307,7 +335,7 @@ class RankGroups {
   Place place;
 
  private:
-  std::unique_ptr<comm::Communicator> tp_, ep_, etp_, across_, inside_;
+  std::unique_ptr<comm::Communicator> tp_, cp_, ep_, etp_, across_, inside_;
   std::unique_ptr<comm::CommWorker> worker_;  // last: it uses the communicators
 };
 
@@ -356,9 +384,12 @@ struct LayerRunOptions {
     loss[rank] = rig.forward();
     rig.backward(options.order);
     for (std::int32_t i = 0; i < rig.slots(); ++i) {
-      const auto begin = static_cast<std::int64_t>(rig.microbatch_of(i)) * rows + rig.first_row();
-      std::ranges::copy(values(rig.y(i)), out.y.begin() + begin * width);
-      std::ranges::copy(values(rig.dx(i)), out.dx.begin() + begin * width);
+      const auto begin = static_cast<std::int64_t>(rig.microbatch_of(i)) * rows;
+      const Values y = values(rig.y(i)), dx = values(rig.dx(i));
+      for (std::int64_t row = 0; row < std::ssize(y) / width; ++row) {
+        std::copy_n(y.begin() + row * width, width, out.y.begin() + (begin + rig.row_of(row)) * width);
+        std::copy_n(dx.begin() + row * width, width, out.dx.begin() + (begin + rig.row_of(row)) * width);
+      }
     }
     for (const GlobalParam& p : problem.params) {
       gradients[rank].emplace_back(static_cast<std::size_t>(p.value.tensor().num_elements()), 0.0);

@@ -59,6 +59,13 @@ class CpuKernels final : public Kernels {
   void do_attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks, const AttentionShape& shape) override;
   void do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                              Tensor sinks, const AttentionShape& shape) override;
+  void do_attention_part(Tensor out, Tensor lse, Tensor q, Tensor kv, Tensor sinks,
+                         const AttentionShape& shape, const AttentionPart& part, Write write) override;
+  void do_attention_part_backward(Tensor dq, Tensor dkv, Tensor dout, Tensor q, Tensor kv, Tensor out,
+                                  Tensor lse, const AttentionShape& shape,
+                                  const AttentionPart& part) override;
+  void do_attention_sinks_backward(Tensor dsinks, Tensor dout, Tensor out, Tensor lse, Tensor sinks,
+                                   const AttentionShape& shape) override;
   void do_cache_append(Tensor cache, Tensor x, std::int64_t first, Tensor slots, Tensor positions) override;
   void do_decode_attention(Tensor out, Tensor q, Tensor keys, Tensor values, Tensor sinks, Tensor slots,
                            Tensor positions, const AttentionShape& shape) override;
@@ -111,7 +118,7 @@ class CpuKernels final : public Kernels {
     return forward_panels<T>(w) + round_up(w.value_NK.dim(0), loops<T>().panel_width) * w.value_NK.dim(1);
   }
   template <class T>
-  [[nodiscard]] AttentionCall<T> attention_call(const Tensor& qkv, const Tensor& out, const Tensor& lse,
+  [[nodiscard]] AttentionCall<T> attention_call(const Tensor& q, const Tensor& out, const Tensor& lse,
                                                 const Tensor& sinks, const AttentionShape& s) const;
   // Calls f(row, group, its first column) for all groups.
   template <class F>

@@ -182,42 +182,104 @@ void CpuKernels::do_rope(Tensor x, Tensor cos, Tensor sin, const RopeShape& shap
 }
 
 template <class T>
-AttentionCall<T> CpuKernels::attention_call(const Tensor& qkv, const Tensor& out, const Tensor& lse,
+AttentionCall<T> CpuKernels::attention_call(const Tensor& q, const Tensor& out, const Tensor& lse,
                                             const Tensor& sinks, const AttentionShape& s) const {
   if (s.head_dim > kMaxHeadDim || s.v_dim() > kMaxHeadDim) {
     throw Error(ErrorKind::unsupported,
                 fmt::format("head_dim={} is above {}", std::max(s.head_dim, s.v_dim()), kMaxHeadDim),
                 "attention on the CPU", "use more, smaller heads");
   }
-  return {.batch = s.batch,
-          .seq = s.seq,
-          .heads = s.heads,
-          .kv_heads = s.kv_heads,
-          .head_dim = s.head_dim,
-          .v_dim = s.v_dim(),
-          .window = s.window,
-          .scale = s.scale,
-          .qkv = qkv.as<T>(),
-          .sinks = sinks.empty() ? nullptr : sinks.as<T>(),
-          .out = out.as<T>(),
-          .lse = lse.as<T>(),
-          .dout = nullptr,
-          .dqkv = nullptr,
-          .dsinks = nullptr,
-          .workspace = workspace<T>()};
+  AttentionCall<T> call{};
+  call.batch = s.batch;
+  call.rows = call.stride = s.seq;
+  call.heads = s.heads;
+  call.kv_heads = s.kv_heads;
+  call.head_dim = s.head_dim;
+  call.v_dim = s.v_dim();
+  call.window = s.window;
+  call.scale = s.scale;
+  call.q = q.as<T>();
+  call.q_row = q.row_elements();
+  call.sinks = sinks.empty() ? nullptr : sinks.as<T>();
+  call.out = out.as<T>();
+  call.lse = lse.as<T>();
+  call.workspace = workspace<T>();
+  return call;
 }
 
+namespace {
+// Keys and values behind the queries of the same rows.
+template <class T>
+void keys_in_rows(AttentionCall<T>& call, const AttentionShape& s) {
+  call.k = call.q + s.q_dim();
+  call.v = call.k + s.k_dim();
+  call.kv_row = call.q_row;
+}
+template <class T>
+void keys_apart(AttentionCall<T>& call, const Tensor& kv, const AttentionShape& s,
+                const AttentionPart& part) {
+  call.rows = part.rows;
+  call.distance = part.distance;
+  call.kv_row = kv.row_elements();
+  call.k = kv.as<T>() + part.k_first * call.kv_row;
+  call.v = call.k + s.k_dim();
+  call.q += part.q_first * call.q_row;
+  call.out += part.q_first * s.out_dim();
+  call.lse += part.q_first * s.heads;
+}
+}  // namespace
+
 void CpuKernels::do_attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks, const AttentionShape& shape) {
-  with_scalar(out, [&]<class T>(T) { loops<T>().attention(attention_call<T>(qkv, out, lse, sinks, shape)); });
+  with_scalar(out, [&]<class T>(T) {
+    AttentionCall<T> call = attention_call<T>(qkv, out, lse, sinks, shape);
+    keys_in_rows(call, shape);
+    loops<T>().attention(call);
+  });
 }
 void CpuKernels::do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out,
                                        Tensor lse, Tensor sinks, const AttentionShape& shape) {
   with_scalar(out, [&]<class T>(T) {
     AttentionCall<T> call = attention_call<T>(qkv, out, lse, sinks, shape);
+    keys_in_rows(call, shape);
     call.dout = dout.as<T>();
-    call.dqkv = dqkv.as<T>();
-    call.dsinks = sinks.empty() ? nullptr : dsinks.as<T>();
+    call.dq = dqkv.as<T>();
+    call.dk = call.dq + shape.q_dim();
+    call.dv = call.dk + shape.k_dim();
     loops<T>().attention_backward(call);
+  });
+  if (!sinks.empty()) do_attention_sinks_backward(dsinks, dout, out, lse, sinks, shape);
+}
+
+void CpuKernels::do_attention_part(Tensor out, Tensor lse, Tensor q, Tensor kv, Tensor sinks,
+                                   const AttentionShape& shape, const AttentionPart& part, Write write) {
+  with_scalar(out, [&]<class T>(T) {
+    AttentionCall<T> call = attention_call<T>(q, out, lse, sinks, shape);
+    keys_apart(call, kv, shape, part);
+    call.joins = write == Write::accumulate;
+    loops<T>().attention(call);
+  });
+}
+void CpuKernels::do_attention_part_backward(Tensor dq, Tensor dkv, Tensor dout, Tensor q, Tensor kv,
+                                            Tensor out, Tensor lse, const AttentionShape& shape,
+                                            const AttentionPart& part) {
+  with_scalar(out, [&]<class T>(T) {
+    AttentionCall<T> call = attention_call<T>(q, out, lse, Tensor(), shape);
+    keys_apart(call, kv, shape, part);
+    call.joins = true;
+    call.dout = dout.as<T>() + part.q_first * shape.out_dim();
+    call.dq = dq.as<T>() + part.q_first * call.q_row;
+    call.dk = dkv.as<T>() + part.k_first * call.kv_row;
+    call.dv = call.dk + shape.k_dim();
+    loops<T>().attention_backward(call);
+  });
+}
+void CpuKernels::do_attention_sinks_backward(Tensor dsinks, Tensor dout, Tensor out, Tensor lse, Tensor sinks,
+                                             const AttentionShape& shape) {
+  with_scalar(out, [&]<class T>(T) {
+    AttentionCall<T> call = attention_call<T>(out, out, lse, sinks, shape);
+    call.dout = dout.as<T>();
+    call.dsinks = dsinks.as<T>();
+    loops<T>().attention_sinks_backward(call);
   });
 }
 

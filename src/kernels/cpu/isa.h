@@ -31,17 +31,22 @@ struct Product {
   T* workspace;
 };
 
+// `rows` queries of each sequence and as many keys. Of the next sequence they lie `stride` rows behind; out,
+// lse and dout have rows as q has.
 template <class T>
 struct AttentionCall {
-  std::int64_t batch, seq, heads, kv_heads, head_dim, v_dim, window;  // window 0: none
+  std::int64_t batch, rows, stride, heads, kv_heads, head_dim, v_dim, window;  // window 0: none
+  std::int64_t distance;  // of the first query from the first key: 0, or at least rows
+  bool joins;             // forward: out and lse hold what other keys gave; backward: gradients are added
   double scale;
-  const T* qkv;
-  const T* sinks;  // or null
-  T* out;          // backward: read only
-  T* lse;          // backward: read only
+  const T *q, *k, *v;
+  std::int64_t q_row, kv_row;  // elements from one row to the next, of gradients as well
+  const T* sinks;              // or null
+  T* out;                      // backward: read only
+  T* lse;                      // backward: read only
   const T* dout;
-  T* dqkv;
-  T* dsinks;  // written where there are sinks
+  T *dq, *dk, *dv;
+  T* dsinks;
   T* workspace;
 };
 
@@ -95,6 +100,7 @@ struct Loops {
 
   void (*attention)(const AttentionCall<T>&);
   void (*attention_backward)(const AttentionCall<T>&);
+  void (*attention_sinks_backward)(const AttentionCall<T>&);
   void (*decode_attention)(const DecodeCall<T>&);
   // One head: `half` pairs, (j, half + j) or (2 j, 2 j + 1); sign -1 negates the sines.
   void (*rope_halves)(T* x, const T* cos, const T* sin, std::int64_t half, T sign);

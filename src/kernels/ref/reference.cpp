@@ -3,6 +3,7 @@
 // include the templates: a copy made under other compiler options could replace these at link time.
 #include "kernels/ref/activation.h"
 #include "kernels/ref/attention.h"
+#include "kernels/ref/attention_part.h"
 #include "kernels/ref/decode.h"
 #include "kernels/ref/elementwise.h"
 #include "kernels/ref/group_norm.h"
@@ -113,6 +114,24 @@ class Reference final : public Kernels {
     with_scalar(dqkv, [&](auto zero) {
       ref::attention_backward<decltype(zero)>(dqkv, dsinks, dout, qkv, out, lse, sinks, shape);
     });
+  }
+  void do_attention_part(Tensor out, Tensor lse, Tensor q, Tensor kv, Tensor sinks,
+                         const AttentionShape& shape, const AttentionPart& part, Write write) override {
+    with_scalar(out, [&](auto zero) {
+      ref::attention_part<decltype(zero)>(out, lse, q, kv, sinks, {shape, part}, write);
+    });
+  }
+  void do_attention_part_backward(Tensor dq, Tensor dkv, Tensor dout, Tensor q, Tensor kv, Tensor out,
+                                  Tensor lse, const AttentionShape& shape,
+                                  const AttentionPart& part) override {
+    with_scalar(out, [&](auto zero) {
+      ref::attention_part_backward<decltype(zero)>(dq, dkv, dout, q, kv, out, lse, {shape, part});
+    });
+  }
+  void do_attention_sinks_backward(Tensor dsinks, Tensor dout, Tensor out, Tensor lse, Tensor sinks,
+                                   const AttentionShape& shape) override {
+    with_scalar(
+        out, [&](auto zero) { ref::sinks_backward<decltype(zero)>(dsinks, dout, out, lse, sinks, shape); });
   }
   void do_cache_append(Tensor cache, Tensor x, std::int64_t first, Tensor slots, Tensor positions) override {
     with_scalar(x, [&](auto zero) { ref::cache_append<decltype(zero)>(cache, x, first, slots, positions); });

@@ -17,10 +17,18 @@ struct Case {
   spec::ParallelSpec parallel;
   std::int32_t zero_stage = 0;
   [[nodiscard]] std::string text() const {
-    return fmt::format("{} tp{} dp{} pp{} ep{} etp{} vpp{} {} zero{}", model, parallel.tp, parallel.dp,
-                       parallel.pp, parallel.ep, parallel.etp, parallel.vpp, parallel.schedule, zero_stage);
+    return fmt::format("{} tp{} cp{} dp{} pp{} ep{} etp{} vpp{} {} zero{}", model, parallel.tp, parallel.cp,
+                       parallel.dp, parallel.pp, parallel.ep, parallel.etp, parallel.vpp, parallel.schedule,
+                       zero_stage);
   }
 };
+
+// Of what tp and pp leave, sequences are cut once over half or a third of the ranks and once over none.
+std::vector<std::int32_t> context_parallel(std::int32_t ranks) {
+  for (const std::int32_t cp : {2, 3})
+    if (ranks % cp == 0) return {1, cp};
+  return {1};
+}
 
 // Every layout of the models, each with the next schedule and ZeRO stage in turn.
 std::vector<Case> cases(std::int32_t world) {
@@ -33,24 +41,21 @@ std::vector<Case> cases(std::int32_t world) {
     for (std::int32_t tp = 1; tp <= world; ++tp) {
       for (std::int32_t pp = 1; pp * tp <= world; ++pp) {
         if (world % (tp * pp) != 0) continue;
-        const std::int32_t dp = world / tp / pp;
-        for (std::int32_t ep = 1; ep <= (moe ? tp * dp : 1); ++ep) {
-          for (std::int32_t etp = 1; etp * ep <= (moe ? tp * dp : 1); ++etp) {
-            if ((tp * dp) % (ep * etp) != 0) continue;
-            const auto& [schedule, vpp] = schedules[pp == 1 ? 0 : turn % schedules.size()];
-            const auto zero = static_cast<std::int32_t>(turn % 4);
-            ++turn;
-            out.push_back({model,
-                           {.tp = tp,
-                            .dp = dp,
-                            .pp = pp,
-                            .ep = ep,
-                            .etp = etp,
-                            .vpp = vpp,
-                            .overlap_p2p_comm = turn % 3 != 0,
-                            .tp_comm_overlap = turn % 2 == 0,
-                            .schedule = schedule},
-                           zero});
+        const std::int32_t ranks = world / pp;
+        for (std::int32_t ep = 1; ep <= (moe ? ranks : 1); ++ep) {
+          for (std::int32_t etp = 1; etp * ep <= (moe ? ranks : 1); ++etp) {
+            if (ranks % (ep * etp) != 0) continue;
+            for (const std::int32_t cp : context_parallel(ranks / tp)) {
+              const auto& [schedule, vpp] = schedules[pp == 1 ? 0 : turn % schedules.size()];
+              const auto zero = static_cast<std::int32_t>(turn / 2 % 4);
+              ++turn;
+              spec::ParallelSpec p{.tp = tp, .cp = cp, .dp = ranks / tp / cp, .pp = pp, .ep = ep, .etp = etp};
+              p.vpp = vpp;
+              p.overlap_p2p_comm = turn / 2 % 3 != 0;
+              p.tp_comm_overlap = turn / 2 % 2 == 0;
+              p.schedule = schedule;
+              out.push_back({model, p, zero});
+            }
           }
         }
       }
@@ -72,7 +77,7 @@ spec::Job job_of(const Case& c, std::int32_t world) {
   m.vocab_size = 6 * world;
   if (moe) m.moe->num_experts = 2 * world;
   spec::Recipe& r = job.train;
-  r.sequence_length = world;
+  r.sequence_length = c.parallel.cp > 1 ? 2 * world : world;
   r.global_batch_size = 2 * world;
   r.micro_batch_size = 1;
   r.bucket_bytes = 2000;
