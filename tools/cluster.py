@@ -105,8 +105,9 @@ def check_machine(options):
         wrong(f"there is no program {options.program}", "./dev build")
 
 
-def end_with_parent():
-    """Of the child, before it runs: its end when this process ends, however."""
+def of_the_child():
+    """Before it runs: a process group of its own, and its end when this process ends, however."""
+    os.setpgid(0, 0)  # and no session of its own, which the scheduler would weigh on its own
     death_signal = 1
     ctypes.CDLL(None, use_errno=True).prctl(death_signal, signal.SIGKILL)
 
@@ -131,7 +132,7 @@ def outside(options, arguments):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     # A group of its own: Ctrl-C comes here, and from here once to all inside.
-    inner = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent)
+    inner = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=of_the_child)
     code = inner.wait()
     if stopped:
         return 128 + stopped[0]
@@ -210,6 +211,19 @@ def write_agent(options, folder):
     return path
 
 
+def ranks_command(options):
+    """The program, with the scheduler's weight of this session: mpirun's helpers begin sessions of their own."""
+    command = [options.program] + options.rest
+    try:
+        with open("/proc/self/autogroup", encoding="ascii") as file:
+            weight = file.read().split()[-1]
+    except OSError:
+        return command
+    if weight == "0":
+        return command
+    return ["bash", "-c", f'{{ echo {weight} >/proc/self/autogroup; }} 2>/dev/null; exec "$@"', "rank"] + command
+
+
 def inside(options):
     folder = os.path.join(NAMES, "cluster")
     make_nodes(options, folder)
@@ -220,7 +234,7 @@ def inside(options):
                "oob_tcp_if_include", f"{NETWORK}.0/24", "--mca", "btl", "tcp,vader,self", "--mca",
                "btl_tcp_if_include", f"{NETWORK}.0/24", "--mca", "pml", "ob1", "--mca", "mpi_yield_when_idle", "1",
                "--mca", "orte_tmpdir_base", folder, "--bind-to", "none", "--map-by", options.map, "--host", hosts,
-               "-n", str(options.nodes * slots), options.program] + options.rest
+               "-n", str(options.nodes * slots)] + ranks_command(options)
     environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     first = ["nsenter", f"--net={NAMES}/node0", "unshare", "--uts", "taskset", "-c", cores_of(0, options.nodes), "bash",
              "-c", 'hostname node0; exec "$@"', "mpirun"]

@@ -13,12 +13,13 @@
 #include <vector>
 
 #include "base/file.h"
+#include "cli/calibrate_network.h"
+#include "cli/calibrate_text.h"
 #include "cost/engine_step.h"
 #include "cost/machine_fit.h"
 #include "exec/measure_machine.h"
 #include "exec/measure_steps.h"
 #include "plan/plan.h"
-#include "report/table.h"
 #include "sim/simulate.h"
 
 namespace tessera::cli {
@@ -102,13 +103,6 @@ std::vector<CheckCase> check_cases(std::int32_t cores, bool quick) {
   return all;
 }
 
-struct CheckResult {
-  std::string name;
-  double predicted = 0, measured = 0, median = 0;  // seconds; measured: the fastest step
-  double tokens = 0;
-  [[nodiscard]] double error() const { return predicted / measured - 1.0; }
-};
-
 CheckResult check_one(const CheckCase& c, const cost::MachineModel& model, std::int32_t steps) {
   const plan::Plan plan = plan::make_plan(c.job);
   exec::MeasuredSteps steps_run = exec::measure_steps(plan, steps);
@@ -129,56 +123,6 @@ void fit_step(cost::MachineModel& model, bool quick) {
   const plan::Plan plan = plan::make_plan(small_job(false));
   const std::vector<double> seconds = exec::measure_steps(plan, quick ? 1 : 6).seconds;
   cost::fit_sustained(model, {plan.job, plan.layout, plan.schedule}, *std::ranges::min_element(seconds));
-}
-
-std::string milliseconds(double s) {
-  return s < 1e-4 ? fmt::format("{:.3g} us", s * 1e6) : fmt::format("{:.4g} ms", s * 1e3);
-}
-std::string percent(double x) {
-  return fmt::format("{:.1f} %", 100.0 * x);
-}
-
-// Rows of cells as a table of the terminal or of a page.
-std::string table_text(const std::vector<std::string>& header,
-                       const std::vector<std::vector<std::string>>& rows, bool markdown,
-                       const Terminal& terminal) {
-  if (markdown) {
-    std::string out = fmt::format("| {} |\n", fmt::join(header, " | "));
-    for (std::size_t i = 0; i < header.size(); ++i) out += i == 0 ? "|---" : "|---:";
-    out += "|\n";
-    for (const auto& row : rows) out += fmt::format("| {} |\n", fmt::join(row, " | "));
-    return out;
-  }
-  std::vector<report::Column> columns;
-  for (const std::string& h : header) {
-    columns.push_back({.header = h, .align = columns.empty() ? report::Align::left : report::Align::right});
-  }
-  report::Table table(std::move(columns));
-  for (const auto& row : rows) table.add_row(row);
-  return table.render(terminal.style);
-}
-
-std::string fit_text(const std::vector<cost::FitRow>& rows, const CalibrateFlags& flags,
-                     const Terminal& terminal) {
-  std::vector<std::vector<std::string>> cells;
-  for (const cost::FitRow& r : rows) {
-    cells.push_back({r.kernel, fmt::format("{}", r.count), milliseconds(r.measured_seconds),
-                     milliseconds(r.fitted_seconds), percent(r.median_error), percent(r.worst_error)});
-  }
-  return table_text({"kernel", "sizes", "measured", "fitted", "median error", "worst"}, cells, flags.markdown,
-                    terminal);
-}
-
-std::string check_text(const std::vector<CheckResult>& results, const CalibrateFlags& flags,
-                       const Terminal& terminal) {
-  std::vector<std::vector<std::string>> cells;
-  for (const CheckResult& r : results) {
-    cells.push_back({r.name, milliseconds(r.predicted), milliseconds(r.measured), milliseconds(r.median),
-                     fmt::format("{:+.1f} %", 100.0 * r.error()),
-                     fmt::format("{:.0f}", r.tokens / r.measured)});
-  }
-  return table_text({"step of", "predicted", "measured", "median", "error", "tokens/s"}, cells,
-                    flags.markdown, terminal);
 }
 
 nlohmann::ordered_json to_json(const cost::MachineModel& model, const std::vector<cost::FitRow>& fits,
@@ -210,7 +154,11 @@ nlohmann::ordered_json to_json(const cost::MachineModel& model, const std::vecto
 }  // namespace
 
 int calibrate(const CalibrateFlags& flags, const Terminal& terminal) {
-  require_one_process("calibrate");
+  if (is_launched()) return calibrate_network(flags, terminal);
+  if (!flags.machine.empty()) {
+    throw Error(ErrorKind::config, "--machine is for the network between several processes, and this is one",
+                "--machine " + flags.machine, "mpirun -n 2 --map-by node tessera calibrate --machine FOLDER");
+  }
   const std::int32_t cores = flags.cores > 0 ? flags.cores : usable_cores();
   if (cores > usable_cores()) {
     throw Error(ErrorKind::config, fmt::format("cores={} but this process may use {}", cores, usable_cores()),

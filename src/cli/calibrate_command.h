@@ -17,6 +17,8 @@ struct CalibrateFlags {
   std::string only;              // cases with this in their name
   bool markdown = false;
   bool json = false;
+  // Under mpirun: folder of a calibration of one of the machines.
+  std::string machine;
 };
 int calibrate(const CalibrateFlags& flags, const Terminal& terminal);
 

@@ -191,6 +191,8 @@ void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& 
       ->capture_default_str();
   c->add_option("--check-only", f.only, "Only the models whose line has this in its name: MoE, dp 2");
   c->add_flag("--markdown", f.markdown, "The tables as Markdown");
+  c->add_option("--machine", f.machine,
+                "Under mpirun, to measure the network: folder that tessera calibrate wrote on a host");
   c->callback([&] { code = calibrate(f, terminal); });
 }
 

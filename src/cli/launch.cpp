@@ -57,7 +57,7 @@ std::unique_ptr<comm::message::Wire> open_wire() {
 }
 
 void check_size(const LaunchFlags& flags, std::int32_t processes, std::int32_t each, std::int32_t job_ranks) {
-  if (processes * each == job_ranks) return;
+  if (job_ranks == 0 || processes * each == job_ranks) return;
   std::string mend;
   if (job_ranks % each == 0)
     mend = fmt::format("start {} processes (mpirun -n {})", job_ranks / each, job_ranks / each);

@@ -25,7 +25,8 @@ struct LaunchFlags {
 // Error{config} for a command that would run once in each process, unaware of the others.
 void require_one_process(std::string_view command);
 
-// Runs body(world) in every process of the job, whose ranks are job_ranks in all. Only the first process
+// Runs body(world) in every process of the job, whose ranks are job_ranks in all (0: as many as
+// there are). Only the first process
 // writes to standard output and standard error. An error in any process ends all of them: one tells it, the
 // exit code is 1, and this does not return.
 int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,

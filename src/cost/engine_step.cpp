@@ -1,6 +1,7 @@
 #include "cost/engine_step.h"
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "cost/kernel_time.h"
 #include "cost/network.h"
@@ -48,6 +49,10 @@ class RankCost {
 
   [[nodiscard]] const graph::StepGraph& graph() const { return graph_; }
   [[nodiscard]] const std::vector<StageWork>& stages() const { return stages_; }
+  // Does a group of one of these axes reach beyond the threads of a host?
+  [[nodiscard]] bool crosses(std::initializer_list<graph::Axis> axes) const {
+    return std::ranges::any_of(axes, [&](graph::Axis axis) { return group(axis).num_tiers > 1; });
+  }
   // Once a step.
   double grad_seconds = 0, grad_bytes = 0, param_seconds = 0, param_bytes = 0, world_seconds = 0;
   std::array<double, graph::kNumAxes> comm_seconds{};  // of a step
@@ -359,11 +364,20 @@ EngineStep engine_step(const EngineJob& job, const spec::ClusterSpec& cluster, c
     if (s.first == nullptr || group.seconds().total() > s.seconds().total()) s = std::move(group);
   }
   step.work = step_work(job, slowest);
-  // The thread that reduces gradients hides nothing where every core computes.
-  step.work.grad_overlapped = cluster.num_devices >= 2 * world;
+  const std::int32_t zero = job.job.train.zero_stage;
+  // Between threads the one that reduces gradients copies, and hides nothing where every core computes; the
+  // network moves bytes beside compute.
+  using graph::Axis;
+  const bool spare = cluster.num_devices >= 2 * world;
+  const bool network = costs.front().crosses({Axis::dp, Axis::tp_dp, Axis::edp});
+  step.work.grad_overlapped = job.job.train.overlap_grad_reduce && (spare || network);
+  step.work.param_overlapped = zero == 3 && job.job.train.overlap_grad_reduce && network;
+  if (step.work.grad_overlapped && network) {
+    for (double& seconds : step.work.grad_seconds) seconds /= calibration.sustained_network;
+  }
+  step.work.p2p_overlapped = costs.front().crosses({Axis::pp});
   step.work.overlap_slowdown = calibration.overlap_slowdown;
   // ZeRO-2 sums the gradients of each micro-batch, ZeRO-3 brings the values of each pass.
-  const std::int32_t zero = job.job.train.zero_stage;
   const std::int64_t m = step.work.num_microbatches;
   if (zero >= 2) step.work.grad_repeats = m;
   if (zero == 3) step.work.param_repeats = 2 * m;
@@ -373,6 +387,13 @@ EngineStep engine_step(const EngineJob& job, const spec::ClusterSpec& cluster, c
   const double total = step.cost.seconds();
   step.cost.bubble_fraction = total > 0.0 ? step.cost[Part::bubble] / total : 0.0;
   return step;
+}
+
+std::int32_t num_buckets(const EngineJob& job, const StepWork& work) {
+  constexpr std::int64_t kMostBuckets = 1024;
+  const double bytes = *std::ranges::max_element(work.grad_bytes);
+  const auto n = static_cast<std::int64_t>(bytes / real(job.job.train.bucket_bytes) + 0.5);
+  return static_cast<std::int32_t>(std::clamp<std::int64_t>(n, 1, kMostBuckets));
 }
 
 }  // namespace tessera::cost

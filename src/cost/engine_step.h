@@ -9,8 +9,9 @@
 //
 // Ranks are threads of one processor, one a core (a device of the cluster):
 //   - the host is the device, so every operator takes kernel_latency + launch beside its own time;
-//   - collectives and messages are copies that stop the rank; reductions run beside compute only where the
-//     cluster has a spare device for every rank;
+//   - collectives and messages between threads are copies that stop the rank; reductions run beside compute
+//     where the cluster has a spare device for every rank, and where their group spans hosts (tiers above the
+//     first), unless train.overlap_grad_reduce is false; so do a pipeline's messages between hosts;
 //   - once a step: gradients set to zero, their norm, AdamW, matrices packed: bytes x optimizer_passes.
 // Not modelled: scratch memory (the dry run of `train --dry-run` has it to the byte), reading of tokens.
 //
@@ -66,5 +67,8 @@ struct EngineStep {
 [[nodiscard]] EngineStep engine_step(const EngineJob& job, const spec::ClusterSpec& cluster,
                                      const Calibration& calibration,
                                      const graph::RoutingCounts& routing = {});
+
+// Of a rank's gradients, about: for sim::Options::num_buckets.
+[[nodiscard]] std::int32_t num_buckets(const EngineJob& job, const StepWork& work);
 
 }  // namespace tessera::cost

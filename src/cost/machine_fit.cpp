@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 
+#include "cost/fit_search.h"
 #include "cost/kernel_time.h"
 #include "cost/network.h"
 
@@ -65,34 +65,6 @@ double error(const MachineModel& model, const Picked& ops) {
   double sum = 0.0;
   for (const MeasuredOp* m : ops) sum += std::abs(std::log(predicted_seconds(model, *m) / m->seconds.value));
   return ops.empty() ? 0.0 : sum / static_cast<double>(ops.size());
-}
-
-// The value in [low, high] with the least error: a grid on the logarithm, narrowed three times. low > 0.
-void search(double& value, double low, double high, const std::function<double()>& error_now) {
-  constexpr std::int32_t kPoints = 24;
-  for (std::int32_t round = 0; round < 4; ++round) {
-    double best = value, least = error_now();
-    const double step = std::log(high / low) / kPoints;
-    for (std::int32_t i = 0; i <= kPoints; ++i) {
-      value = std::min(high, low * std::exp(step * i));  // not above by rounding
-      const double e = error_now();
-      if (e < least) least = e, best = value;
-    }
-    value = best;
-    low = std::max(low, best * std::exp(-step));
-    high = std::min(high, best * std::exp(step));
-  }
-}
-
-// Two constants of one form: the best rate of every length.
-void search(double& rate, double low, double high, double& length, double shortest, double longest,
-            const std::function<double()>& error_now) {
-  const auto best_rate = [&] {
-    search(rate, low, high, error_now);
-    return error_now();
-  };
-  search(length, shortest, longest, best_rate);
-  (void)best_rate();
 }
 
 void check(const MeasuredMachine& machine) {

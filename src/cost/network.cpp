@@ -138,7 +138,8 @@ double ring_time(const ClusterSpec& cluster, const Calibration& c, const GroupSh
   const double chunk =
       c.chunk_latency.value + (g.num_tiers > 1 ? hop_latency(cluster, c, g.num_tiers - 1) : 0.0);
   return c.collective_launch.value + passes * ring_hops(cluster, c, g).latency +
-         chunked(sent / ring_bandwidth(cluster, c, g) * (1.0 + own_share), chunk);
+         chunked(sent / ring_bandwidth(cluster, c, g) + sent / device_share(cluster, c, 0) * own_share,
+                 chunk);
 }
 
 // Whole: bytes of the tensor. Each domain sums it, the trees carry it between domains.

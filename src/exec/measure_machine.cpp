@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -14,8 +13,10 @@
 #include "base/random.h"
 #include "comm/thread_world.h"
 #include "comm/worker.h"
-#include "exec/rank_engine.h"
+#include "exec/measure_collectives.h"
+#include "kernels/kernels.h"
 #include "kernels/peak.h"
+#include "tensor/arena.h"
 
 namespace tessera::exec {
 
@@ -23,14 +24,15 @@ namespace {
 
 using graph::MeasuredOp;
 using kernels::Weight;
+using tensor::DType;
 using tensor::Shape;
+using tensor::Tensor;
 
 constexpr std::int64_t kElement = 4;
 // Sets of operands that take turns, so that a kernel finds its operands where training leaves them: in the
 // last cache or in memory, not in the core's own.
 constexpr std::int32_t kSets = 6;
-constexpr double kShortest = 200e-6;                     // of one timing
-constexpr std::int64_t kTurned = std::int64_t{4} << 20;  // bytes of the tensors of a collective
+constexpr double kShortest = 200e-6;  // of one timing
 
 graph::Op memory_op(std::string name, std::int64_t elements) {
   graph::Op op;
@@ -301,79 +303,6 @@ class Core {
   std::vector<MeasuredOp> ops_;
 };
 
-// Collectives of one world, timed on every rank; the best time of rank 0.
-class Collectives {
- public:
-  Collectives(comm::Communicator& comm, double seconds_per_op) : comm_(comm), seconds_(seconds_per_op) {}
-
-  void run() {
-    for (const std::int64_t kib : {4, 64, 512, 2048, 8192}) sizes(kib * 256);
-  }
-  [[nodiscard]] const std::vector<MeasuredOp>& ops() const { return ops_; }
-
- private:
-  // n: elements of the whole tensor. Tensors take turns over more memory than a core's own cache has.
-  void sizes(std::int64_t n) {
-    using graph::Call;
-    const std::int64_t ranks = comm_.size(), part = n / ranks;
-    const std::int64_t turns = std::clamp<std::int64_t>(kTurned / (n * kElement), 1, 64);
-    arena_.release(0);
-    const Tensor wholes = arena_.take(DType::f32, {turns, n}), others = arena_.take(DType::f32, {turns, n});
-    const Tensor pieces = arena_.take(DType::f32, {turns, part});
-    const auto turn = [&](const Tensor& t, std::int64_t i) { return t.narrow_rows(i % turns, 1).flat(); };
-    const Bytes sent((ranks - 1) * part * kElement);
-    time(Call::all_gather, sent, [&](std::int64_t i) { comm_.all_gather(turn(wholes, i), turn(pieces, i)); });
-    time(Call::reduce_scatter, sent,
-         [&](std::int64_t i) { comm_.reduce_scatter(turn(pieces, i), turn(wholes, i)); });
-    time(Call::all_reduce, Bytes(2 * sent.value), [&](std::int64_t i) { comm_.all_reduce(turn(wholes, i)); });
-    const std::vector<std::int64_t> rows(static_cast<std::size_t>(ranks), part);
-    time(Call::all_to_all_v, sent,
-         [&](std::int64_t i) { comm_.all_to_all_v(turn(others, i), rows, turn(wholes, i), rows); });
-    if (ranks != 2) return;
-    time(Call::send, Bytes(n * kElement), [&](std::int64_t i) {
-      if (comm_.rank() == 0) {
-        comm_.send(turn(wholes, i), 1, i);
-        comm_.wait_send(1, i);
-      } else {
-        comm_.recv(turn(wholes, i), 0, i);
-      }
-    });
-  }
-
-  template <class Work>
-  void time(graph::Call call, Bytes sent, Work work) {
-    double best = std::numeric_limits<double>::infinity();
-    std::int64_t count = 0;
-    const Tensor more = go_on_;
-    const std::int64_t start = wall_ns();
-    do {
-      comm_.barrier();
-      const std::int64_t from = wall_ns();
-      constexpr std::int64_t kRepeats = 4;
-      for (std::int64_t i = 0; i < kRepeats; ++i) work(count++);
-      best = std::min(best, static_cast<double>(wall_ns() - from) * 1e-9 / kRepeats);
-      // Rank 0 decides for all.
-      *more.as<std::int64_t>() =
-          comm_.rank() == 0 && static_cast<double>(wall_ns() - start) * 1e-9 < seconds_ ? 1 : 0;
-      comm_.all_reduce_direct(more, comm::Op::sum);
-    } while (*more.as<std::int64_t>() > 0);
-    graph::Op op;
-    op.name = std::string(graph::name(call));
-    op.kind = graph::OpKind::collective;
-    op.call = call;
-    op.bytes_sent = sent;
-    op.calls = 1;
-    ops_.push_back({.op = std::move(op), .ranks = comm_.size(), .seconds = Seconds(best)});
-  }
-
-  comm::Communicator& comm_;
-  double seconds_;
-  tensor::Arena arena_{Bytes(6 * kTurned)};
-  tensor::Arena own_{Bytes(4096)};
-  Tensor go_on_ = own_.take(DType::i64, {1});
-  std::vector<MeasuredOp> ops_;
-};
-
 std::vector<Rank> all_ranks(std::int32_t n) {
   std::vector<Rank> ranks;
   for (std::int32_t r = 0; r < n; ++r) ranks.emplace_back(r);
@@ -432,11 +361,11 @@ graph::MeasuredMachine measure_machine(const MeasureOptions& options) {
     std::mutex mutex;
     pair.run([&](Rank rank) {
       const auto comm = pair.communicator(rank, all_ranks(ranks), "all");
-      Collectives collectives(*comm, 0.2 * options.budget.value / kNumCollectives);
-      collectives.run();
+      const std::vector<MeasuredOp> ops =
+          measure_collectives(*comm, {.seconds = Seconds(0.2 * options.budget.value / kNumCollectives)});
       if (rank.value != 0) return;
       const std::lock_guard lock(mutex);
-      m.ops.insert(m.ops.end(), collectives.ops().begin(), collectives.ops().end());
+      m.ops.insert(m.ops.end(), ops.begin(), ops.end());
     });
   }
   return m;

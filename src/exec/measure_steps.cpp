@@ -1,13 +1,17 @@
 #include "exec/measure_steps.h"
 
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <span>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/random.h"
 #include "comm/thread_world.h"
 #include "comm/worker.h"
 #include "exec/rank_engine.h"
+#include "graph/dispatch_form.h"
 #include "spec/model.h"
 
 namespace tessera::exec {
@@ -61,10 +65,45 @@ void note_routing(RankEngine& engine, graph::RoutingCounts& routing) {
   }
 }
 
-MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps) {
+namespace {
+
+// Every process knows the rows of its own ranks; after this those of all. `mine`: null where another thread
+// of this process has them.
+void share_routing(comm::Communicator& all, const plan::Plan& plan, graph::RoutingCounts* mine) {
+  if (!plan.job.model.moe) return;
+  const auto experts = static_cast<std::size_t>(plan.job.model.moe->num_experts);
+  const auto nodes = static_cast<std::size_t>(graph::dispatch_nodes(plan.job));
+  const auto layers =
+      static_cast<std::size_t>(plan.job.model.num_hidden_layers + plan.job.model.num_nextn_predict_layers);
+  std::vector<std::int64_t> flat(layers * static_cast<std::size_t>(all.size()) * (experts + nodes));
+  const auto visit = [&](const auto& f) {
+    std::size_t at = 0;
+    for (std::size_t l = 0; l < layers; ++l) {
+      for (std::size_t r = 0; r < static_cast<std::size_t>(all.size()); ++r) {
+        f(mine->kept[l][r], &flat[at], experts);
+        f(mine->node_rows[l][r], &flat[at + experts], nodes);
+        at += experts + nodes;
+      }
+    }
+  };
+  using Rows = std::vector<std::int64_t>;
+  if (mine != nullptr)
+    visit([](const Rows& rows, std::int64_t* to, std::size_t) { std::ranges::copy(rows, to); });
+  all.all_reduce_direct({flat.data(), tensor::DType::i64, {std::ssize(flat)}}, comm::Op::sum);
+  if (mine == nullptr) return;
+  visit([](Rows& rows, const std::int64_t* from, std::size_t n) {
+    const bool any = std::any_of(from, from + n, [](std::int64_t x) { return x != 0; });
+    if (any) rows.assign(from, from + n);
+  });
+}
+
+}  // namespace
+
+MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps, comm::World* given) {
   const RandomTokens data(plan.job.model.vocab_size, plan.job.train.sequence_length);
   const std::int32_t size = plan.layout.world_size();
-  comm::ThreadWorld world({.size = size});
+  std::optional<comm::ThreadWorld> threads;
+  comm::World& world = given != nullptr ? *given : threads.emplace(comm::ThreadWorld::Options{.size = size});
   std::vector<Rank> everyone;
   for (std::int32_t r = 0; r < size; ++r) everyone.emplace_back(r);
   MeasuredSteps out;
@@ -78,8 +117,10 @@ MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps) {
          .kernels = kernels::make_cpu(),
          .communicators = [&](std::span<const Rank> members,
                               std::string_view label) { return world.communicator(rank, members, label); },
-         .worker = size > 1 ? &worker : nullptr});
+         .worker = size > 1 ? &worker : nullptr,
+         .whereabouts = &world.whereabouts(rank)});
     const auto all = world.communicator(rank, everyone, "steps");
+    StepGatherer gatherer(plan, size, FlopsPerSecond(1e9));  // its shares of a peak are not used
     engine.initialise();
     (void)engine.train_step(0);
     for (std::int32_t s = 1; s <= steps; ++s) {
@@ -87,9 +128,16 @@ MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps) {
       const std::int64_t start = wall_ns();
       (void)engine.train_step(s);
       all->barrier();
-      if (rank.value == 0) out.seconds.push_back(static_cast<double>(wall_ns() - start) * 1e-9);
+      const Seconds wall(static_cast<double>(wall_ns() - start) * 1e-9);
+      StepMetrics metrics = gatherer.gather(engine, s, wall);
+      if (rank.value != 0) continue;
+      out.seconds.push_back(wall.value);
+      out.each.push_back(std::move(metrics));
     }
     note_routing(engine, out.routing);  // ranks write different elements
+    all->barrier();
+    if (world.spans_processes())
+      share_routing(*all, plan, rank == world.local_ranks().front() ? &out.routing : nullptr);
   });
   return out;
 }

@@ -119,7 +119,8 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   }
   times_.resize(actions().size());
   shards_ = std::make_unique<UnitShards>(*store_, *options_.kernels, options_.worker,
-                                         plan.job.train.overlap_param_gather);
+                                         UnitShards::Ahead{.gathers = plan.job.train.overlap_param_gather,
+                                                           .reduces = plan.job.train.overlap_grad_reduce});
   if (plan.job.train.zero_stage < 1) return;
   for (Stage& stage : stages_) stage.set_unit_guard(shards_.get());
 }

@@ -15,11 +15,12 @@ std::size_t at(std::int32_t i) {
 }  // namespace
 
 UnitShards::UnitShards(ParamStore& store, kernels::Kernels& kernels, comm::CommWorker* worker,
-                       bool gathers_ahead)
+                       const Ahead& ahead)
     : store_(store),
       kernels_(kernels),
       worker_(worker),
-      ahead_(gathers_ahead && worker != nullptr),
+      ahead_(ahead.gathers && worker != nullptr),
+      reduces_ahead_(ahead.reduces),
       uses_(store.buckets().size()) {
   std::int32_t buffers = 0;
   for (const ParamStore::Span& span : store.spans()) buffers = std::max(buffers, span.grad_buffer + 1);
@@ -118,6 +119,7 @@ void UnitShards::reduce(std::size_t bucket) {
   if (b.group->size() == 1) return;
   if (worker_ != nullptr) {
     uses_[bucket].gradients = worker_->post([reduced = &b] { optim::reduce(*reduced); });
+    if (!reduces_ahead_) wait(uses_[bucket].gradients);
     return;
   }
   const std::int64_t start = wall_ns();

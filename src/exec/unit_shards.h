@@ -18,8 +18,13 @@ namespace tessera::exec {
 
 class UnitShards final : public UnitGuard {
  public:
+  // What goes on while the rank computes; else the rank waits for it at once.
+  struct Ahead {
+    bool gathers = true;
+    bool reduces = true;
+  };
   // worker: null: all in line. All outlive this.
-  UnitShards(ParamStore& store, kernels::Kernels& kernels, comm::CommWorker* worker, bool gathers_ahead);
+  UnitShards(ParamStore& store, kernels::Kernels& kernels, comm::CommWorker* worker, const Ahead& ahead);
 
   void before_unit(StageId stage, UnitPass pass, std::int32_t position, std::int32_t next) override;
   // The unit that the next pass of this rank begins with: its values are brought behind the last of the pass
@@ -60,6 +65,7 @@ class UnitShards final : public UnitGuard {
   kernels::Kernels& kernels_;
   comm::CommWorker* worker_;
   bool ahead_;  // gathers
+  bool reduces_ahead_;
   bool some_left_ = false;
   std::vector<Use> uses_;                   // parallel to the buckets
   std::vector<std::size_t> forward_order_;  // of the buckets

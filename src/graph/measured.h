@@ -27,4 +27,13 @@ struct MeasuredMachine {
   std::vector<MeasuredOp> ops;
 };
 
+// Between two hosts.
+struct MeasuredNetwork {
+  std::int32_t hosts = 2;
+  std::int32_t ranks_per_host = 1;
+  std::vector<MeasuredOp> ops;     // collectives and messages of one rank of a host and one of the next
+  double compute_slowdown = 0.0;   // share of a core's compute lost while an all-reduce runs beside it
+  double transfer_slowdown = 0.0;  // an all-reduce beside compute takes 1 + so much
+};
+
 }  // namespace tessera::graph

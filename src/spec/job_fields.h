@@ -90,6 +90,7 @@ void visit_train(JobRef& job, Visitor& v) {
   v.optional("zero_stage", job.train.zero_stage);
   v.optional("overlap_param_gather", job.train.overlap_param_gather);
   v.optional("bucket_bytes", job.train.bucket_bytes);
+  v.optional("overlap_grad_reduce", job.train.overlap_grad_reduce);
   v.optional("mtp_loss_coef", job.train.mtp_loss_coef);
   v.optional("lr", job.train.optimizer.lr);
   v.optional("min_lr", job.train.optimizer.min_lr);
