@@ -371,7 +371,7 @@ EngineStep engine_step(const EngineJob& job, const spec::ClusterSpec& cluster, c
   const bool spare = cluster.num_devices >= 2 * world;
   const bool network = costs.front().crosses({Axis::dp, Axis::tp_dp, Axis::edp});
   step.work.grad_overlapped = job.job.train.overlap_grad_reduce && (spare || network);
-  step.work.param_overlapped = zero == 3 && job.job.train.overlap_grad_reduce && network;
+  step.work.param_overlapped = zero >= 1 && job.job.train.overlap_param_gather && network;
   if (step.work.grad_overlapped && network) {
     for (double& seconds : step.work.grad_seconds) seconds /= calibration.sustained_network;
   }

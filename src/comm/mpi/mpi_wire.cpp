@@ -22,6 +22,9 @@ using tensor::DType;
 constexpr int kNoteTag = 0;
 constexpr int kPostedNotes = 32;               // receives that wait for notes
 constexpr std::int64_t kMostAtOnce = 1 << 30;  // MPI counts with int
+// Between hosts bodies go in pieces that MPI sends unasked. A larger one asks the receiver first, whose answer
+// stands behind what it sends itself: of two that exchange, first one would send and then the other.
+constexpr std::int64_t kUnasked = 60 << 10;
 
 void check(int code, const char* what) {
   if (code == MPI_SUCCESS) return;
@@ -151,6 +154,11 @@ class MpiWire final : public Wire {
  private:
   void learn_peers();
   void post_note(std::size_t i);
+  [[nodiscard]] std::int64_t most_at_once(std::int32_t peer) const {
+    return peers_[static_cast<std::size_t>(peer)].host == peers_[static_cast<std::size_t>(process_)].host
+               ? kMostAtOnce
+               : kUnasked;
+  }
 
   MPI_Comm comm_ = MPI_COMM_NULL;
   std::int32_t process_ = 0;
@@ -241,22 +249,23 @@ std::optional<Wire::Note> MpiWire::next_note() {
 }
 
 void MpiWire::send_body(std::int32_t to, std::int32_t tag, const void* data, std::int64_t bytes, Open& open) {
-  for (std::int64_t done = 0; done < bytes; done += kMostAtOnce) {
+  const std::int64_t most = most_at_once(to);
+  for (std::int64_t done = 0; done < bytes; done += most) {
     open.fetch_add(1, std::memory_order_relaxed);
-    check(MPI_Isend(static_cast<const std::byte*>(data) + done,
-                    static_cast<int>(std::min(kMostAtOnce, bytes - done)), MPI_BYTE, to, tag, comm_,
-                    &requests_.add(&open, -1)),
-          "MPI_Isend");
+    check(
+        MPI_Isend(static_cast<const std::byte*>(data) + done, static_cast<int>(std::min(most, bytes - done)),
+                  MPI_BYTE, to, tag, comm_, &requests_.add(&open, -1)),
+        "MPI_Isend");
   }
 }
 
 void MpiWire::receive_body(std::int32_t from, std::int32_t tag, void* data, std::int64_t bytes, Open& open) {
-  for (std::int64_t done = 0; done < bytes; done += kMostAtOnce) {
+  const std::int64_t most = most_at_once(from);
+  for (std::int64_t done = 0; done < bytes; done += most) {
     open.fetch_add(1, std::memory_order_relaxed);
-    check(
-        MPI_Irecv(static_cast<std::byte*>(data) + done, static_cast<int>(std::min(kMostAtOnce, bytes - done)),
-                  MPI_BYTE, from, tag, comm_, &requests_.add(&open, -1)),
-        "MPI_Irecv");
+    check(MPI_Irecv(static_cast<std::byte*>(data) + done, static_cast<int>(std::min(most, bytes - done)),
+                    MPI_BYTE, from, tag, comm_, &requests_.add(&open, -1)),
+          "MPI_Irecv");
   }
 }
 
