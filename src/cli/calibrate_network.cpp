@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/text.h"
 #include "cli/calibrate_text.h"
 #include "cli/launch.h"
 #include "cost/engine_step.h"
@@ -259,12 +260,18 @@ void print(const Network& n, const std::vector<NetworkResult>& results, const Ca
   std::printf("\n%s", check_text(checks, flags, terminal).c_str());
 }
 
+// only: parts of names with ; between them.
+bool is_asked_for(const std::string& name, const std::string& only) {
+  return std::ranges::any_of(split(only, ';'),
+                             [&](const std::string& part) { return name.find(part) != std::string::npos; });
+}
+
 int run(const CalibrateFlags& flags, const Terminal& terminal, comm::ProcessWorld& world) {
   Network n = measure_and_fit(flags, world);
   std::vector<NetworkResult> results;
   if (flags.check) {
     for (const NetworkCase& c : network_cases(world.size())) {
-      if (c.name.find(flags.only) == std::string::npos) continue;
+      if (!is_asked_for(c.name, flags.only)) continue;
       if (!flags.json) std::fprintf(stderr, "steps of %s\n", c.name.c_str());
       results.push_back(check_one(c, n, flags, world));
     }
