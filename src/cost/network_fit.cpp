@@ -63,14 +63,15 @@ MachineModel fit_network(const MachineModel& machine, const MeasuredNetwork& net
   cluster.num_devices = network.hosts * each;
   cluster.tiers.resize(1);
   cluster.tiers.front().size = each;
-  double fastest = 0.0;
-  for (const MeasuredOp& m : network.ops)
-    fastest = std::max(fastest, static_cast<double>(m.op.bytes_sent.value) / m.seconds.value);
+  // Of the largest transfer: small ones may lie in buffers and be faster than any line.
+  const MeasuredOp& largest =
+      *std::ranges::max_element(network.ops, {}, [](const MeasuredOp& m) { return m.op.bytes_sent.value; });
+  const double about = static_cast<double>(largest.op.bytes_sent.value) / largest.seconds.value;
   cluster.tiers.push_back(
       {.name = "network", .size = cluster.num_devices, .latency = Seconds(1e-5), .nics = 1});
   // A lone sender of a host has the whole of its network.
   spec::TierSpec& tier = cluster.tiers.back();
-  double line = fastest;
+  double line = about;
   c.inter_efficiency = 1.0;
   c.inter_latency = Seconds(0.0);
   const auto of = [&](const auto& test) {
@@ -80,7 +81,7 @@ MachineModel fit_network(const MachineModel& machine, const MeasuredNetwork& net
     };
   };
   const auto of_rings = of([](const MeasuredOp& m) { return !is_exchange(m); });
-  search(line, 0.3 * fastest, 3.0 * fastest, tier.latency.value, 1e-7, 1e-2, of_rings);
+  search(line, 0.5 * about, 2.0 * about, tier.latency.value, 1e-7, 1e-2, of_rings);
   (void)of_rings();
   if (each == 1) {
     const auto of_exchanges = of(is_exchange);
