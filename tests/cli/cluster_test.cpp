@@ -92,6 +92,26 @@ TEST_F(Cluster, TrainsAcrossTwoNodesAndSaysSo) {
   EXPECT_THAT(e.text, HasSubstr("2 ranks in 2 processes on 2 hosts"));
 }
 
+TEST_F(Cluster, CalibrateMeasuresTheLinkAndPredictsAStepOverIt) {
+  const std::string go = "cd " + folder_.string() + " && timeout 200 ";
+  const Ended tried = cluster("--link 1gbit" + where() + " -- here");
+  SKIP_WHERE_FORBIDDEN(tried);
+  const Ended machine = shell(go + TESSERA_PROGRAM " calibrate --quick --output machine");
+  ASSERT_EQ(machine.code, 0) << machine.text;
+  const Ended e =
+      shell(go + "python3 " TESSERA_SOURCE_DIR "/tools/cluster.py --link 100mbit --program " TESSERA_PROGRAM
+                 " -- calibrate --machine machine --name two --output two --quick --check "
+                 "--check-steps 1 --check-only 'ZeRO-1;MoE, dp 2, ep 2'");
+  ASSERT_EQ(e.code, 0) << e.text;
+  EXPECT_THAT(e.text, AllOf(HasSubstr("dense, dp 2, ZeRO-1"), HasSubstr("MoE, dp 2, ep 2"),
+                            HasSubstr("wrote two/two.yaml and two/cluster.yaml")));
+  const std::size_t at = e.text.find("network: ");
+  ASSERT_NE(at, std::string::npos) << e.text;
+  const double rate = std::stod(e.text.substr(at + 9));  // MB/s
+  EXPECT_GT(rate, 6.0) << e.text;
+  EXPECT_LT(rate, 14.0) << e.text;
+}
+
 TEST_F(Cluster, NothingIsLeftWhenItIsKilled) {
   // The pause of a rank is a number that no other program waits for.
   const std::string pause = "31415" + std::to_string(::getpid());

@@ -1,0 +1,16 @@
+# MPI's own collectives, to compare with: a program of its own, which the benchmark starts under mpirun.
+if(TESSERA_MPI AND MPI_CXX_FOUND)
+  add_executable(bench_comm_mpi bench/comm/mpi/calls.cpp)
+  set_target_properties(bench_comm_mpi PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/helpers)
+  target_compile_definitions(bench_comm_mpi PRIVATE OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX)
+  target_link_libraries(bench_comm_mpi PRIVATE MPI::MPI_CXX)
+  add_dependencies(bench_comm bench_comm_mpi)
+  set(mpirun_words ${MPIEXEC_EXECUTABLE})
+  execute_process(COMMAND ${MPIEXEC_EXECUTABLE} --version OUTPUT_VARIABLE mpiexec_version ERROR_QUIET)
+  if(mpiexec_version MATCHES "Open MPI|OpenRTE")
+    list(APPEND mpirun_words --oversubscribe --bind-to none)
+  endif()
+  string(REPLACE ";" " " mpirun_words "${mpirun_words}")
+  set_source_files_properties(bench/comm/mpi_bench.cpp PROPERTIES COMPILE_DEFINITIONS
+    "TESSERA_MPI_CALLS=\"${CMAKE_BINARY_DIR}/helpers/bench_comm_mpi\";TESSERA_MPIRUN=\"${mpirun_words}\"")
+endif()
