@@ -1,6 +1,7 @@
 // A sharded checkpoint of 1 GiB (two ranks) beside dd on the same disk, by turns in one run: saving until all
-// of it is on disk (fsync), as dd conv=fsync; loading with every checksum verified and nothing in the cache of
-// the system, as dd does of the same files. `save_of_dd`, `load_of_dd`: dd's time over it (goal: 0.7 or more).
+// of it is on disk (fsync), as dd conv=fsync; loading with every checksum verified and nothing in the cache
+// of the system, as dd does of the same files. `save_of_dd`, `load_of_dd`: dd's time over it (goal: 0.7 or
+// more).
 #include <benchmark/benchmark.h>
 #include <fcntl.h>
 #include <unistd.h>

@@ -26,8 +26,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Small enough that a slow network moves its gradients in a second. Its embedding, whose gradients are complete
-// last, is a small part.
+// Small enough that a slow network moves its gradients in a second. Its embedding, whose gradients are
+// complete last, is a small part.
 spec::Job network_job(bool experts) {
   spec::Job job;
   job.model.num_hidden_layers = 4;

@@ -4,7 +4,8 @@
 
 namespace tessera::cost {
 
-// Sets `value` to that in [low, high] with the least error_now(): a grid on the logarithm, narrowed three times.
+// Sets `value` to that in [low, high] with the least error_now(): a grid on the logarithm, narrowed three
+// times.
 // REQUIRES low > 0.
 void search(double& value, double low, double high, const std::function<double()>& error_now);
 

@@ -4,7 +4,8 @@
 //
 //   network       bandwidth and latency of the ring collectives; nics: 1, the ranks of a host share it
 //   links         all_to_all_efficiency where a host has one rank (else it is that of threads)
-//   step          overlap_slowdown: of compute beside a reduction over the network; sustained_network: rate of
+//   step          overlap_slowdown: of compute beside a reduction over the network; sustained_network: rate
+//   of
 //                 the reduction there beside its own benchmark
 #pragma once
 #include <string>

@@ -14,8 +14,8 @@ struct CollectiveOptions {
   // Calls in one timing: short ones need several. Across a slow link one, after a moment in which the link
   // rests, as between the layers of a model.
   std::int32_t repeats = 4;
-  // A message counts until its receiver has said so, not only until its memory is free (a network's may lie in
-  // the buffers of the system).
+  // A message counts until its receiver has said so, not only until its memory is free (a network's may lie
+  // in the buffers of the system).
   bool acknowledged = false;
 };
 // Collective over `comm`. The best wall time of rank 0, in the order of measuring; the same on every rank.

@@ -22,8 +22,8 @@ struct MeasuredSteps {
 // Puts the rows of the rank's last step in their place. Of different ranks at the same time: safe.
 void note_routing(RankEngine& engine, graph::RoutingCounts& routing);
 
-// Trains `steps` steps on random tokens after one to warm up: every rank a thread, or in `world`, whose size is
-// the plan's. Of several processes each returns the routing, and the first one the rest.
+// Trains `steps` steps on random tokens after one to warm up: every rank a thread, or in `world`, whose size
+// is the plan's. Of several processes each returns the routing, and the first one the rest.
 [[nodiscard]] MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps,
                                           comm::World* world = nullptr);
 

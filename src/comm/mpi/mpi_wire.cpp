@@ -22,8 +22,8 @@ using tensor::DType;
 constexpr int kNoteTag = 0;
 constexpr int kPostedNotes = 32;               // receives that wait for notes
 constexpr std::int64_t kMostAtOnce = 1 << 30;  // MPI counts with int
-// Between hosts bodies go in pieces that MPI sends unasked. A larger one asks the receiver first, whose answer
-// stands behind what it sends itself: of two that exchange, first one would send and then the other.
+// Between hosts bodies go in pieces that MPI sends unasked. A larger one asks the receiver first, whose
+// answer stands behind what it sends itself: of two that exchange, first one would send and then the other.
 constexpr std::int64_t kUnasked = 60 << 10;
 
 void check(int code, const char* what) {
