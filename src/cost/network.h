@@ -7,7 +7,8 @@
 // A call takes launch + hops x latency + bytes / bandwidth + the fill of the pipeline:
 //   bandwidth  of a ring, the slowest tier that it crosses: its links inside, and the NICs' share of k
 //              members (of 8 at most) where k members stand in one domain of the tier below;
-//   first step the own share is handled too (copied inside the innermost tier): 0.45 / steps of the bytes;
+//   first step the own share is handled too (copied, not sent): bytes / bandwidth x (1 + 0.45 / steps); where
+//              chunk_latency is 0 (no pipeline of chunks) at the bandwidth of the innermost tier;
 //   fill       cut into chunks of the best size, a transfer t pays 2 sqrt(t x chunk latency), until a chunk's
 //              overhead is a tenth; the efficiencies are those of such large transfers.
 // An all-reduce takes the best of a ring, a tree between domains (2 log2 hops, each of which stores a chunk

@@ -167,6 +167,7 @@ TEST(Parity, EveryOptionEqualsOneRank) {
       {"full recompute", [](spec::Job& j) { j.train.recompute = spec::Recompute::full; }},
       {"tied", [](spec::Job& j) { j.model.tie_word_embeddings = true; }},
       {"one big bucket", [](spec::Job& j) { j.train.bucket_bytes = std::int64_t{1} << 30; }},
+      {"sums in line", [](spec::Job& j) { j.train.overlap_grad_reduce = false; }},
       {"wsd",
        [](spec::Job& j) {
          j.train.optimizer.lr_decay = spec::LrDecay::wsd;
