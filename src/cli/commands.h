@@ -55,6 +55,7 @@ struct GenerateFlags {
   std::int64_t batch = 0;              // sequences at once; 0: all prompts, at most 8
   std::int64_t chunk = 256;
   RankFlags ranks;
+  std::string placement;  // where experts live; empty: in order
   bool bandwidth = false;
   bool json = false;
 };
@@ -108,7 +109,7 @@ struct SimulateFlags {
   std::optional<double> capacity_factor;
   bool no_sequence_parallel = false;
   std::string precision, schedule, recompute, order;
-  std::string practice, routing, calibration;
+  std::string practice, routing, placement, calibration;
   std::vector<std::string> stragglers;  // "0=1.2"
   bool shared_links = false;
   std::string trace;  // file to write

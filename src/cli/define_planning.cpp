@@ -77,6 +77,8 @@ void add_plan(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code)
        "--routing", f.routing,
        "Load of the experts: balanced, power:1.2, or a file of counts or of routing (train --dump-routing)")
       ->capture_default_str();
+  c->add_option("--placement", f.placement,
+                "Where experts live: a file of `tessera place`; the load of --routing then meets its slots");
   c->add_option("--capacity-factor", f.capacity_factor, "Of the experts (0: nothing is dropped)")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
@@ -147,6 +149,8 @@ void add_simulate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
   c->add_option(
       "--routing", f.routing,
       "Load of the experts: balanced, power:1.2, or a file of counts or of routing (train --dump-routing)");
+  c->add_option("--placement", f.placement,
+                "Where experts live: a file of `tessera place`; the load of --routing then meets its slots");
   c->add_option("--calibration", f.calibration, "Calibration file instead of the device's shipped one");
   c->add_option("--stragglers", f.stragglers, "Slow pipeline ranks, 0=1.2; may be repeated")
       ->type_name("RANK=FACTOR")

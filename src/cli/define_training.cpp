@@ -90,6 +90,8 @@ void add_generate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
   c->add_option("--chunk", f.chunk, "Most prompt tokens that go through the model at once")
       ->capture_default_str();
   add_ranks(*c, f.ranks);
+  c->add_option("--placement", f.placement,
+                "Where experts live, replicas too: a file of `tessera place` for as many GPUs as --ep");
   c->add_flag("--bandwidth", f.bandwidth, "Measure the memory's bandwidth too and print the share in use");
   c->callback([&] { code = generate(f, terminal); });
 }

@@ -17,6 +17,7 @@
 #include "data/text_stream.h"
 #include "exec/generator.h"
 #include "kernels/peak.h"
+#include "place/formats.h"
 
 namespace tessera::cli {
 
@@ -224,6 +225,21 @@ double read_bandwidth(std::int32_t ranks) {
   return sum;
 }
 
+// Expert of each slot, MoE layer by MoE layer; empty without the flag.
+std::vector<std::vector<std::int32_t>> slots_of(const GenerateFlags& f, const spec::ModelSpec& model) {
+  if (f.placement.empty()) return {};
+  const std::string where = "--placement " + f.placement;
+  if (!model.moe) {
+    throw Error(ErrorKind::config, "the model has no experts to place", where, "leave the flag out");
+  }
+  spec::ModelSpec main = model;
+  main.num_nextn_predict_layers = 0;
+  return place::read_placement(f.placement, {.machine = {.nodes = 0, .gpus = f.ranks.ep, .slots = 0},
+                                             .num_experts = model.moe->num_experts,
+                                             .layers = spec::moe_layers(main)})
+      .maps;
+}
+
 double rate(std::int64_t tokens, Seconds time) {
   return time.value > 0.0 ? static_cast<double>(tokens) / time.value : 0.0;
 }
@@ -291,6 +307,7 @@ int generate(const GenerateFlags& f, const Terminal& terminal) {
   const std::int64_t context = context_of(f, loaded, requests, problems);
   problems.throw_if_any();
 
+  const std::vector<std::vector<std::int32_t>> slots = slots_of(f, loaded.model);
   std::vector<Story> stories;
   for (const exec::Request& r : requests) stories.emplace_back(tokenizer, r.prompt, f.stop);
   const bool live = terminal.interactive && !f.json && requests.size() == 1;
@@ -305,7 +322,8 @@ int generate(const GenerateFlags& f, const Terminal& terminal) {
                                .context = context,
                                .batch = static_cast<std::int32_t>(batch),
                                .chunk = f.chunk,
-                               .when_full = f.slide ? exec::WhenFull::slide : exec::WhenFull::stop});
+                               .when_full = f.slide ? exec::WhenFull::slide : exec::WhenFull::stop,
+                               .expert_of_slot = slots});
     if (live) std::printf("%s", prompts[0].text.c_str());
     done = generator->run(requests, [&](std::size_t request, std::int32_t token) {
       const bool go_on = stories[request].add(token);

@@ -52,12 +52,13 @@ data::Tokenizer tokenizer_of(const std::string& flag, const std::string& checkpo
 namespace {
 
 std::string flag_of(const std::string& where) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 9> kFlags = {
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kFlags = {
       {{"parallel.tp", "--tp"},
        {"parallel.etp", "--etp"},
        {"parallel.ep", "--ep"},
        {"parallel.dp", "--dp"},
        {"train.sequence_length", "--context"},
+       {"placement", "--placement"},
        {"generation: batch", "--batch"},
        {"generation: chunk", "--chunk"},
        {"scoring: batch", "--batch"},

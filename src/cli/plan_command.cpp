@@ -11,6 +11,7 @@
 
 #include "base/text.h"
 #include "cli/explain_plan.h"
+#include "cli/placed_load.h"
 #include "plan/plan.h"
 #include "report/plan_table.h"
 #include "report/waterfall.h"
@@ -115,6 +116,8 @@ class Question {
       problems_.add(fmt::format("the file counts {} experts, the model has {}",
                                 std::ssize(setup.routing.histogram) / setup.routing.num_layers, experts),
                     "--routing " + flags_.routing, "give one count for each expert of a layer");
+    } else if (!flags_.placement.empty()) {
+      attempt([&] { setup.routing = placed_load(setup.routing, m, flags_.placement); });
     }
     search::check_space(setup, space, problems_);
   }
@@ -283,6 +286,8 @@ void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::
   for (const Comparison& c : others)
     j[c.other_name == "yours" ? "against" : "runner_up"] = Json::parse(against_json(setup, c));
   if (flags.what_if) j["what_if"] = Json::parse(what_if_json(setup, r.best.front().candidate));
+  if (const std::string load = load_json(setup, r.best.front().candidate.ep); !load.empty())
+    j["expert_load"] = Json::parse(load);
   std::printf("%s\n", j.dump(2).c_str());
 }
 
@@ -316,6 +321,8 @@ int plan(const PlanFlags& flags, const Terminal& terminal) {
                               .model = std::filesystem::path(flags.model).filename().string(),
                               .error_band = band};
   std::printf("%s", report::plan_page(view, terminal.style).c_str());
+  const std::string note = load_note(q.setup, result.best.front().candidate.ep);
+  if (!note.empty()) std::printf("\n  %s\n", note.c_str());
   for (const Comparison& c : others) {
     std::printf("\n%s",
                 titled("Why not " + c.other_name + ", " + cost::to_text(c.other),

@@ -18,6 +18,7 @@ struct PlanFlags {
   double capacity_factor = 0.0;
   std::string practice = graph::kDefaultPractice;
   std::string routing = "balanced";
+  std::string placement;          // where experts live; empty: in order
   std::string calibration;        // file instead of the device's shipped one
   std::vector<std::string> pins;  // "tp=8"
   std::int32_t top = 10;

@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "cli/explain_plan.h"
+#include "cli/placed_load.h"
 #include "cli/simulate_input.h"
 #include "cost/engine_step.h"
 #include "cost/step.h"
@@ -123,6 +124,8 @@ Json to_json(const SimulationView& view) {
               {"fits", fits},
               {"usable_bytes", usable},
               {"ranks", std::move(ranks)}};
+  if (const std::string load = load_json(s, view.candidate->ep); !load.empty())
+    out["expert_load"] = Json::parse(load);
   if (view.closed_form) out["closed_form_seconds"] = *view.closed_form;
   if (view.without_stragglers) out["seconds_without_stragglers"] = *view.without_stragglers;
   return out;
@@ -223,6 +226,8 @@ int simulate(const SimulateFlags& flags, const Terminal& terminal) {
     return 0;
   }
   std::printf("%s", report::simulation_page(view, terminal.style).c_str());
+  const std::string note = load_note(input.setup, input.candidate.ep);
+  if (!note.empty()) std::printf("\n  %s\n", note.c_str());
   if (!flags.against.empty()) {
     std::printf("\n%s", titled("Beside " + cost::to_text(other.other),
                                against_text(input.setup, other, Detail::table, inner_of(terminal.style)),

@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "cli/placed_load.h"
 #include "cost/step.h"
 #include "graph/block.h"
 #include "graph/practice.h"
@@ -240,6 +241,8 @@ class Reader {
                                 std::ssize(out_.setup.routing.histogram) / out_.setup.routing.num_layers,
                                 m.moe ? m.moe->num_experts : 0),
                     "--routing " + flags_.routing, "give one count for each expert of a layer");
+    } else if (!flags_.placement.empty()) {
+      tried([&] { out_.setup.routing = placed_load(out_.setup.routing, m, flags_.placement); });
     }
   }
 

@@ -55,7 +55,8 @@ double communication_time(const BlockContext& x, const graph::Op& op) {
                      .row_bytes = 2 * s.model.hidden_size,
                      .node_limit = moe.n_group > 1 ? moe.topk_group * nodes_a_group : 0,
                      .dedup = s.practice.ep_dedup,
-                     .busiest = x.load.slowest_rank};
+                     .busiest = x.load.slowest_rank,
+                     .parts = &x.load.parts};
     return all_to_all_time(s.cluster, s.calibration, group, a).value;
   }
   return collective_time(s.cluster, s.calibration, group, op.call, op.bytes_sent).value;

@@ -298,8 +298,13 @@ Seconds all_to_all_time(const ClusterSpec& cluster, const Calibration& c, const 
   Pairwise p;
   if (a.dedup) {
     // A remote copy lands on the rank of the same place in its node and is forwarded to those that need it.
-    p.remote = token_bytes * expected_remote_nodes(nodes, a.num_experts, a.top_k, a.node_limit);
-    p.inside = token_bytes * distinct_parts(size, a, nodes) * (inside - 1.0) / inside;
+    const auto measured = [&](std::int32_t parts, double expected) {
+      if (a.parts == nullptr) return expected;
+      const auto found = a.parts->find(parts);
+      return found == a.parts->end() ? expected : found->second;
+    };
+    p.remote = token_bytes * (measured(nodes, distinct_parts(nodes, a, nodes)) * (nodes - 1) / nodes);
+    p.inside = token_bytes * measured(group.size, distinct_parts(size, a, nodes)) * (inside - 1.0) / inside;
   } else {
     p.remote = token_bytes * a.top_k * (size - inside) / size;
     p.inside = token_bytes * a.top_k * (inside - 1.0) / size;

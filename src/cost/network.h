@@ -21,6 +21,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <map>
 
 #include "cost/calibration.h"
 #include "graph/graph.h"
@@ -68,6 +69,8 @@ struct AllToAll {
   std::int32_t node_limit = 0;  // 0: free
   bool dedup = false;
   double busiest = 1.0;
+  // Measured instead of expected (LoadFigures::parts): distinct parts of so many even ones. Null: not known.
+  const std::map<std::int32_t, double>* parts = nullptr;
 };
 [[nodiscard]] Seconds all_to_all_time(const spec::ClusterSpec& cluster, const Calibration& c,
                                       const GroupShape& group, const AllToAll& a);

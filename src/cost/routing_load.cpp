@@ -21,6 +21,7 @@ namespace tessera::cost {
 
 namespace {
 
+constexpr std::int64_t kMostTokens = 2048;   // of a layer
 constexpr double kLoadRange = 0.8 * 4096.0;  // largest / smallest load of the power law
 constexpr std::int32_t kShuffles = 256;
 constexpr std::int64_t kMaxExperts = 65536;
@@ -89,6 +90,17 @@ bool is_list(const std::string& path) {
          std::string_view("0123456789+-.").find(text[first]) != std::string_view::npos;
 }
 
+// Evenly picked.
+std::vector<std::int16_t> some_tokens(std::span<const std::int16_t> all, std::int32_t top_k) {
+  const std::int64_t tokens = std::ssize(all) / top_k, some = std::min(tokens, kMostTokens);
+  std::vector<std::int16_t> out;
+  for (std::int64_t i = 0; i < some; ++i) {
+    const auto first = all.begin() + i * tokens / some * top_k;
+    out.insert(out.end(), first, first + top_k);
+  }
+  return out;
+}
+
 RoutingLoad read_statistics(const std::string& path) {
   const trace::RoutingStats stats = trace::read_routing(path);
   RoutingLoad load{.kind = LoadKind::histogram, .histogram = {}, .num_layers = 0};
@@ -99,7 +111,10 @@ RoutingLoad read_statistics(const std::string& path) {
     if (!(sum > 0.0)) continue;
     for (const std::int64_t n : chosen) load.histogram.push_back(static_cast<double>(n) / sum);
     ++load.num_layers;
+    load.layers.push_back(stats.layers[static_cast<std::size_t>(l)]);
+    if (!stats.choices.empty()) load.tokens.push_back(some_tokens(stats.choices_of(l), stats.top_k));
   }
+  load.top_k = stats.top_k;
   if (load.num_layers == 0) {
     throw Error(ErrorKind::config, "no layer of the routing file has a choice", path,
                 "give the statistics of a run that routed tokens");
@@ -176,7 +191,8 @@ std::string to_text(const RoutingLoad& load) {
       return fmt::format("power:{}", load.alpha);
     case LoadKind::histogram:
       return fmt::format("histogram of {} experts", std::ssize(load.histogram) / load.num_layers) +
-             (load.num_layers > 1 ? fmt::format(" in {} layers", load.num_layers) : "");
+             (load.num_layers > 1 ? fmt::format(" in {} layers", load.num_layers) : "") +
+             (load.expert_of_slot.empty() ? "" : ", placed");
   }
   return "";
 }
@@ -215,7 +231,89 @@ std::vector<double> expert_loads(const RoutingLoad& load, std::int32_t num_exper
   return loads;
 }
 
+RoutingLoad placed(const RoutingLoad& load, std::int32_t num_experts,
+                   const std::map<std::int32_t, std::vector<std::int32_t>>& maps) {
+  if (load.kind == LoadKind::power_law) {
+    throw Error(ErrorKind::config, "a power law does not say which experts are hot: it has no placement",
+                "routing", "give --routing a file of counts or of routing beside --placement");
+  }
+  RoutingLoad out = load;
+  out.kind = LoadKind::histogram;
+  if (load.layers.empty()) {  // one list for all layers, or none
+    const std::vector<double> shares = expert_loads(load, num_experts, 1);
+    out.histogram.clear();
+    out.num_layers = static_cast<std::int32_t>(maps.size());
+    for (const auto& [layer, map] : maps) {
+      out.layers.push_back(layer);
+      for (const double share : shares) out.histogram.push_back(share / num_experts);
+    }
+  }
+  Problems problems;
+  for (const std::int32_t layer : out.layers) {
+    const auto found = maps.find(layer);
+    if (found == maps.end()) {
+      problems.add(fmt::format("the routing has layer {}, the placement has not", layer), "placement",
+                   "give the placement and the routing of one model");
+      continue;
+    }
+    out.expert_of_slot.push_back(found->second);
+  }
+  problems.throw_if_any();
+  return out;
+}
+
 namespace {
+
+bool is_placed(const RoutingLoad& load, std::int32_t ep) {
+  return !load.expert_of_slot.empty() && std::ssize(load.expert_of_slot.front()) % ep == 0;
+}
+
+// Rows of each slot relative to the mean slot: replicas share evenly.
+std::vector<double> slot_rows(const std::vector<double>& rows,
+                              const std::vector<std::int32_t>& expert_of_slot) {
+  std::vector<double> replicas(rows.size(), 0.0), out;
+  for (const std::int32_t e : expert_of_slot) replicas[static_cast<std::size_t>(e)] += 1.0;
+  const double scale = static_cast<double>(expert_of_slot.size()) / static_cast<double>(rows.size());
+  for (const std::int32_t e : expert_of_slot) {
+    const auto i = static_cast<std::size_t>(e);
+    out.push_back(rows[i] / replicas[i] * scale);
+  }
+  return out;
+}
+
+// LoadFigures::parts: replicas of an expert take turns, token by token.
+std::map<std::int32_t, double> measured_parts(const RoutingLoad& load, std::int32_t num_experts,
+                                              std::int32_t ep, std::int32_t layer) {
+  std::vector<std::vector<std::int64_t>> slots(static_cast<std::size_t>(num_experts));
+  std::int64_t num_slots = num_experts;
+  if (is_placed(load, ep)) {
+    const std::vector<std::int32_t>& map = load.expert_of_slot[static_cast<std::size_t>(layer)];
+    num_slots = std::ssize(map);
+    for (std::int64_t s = 0; s < num_slots; ++s)
+      slots[static_cast<std::size_t>(map[static_cast<std::size_t>(s)])].push_back(s);
+  } else {
+    for (std::int64_t e = 0; e < num_experts; ++e) slots[static_cast<std::size_t>(e)].push_back(e);
+  }
+  const std::vector<std::int16_t>& tokens = load.tokens[static_cast<std::size_t>(layer)];
+  const std::int64_t count = std::ssize(tokens) / load.top_k;
+  std::map<std::int32_t, double> parts;
+  for (std::int32_t n = 1; n <= ep && count > 0; ++n) {
+    if (ep % n != 0) continue;
+    std::vector<std::int64_t> seen(static_cast<std::size_t>(n), -1);
+    std::int64_t sum = 0;
+    for (std::int64_t i = 0; i < count * load.top_k; ++i) {
+      const std::int16_t e = tokens[static_cast<std::size_t>(i)];
+      if (e < 0) continue;
+      const std::vector<std::int64_t>& of = slots[static_cast<std::size_t>(e)];
+      const std::int64_t t = i / load.top_k, slot = of[static_cast<std::size_t>(t % std::ssize(of))];
+      std::int64_t& last = seen[static_cast<std::size_t>(slot * n / num_slots)];
+      sum += last == t ? 0 : 1;
+      last = t;
+    }
+    parts[n] = static_cast<double>(sum) / static_cast<double>(count);
+  }
+  return parts;
+}
 
 LoadFigures figures_of_layer(const RoutingLoad& load, std::int32_t num_experts, std::int32_t top_k,
                              std::int32_t ep, double capacity_factor, std::int32_t layer) {
@@ -228,6 +326,8 @@ LoadFigures figures_of_layer(const RoutingLoad& load, std::int32_t num_experts, 
     }
   }
   f.busiest_expert = *std::max_element(rows.begin(), rows.end());
+  if (!load.tokens.empty()) f.parts = measured_parts(load, num_experts, ep, layer);
+  if (is_placed(load, ep)) rows = slot_rows(rows, load.expert_of_slot[static_cast<std::size_t>(layer)]);
   f.slowest_rank = load.kind == LoadKind::power_law ? expected_largest_group(std::move(rows), ep)
                                                     : largest_group(rows, ep);
   return f;
@@ -249,6 +349,7 @@ LoadFigures load_figures(const RoutingLoad& load, std::int32_t num_experts, std:
     mean.slowest_rank += f.slowest_rank / load.num_layers;
     mean.busiest_expert += f.busiest_expert / load.num_layers;
     mean.dropped += f.dropped / load.num_layers;
+    for (const auto& [n, parts] : f.parts) mean.parts[n] += parts / load.num_layers;
   }
   return mean;
 }

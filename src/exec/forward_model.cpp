@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 
 #include "exec/rope.h"
@@ -17,6 +18,36 @@ ForwardOptions main_model(ForwardOptions options) {
   options.model.num_nextn_predict_layers = 0;
   return options;
 }
+
+// Every layer as many slots, which the ep ranks share evenly, and every expert in one at least.
+void check_slots(const ForwardOptions& o, Problems& problems) {
+  const std::string where = "placement";
+  const auto moe_layers = o.model.moe ? std::ssize(spec::moe_layers(main_model(o).model)) : 0;
+  if (std::ssize(o.expert_of_slot) != moe_layers) {
+    problems.add(
+        fmt::format("slots of {} layers for a model of {} MoE layers", o.expert_of_slot.size(), moe_layers),
+        where, "give the placement of this model");
+    return;
+  }
+  const auto slots = std::ssize(o.expert_of_slot.front());
+  if (slots % o.parallel.ep != 0) {
+    problems.add(fmt::format("{} slots are not shared evenly by ep={} ranks", slots, o.parallel.ep), where,
+                 "place for as many GPUs as ep ranks");
+  }
+  for (std::size_t l = 0; l < o.expert_of_slot.size(); ++l) {
+    std::vector<bool> seen(static_cast<std::size_t>(o.model.moe->num_experts), false);
+    bool fits = std::ssize(o.expert_of_slot[l]) == slots;
+    for (const std::int32_t e : o.expert_of_slot[l]) {
+      fits = fits && e >= 0 && e < o.model.moe->num_experts;
+      if (fits) seen[static_cast<std::size_t>(e)] = true;
+    }
+    if (fits && std::ranges::find(seen, false) == seen.end()) continue;
+    problems.add(fmt::format("MoE layer {} does not have every one of the {} experts in its {} slots", l,
+                             seen.size(), slots),
+                 where, "give the placement of this model");
+    return;
+  }
+}
 }  // namespace
 
 void check_forward(const ForwardOptions& o, Problems& problems) {
@@ -31,10 +62,21 @@ void check_forward(const ForwardOptions& o, Problems& problems) {
   Problems found;
   spec::validate(job, "", found);
   if (found.empty()) spec::check_engine_runs(job, "", found);
+  if (!o.expert_of_slot.empty()) check_slots(o, found);
   problems.append(found);
 }
 
 namespace {
+layout::Layout layout_of(const ForwardOptions& o) {
+  layout::Layout layout = layout::make_layout(o.model, o.parallel, layout::Placement::loop);
+  if (o.expert_of_slot.empty()) return layout;
+  layout.expert_of_slot.resize(static_cast<std::size_t>(o.model.num_hidden_layers));
+  auto slots = o.expert_of_slot.begin();
+  for (const std::int32_t l : spec::moe_layers(o.model))
+    layout.expert_of_slot[static_cast<std::size_t>(l)] = *slots++;
+  return layout;
+}
+
 // Replicas whose rows meet in this rank's etp x ep group.
 std::int64_t replicas_in_expert_group(const layout::Layout& layout, Rank rank) {
   std::set<std::int32_t> replicas;
@@ -53,7 +95,7 @@ bool is_expert(ParamKind kind) {
 ForwardModel::ForwardModel(const ForwardOptions& options, Rank rank, const CommFactory& factory)
     : options_(main_model(options)),
       rank_(rank),
-      layout_(layout::make_layout(options.model, options.parallel, layout::Placement::loop)),
+      layout_(layout_of(main_model(options))),
       kernels_(options.kernels()),
       comms_(make_communicators(layout_, rank, options.model.tie_word_embeddings, 1, factory)) {}
 
@@ -103,7 +145,7 @@ std::unique_ptr<Stage> ForwardModel::make_stage(std::int64_t batch, std::int64_t
                                                 .etp = options_.parallel.etp,
                                                 .units_in_group = replicas_in_expert_group(layout_, rank_),
                                                 .cached = cached,
-                                                .slot_of_expert = layout_.slot_of_expert},
+                                                .expert_of_slot = layout_.expert_of_slot},
                                  *store_, comms_, cos_, sin_);
 }
 
@@ -112,7 +154,8 @@ ForwardModel::ActiveBytes ForwardModel::active_bytes() const {
   for (const StoredParam& p : store_->params()) {
     const auto size = static_cast<double>(p.value.bytes().value);
     if (is_expert(p.spec.kind)) {
-      bytes.experts += size * options_.model.moe->num_experts_per_tok / options_.model.moe->num_experts;
+      const std::int32_t slots = layout_.slots_of(p.spec.layer, options_.model.moe->num_experts);
+      bytes.experts += size * options_.model.moe->num_experts_per_tok / slots;
     } else if (!layout::is_input(p.spec.kind) || p.spec.tied_copy) {
       bytes.dense += size;
     }

@@ -22,6 +22,10 @@ struct ForwardOptions {
   spec::ParallelSpec parallel;  // tp, dp, ep, etp
   tensor::DType dtype = tensor::DType::f32;
   std::int64_t context = 0;  // the longest sequence: rows of the rotary tables
+  // [MoE layers] of [slots] the expert of each slot, every layer as many: ep rank r has the r-th share of
+  // them.
+  // An expert may have several (replicas); its tokens take turns. Empty: in order of experts.
+  std::vector<std::vector<std::int32_t>> expert_of_slot;
   std::function<std::unique_ptr<kernels::Kernels>()> kernels = kernels::make_cpu;
 };
 

@@ -62,7 +62,12 @@ GeneratorOptions resolved(const spec::ModelSpec& m, GeneratorOptions o) {
                     o.context, m.max_position_embeddings),
         "train.sequence_length", fmt::format("use up to {}", m.max_position_embeddings));
   }
-  check_forward({.model = m, .parallel = o.parallel, .dtype = o.dtype, .context = o.context}, problems);
+  check_forward({.model = m,
+                 .parallel = o.parallel,
+                 .dtype = o.dtype,
+                 .context = o.context,
+                 .expert_of_slot = o.expert_of_slot},
+                problems);
   problems.throw_if_any();
   o.batch = static_cast<std::int32_t>(round_up(o.batch, o.parallel.dp));
   return o;
@@ -242,7 +247,8 @@ Generator::World::World(const spec::ModelSpec& m, const ckpt::WeightSource& sour
   const DecoderOptions decoder{.forward = {.model = m,
                                            .parallel = options.parallel,
                                            .dtype = options.dtype,
-                                           .context = options.context},
+                                           .context = options.context,
+                                           .expert_of_slot = options.expert_of_slot},
                                .slots = options.batch / options.parallel.dp,
                                .chunk = std::min(options.chunk, options.context)};
   threads.run([&](Rank rank) {

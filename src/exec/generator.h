@@ -1,6 +1,7 @@
 // Generator: text out of a checkpoint. Sequences run side by side in the slots of a Decoder; one that ends
 // leaves its slot to the next prompt that waits. Ranks are threads: tp cuts the model, ep and etp its
-// experts, dp copies take turns with the prompts.
+// experts, dp copies take turns with the prompts. Experts lie
+// where a placement says, several times if it does.
 //
 //   Generator generator(model, weights, {.parallel = {.tp = 2}, .context = 2048, .batch = 4});
 //   generator.run(requests, [](std::size_t request, std::int32_t token) { ...; return true; });
@@ -69,6 +70,7 @@ struct GeneratorOptions {
   std::int32_t batch = 1;    // sequences at once over all replicas, rounded up to a multiple of dp
   std::int64_t chunk = 256;  // rows of a call of prefill
   WhenFull when_full = WhenFull::stop;
+  std::vector<std::vector<std::int32_t>> expert_of_slot = {};  // ForwardOptions: replicas too
   std::int32_t cores = 0;  // that the ranks share; 0: those this process may use
 };
 

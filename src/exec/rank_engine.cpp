@@ -195,7 +195,7 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
                        .units_in_group = replicas_in_expert_group(plan.layout, options_.rank),
                        .aux_loss_scale = aux_loss_scale(job),
                        .dispatch = to_moe(graph::dispatch_form(job)),
-                       .slot_of_expert = plan.layout.slot_of_expert},
+                       .expert_of_slot = plan.layout.expert_of_slot},
         *store_, comms_, cos_, sin_);
   }
   const StoreBytes& stored = store_->bytes();

@@ -303,9 +303,9 @@ std::unique_ptr<nn::Layer> Stage::make_moe(std::int32_t layer, Taker& params, co
                    .seed = options_.recipe.seed,
                    .layer = layer,
                    .joined = layer_counts_.get(),
-                   .slot_of_expert = options_.slot_of_expert.empty()
+                   .expert_of_slot = options_.expert_of_slot.empty()
                                          ? std::vector<std::int32_t>{}
-                                         : options_.slot_of_expert[static_cast<std::size_t>(layer)]},
+                                         : options_.expert_of_slot[static_cast<std::size_t>(layer)]},
       take_moe(layer, params), comms.expert_groups());
   mixtures_.push_back({layer, made.get()});
   return made;

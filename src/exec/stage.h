@@ -77,7 +77,7 @@ class Stage {
     double aux_loss_scale = 1.0;      // of the coefficient, by its normalisation
     bool cached = false;              // rows are single tokens with a cache (nn::Microbatch::cache)
     moe::DispatchForm dispatch = moe::DispatchForm::all_to_all;
-    std::vector<std::vector<std::int32_t>> slot_of_expert = {};  // layout::Layout
+    std::vector<std::vector<std::int32_t>> expert_of_slot = {};  // layout::Layout
   };
   // cos, sin: rotary tables; they and comms outlive the stage.
   Stage(const Options& options, ParamStore& store, const Communicators& comms, Tensor cos_SP, Tensor sin_SP);

@@ -146,6 +146,11 @@ std::int32_t Layout::expert_at(std::int32_t layer, std::int32_t slot) const {
   return expert_of_slot.empty() ? slot : expert_of_slot[index(layer)][index(slot)];
 }
 
+std::int32_t Layout::slots_of(std::int32_t layer, std::int32_t num_experts) const {
+  return expert_of_slot.empty() ? num_experts
+                                : static_cast<std::int32_t>(expert_of_slot[index(layer)].size());
+}
+
 NodeGroups expert_nodes(const Layout& layout, Rank rank, std::int32_t nodes) {
   const std::vector<Rank> group = layout.expert.group(rank, {Axis::ep});
   const auto size = static_cast<std::int32_t>(group.size());

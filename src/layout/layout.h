@@ -172,10 +172,11 @@ struct Layout {
   // Pipeline rank of each stage; a loop (s % pp) or a vee (ZB-V).
   std::vector<std::int32_t> stage_rank;
   // [layer of the model] the expert of each slot and the slot of each expert (ParallelSpec::expert_slots);
-  // empty: slot i has expert i.
+  // empty: slot i has expert i. More slots than experts: replicas, then slot_of_expert has one of them.
   std::vector<std::vector<std::int32_t>> expert_of_slot, slot_of_expert;
 
   [[nodiscard]] std::int32_t expert_at(std::int32_t layer, std::int32_t slot) const;
+  [[nodiscard]] std::int32_t slots_of(std::int32_t layer, std::int32_t num_experts) const;
   [[nodiscard]] std::int32_t world_size() const { return dense.world_size(); }
   [[nodiscard]] std::vector<StageId> stages_of(Rank rank) const;  // ascending
   friend bool operator==(const Layout&, const Layout&) = default;

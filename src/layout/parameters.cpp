@@ -252,7 +252,8 @@ class ParameterList {
         matrix(prefix + "shared_expert_gate.weight", ParamKind::shared_expert_gate, {1, hidden},
                Split::whole);
     }
-    const auto local = static_cast<std::int32_t>(div_exact(e.num_experts, layout_.expert.size(Axis::ep)));
+    const std::int32_t slots = layout_.slots_of(layer_, e.num_experts);
+    const auto local = static_cast<std::int32_t>(div_exact(slots, layout_.expert.size(Axis::ep)));
     for (std::int32_t slot = ep_ * local; slot < (ep_ + 1) * local; ++slot) {
       const std::int32_t i = layout_.expert_at(layer_, slot);
       add_expert(fmt::format("{}experts.{}.", prefix, i), names, i);

@@ -29,7 +29,7 @@ Dispatch::Options dispatch_options(const Options& o, std::int64_t max_rows) {
           .hidden = o.dims.hidden,
           .tokens = o.dims.local_tokens(),
           .top_k = static_cast<std::int32_t>(choice_width(o)),
-          .num_experts = o.num_experts,
+          .num_experts = num_slots(o),
           .max_rows = max_rows,
           .max_sent = max_sent(o),
           .form = o.dispatch};
@@ -44,6 +44,18 @@ std::optional<SharedExpert> make_shared(const Options& o, const SharedExpert::Pa
                       p);
 }
 
+// Slots by expert, in their order, and where each expert's begin.
+void sort_slots(const Options& o, std::vector<std::int32_t>& slots, std::vector<std::int32_t>& first) {
+  for (std::int32_t e = 0; e < o.num_experts && !o.expert_of_slot.empty(); ++e) {
+    first.push_back(static_cast<std::int32_t>(slots.size()));
+    for (std::int32_t s = 0; s < num_slots(o); ++s) {
+      if (o.expert_of_slot[static_cast<std::size_t>(s)] == e) slots.push_back(s);
+    }
+    TESSERA_CHECK(std::ssize(slots) > first.back(), "every expert has a slot");
+  }
+  first.push_back(static_cast<std::int32_t>(slots.size()));
+}
+
 std::int64_t z_columns(const Options& o) {
   return (o.activation.gated() ? 2 : 1) * o.intermediate;
 }
@@ -51,7 +63,7 @@ std::int64_t z_columns(const Options& o) {
 }  // namespace
 
 std::int64_t MoeLayer::max_rows(const Options& o, std::int32_t ep, std::int32_t etp) {
-  const std::int64_t local_experts = div_exact(o.num_experts, ep);
+  const std::int64_t local_experts = div_exact(num_slots(o), ep);
   const std::int64_t dropless =
       std::int64_t{ep} * etp * o.dims.local_tokens() * std::min<std::int64_t>(choice_width(o), local_experts);
   const std::int64_t limit = capacity(o);
@@ -71,11 +83,15 @@ MoeLayer::MoeLayer(Options options, Params params, const ExpertGroups& groups)
       max_rows_(max_rows(options, groups.ep.size(), groups.etp.size())),
       buffer_rows_(buffer_rows(options, groups.ep.size(), groups.etp.size())),
       adds_down_bias_(groups.etp.rank() == 0),
+      first_turn_(groups.ep.rank()),
       num_nodes_(options.dispatch == DispatchForm::hierarchical ? groups.across->size() : 0),
       dispatch_(make_dispatch(dispatch_options(options, max_rows_), groups)),
       shared_(make_shared(options, p_.shared)),
       frequency_(static_cast<std::size_t>(options.num_experts), 1.0 / options.num_experts) {
-  TESSERA_CHECK_EQ(p_.experts.size(), o_.num_experts / groups.ep.size(), "an ep rank holds E / ep experts");
+  TESSERA_CHECK_EQ(p_.experts.size(), num_slots(o_) / groups.ep.size(),
+                   "an ep rank holds its share of slots");
+  TESSERA_CHECK(num_slots(o_) == o_.num_experts || capacity(o_) == 0, "replicas have no capacity");
+  sort_slots(o_, replicas_P_, first_E1_);
   TESSERA_CHECK(!padded() || capacity(o_) > 0, "rows are padded to a capacity");
   TESSERA_CHECK(o_.joined == nullptr || o_.unit != BalanceUnit::global_batch,
                 "layers are joined within a micro-batch");
@@ -149,7 +165,7 @@ MoeLayer::RouteScratch MoeLayer::route_scratch(Arena& arena) const {
   RouteScratch s;
   s.logits_tE = arena.take(d.dtype, {d.local_tokens(), o_.num_experts});
   if (o_.router_jitter > 0.0) s.input_tH = arena.take(d.dtype, {d.local_tokens(), d.hidden});
-  if (!o_.slot_of_expert.empty()) s.slots_tK = arena.take(DType::i32, {d.local_tokens(), width_});
+  if (!o_.expert_of_slot.empty()) s.slots_tK = arena.take(DType::i32, {d.local_tokens(), width_});
   if (counts_units()) s.counts_UE = arena.take(DType::i32, {num_units(o_), o_.num_experts});
   if (capacity(o_) == 0) return s;
   const bool by_weight = drop_policy() == DropPolicy::probs;

@@ -97,8 +97,10 @@ struct Options {
   std::uint64_t seed = 0;         // of jitter and hash
   std::int32_t layer = 0;         // likewise, of the model
   LayerCounts* joined = nullptr;  // balancing over all layers together; outlives the layer
-  // [E] where each expert lives: ep rank r has slots [r e, (r + 1) e). Empty: in order of experts.
-  std::vector<std::int32_t> slot_of_expert = {};
+  // [P] the expert of each slot: ep rank r has slots [r P / ep, (r + 1) P / ep). Empty: P = E, in order of
+  // experts. P > E: replicas, forward only and without capacity; those of an expert, in order of slots, take
+  // turns by position and sequence of the token, so a token goes the same way whatever runs beside it.
+  std::vector<std::int32_t> expert_of_slot = {};
 };
 
 struct ExpertList;
@@ -187,7 +189,8 @@ class MoeLayer : public nn::Layer {
   [[nodiscard]] BackwardScratch backward_scratch(Arena& arena) const;
   [[nodiscard]] WeightScratch weight_scratch(Arena& arena) const;
 
-  [[nodiscard]] Tensor slots_of(Tensor index_tK, const RouteScratch& scratch) const;
+  [[nodiscard]] Tensor slots_of(const Context& ctx, const Microbatch& mb, Tensor index_tK,
+                                const RouteScratch& scratch) const;
   void route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, Pass pass);
   void choose(Context& ctx, Saved& s, const Microbatch& mb, Tensor logits_tE);
   void balance(Context& ctx, Saved& s, const Microbatch& mb, Tensor counts_UE, Pass pass);
@@ -226,6 +229,8 @@ class MoeLayer : public nn::Layer {
   std::int64_t width_;            // choices a token: K, or E where experts choose
   std::int64_t max_rows_, buffer_rows_;
   bool adds_down_bias_;
+  std::int32_t first_turn_;                          // among replicas
+  std::vector<std::int32_t> replicas_P_, first_E1_;  // slots by expert, and where each expert's begin
   std::vector<std::int32_t> padded_begins_;
   std::int32_t num_nodes_;  // 0: not hierarchical
   std::unique_ptr<Dispatch> dispatch_;

@@ -110,12 +110,25 @@ void MoeLayer::jitter(const Context& ctx, const Microbatch& mb, Tensor out_tH, T
   }
 }
 
-// Where the chosen experts live.
-Tensor MoeLayer::slots_of(Tensor index_tK, const RouteScratch& scratch) const {
-  if (o_.slot_of_expert.empty()) return index_tK;
+// Where the chosen experts lie.
+Tensor MoeLayer::slots_of(const Context& ctx, const Microbatch& mb, Tensor index_tK,
+                          const RouteScratch& scratch) const {
+  if (o_.expert_of_slot.empty()) return index_tK;
+  const std::int64_t first_row = first_token(ctx);
   const std::int32_t* index = index_tK.as<std::int32_t>();
-  std::transform(index, index + index_tK.num_elements(), scratch.slots_tK.as<std::int32_t>(),
-                 [this](std::int32_t e) { return o_.slot_of_expert[static_cast<std::size_t>(e)]; });
+  std::int32_t* slots = scratch.slots_tK.as<std::int32_t>();
+  for (std::int64_t t = 0; t < index_tK.rows(); ++t) {
+    std::int64_t turn = first_turn_ + t;
+    if (mb.cache != nullptr) {
+      turn = first_turn_ + mb.positions_T.as<std::int32_t>()[first_row + t] +
+             mb.slots_T.as<std::int32_t>()[first_row + t];
+    }
+    for (std::int64_t i = t * width_; i < (t + 1) * width_; ++i) {
+      const auto e = static_cast<std::size_t>(index[i]);
+      const std::int64_t replica = turn % (first_E1_[e + 1] - first_E1_[e]);
+      slots[i] = replicas_P_[static_cast<std::size_t>(first_E1_[e] + replica)];
+    }
+  }
   return scratch.slots_tK;
 }
 
@@ -134,7 +147,7 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
   choose(ctx, s, mb, logits_tE);
   balance(ctx, s, mb, scratch.counts_UE, pass);
   drop(ctx, s, scratch);
-  dispatch_->plan(ctx, s.dispatch, slots_of(s.index_tK, scratch), s.weights_tK);
+  dispatch_->plan(ctx, s.dispatch, slots_of(ctx, mb, s.index_tK, scratch), s.weights_tK);
 
   if (pass == Pass::recompute) return;
   add_to_stats(stats_,

@@ -21,7 +21,7 @@ void pick_own_rows(const Context& ctx, const nn::Dims& dims, Tensor mine_tK, Ten
 struct MoeLayer::RouteScratch {
   Tensor logits_tE;
   Tensor input_tH;            // with jitter: what the router sees
-  Tensor slots_tK;            // of the chosen experts, where they do not live in order
+  Tensor slots_tK;            // of the chosen experts, where they do not lie in order
   Tensor counts_UE;           // balancing over the unit itself
   TokenTable index, weights;  // with capacity
   DropWork work;              // with capacity

@@ -85,6 +85,10 @@ std::int64_t choice_width(const Options& o) {
   return o.choice == Choice::expert_choice ? o.num_experts : o.router.top_k;
 }
 
+std::int32_t num_slots(const Options& o) {
+  return o.expert_of_slot.empty() ? o.num_experts : static_cast<std::int32_t>(o.expert_of_slot.size());
+}
+
 std::int64_t capacity(const Options& o) {
   const bool experts_choose = o.choice == Choice::expert_choice;
   if (o.capacity_factor <= 0.0 && !experts_choose) return 0;

@@ -20,6 +20,8 @@ namespace tessera::moe {
 
 // Choices that a token has: K, or E where experts choose.
 [[nodiscard]] std::int64_t choice_width(const Options& options);
+// Slots of all ep ranks: E, with replicas more.
+[[nodiscard]] std::int32_t num_slots(const Options& options);
 // Rows that an expert takes of one micro-batch; 0: dropless.
 [[nodiscard]] std::int64_t capacity(const Options& options);
 // What the kernel does for this choice: given experts keep the formula of the weights; experts that choose

@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
 #include "place/balance.h"
 #include "place/index.h"
+#include "place/joint.h"
 #include "place/published.h"
 #include "place/search.h"
 #include "place/traffic.h"
@@ -16,6 +18,9 @@ namespace tessera::place {
 namespace {
 
 constexpr double kAnyLoad = 1e6;  // a cap that never binds
+// A choice served off home weighs nearly as much as one on the fullest device: above, balance is lost; below,
+// nothing is won.
+constexpr double kOffHome = 0.7;
 
 SearchOptions steps_of(const Wish& wish, std::int64_t steps) {
   SearchOptions options;
@@ -106,6 +111,20 @@ LayerMap fill_nodes(const std::vector<std::int32_t>& node_of, const std::vector<
   return map;
 }
 
+// What a second of the objective weighs.
+JointGoal joint_goal(const LayerInput& layer, std::int32_t top_k, const Wish& wish, const LayerMap* current) {
+  const Rates& r = wish.rates;
+  JointGoal goal{.windows = windows_of(layer), .tokens = layer.tokens, .top_k = std::max(top_k, 1)};
+  goal.compute = r.tokens * goal.top_k / wish.machine.gpus * r.seconds_per_choice;
+  if (r.node_bandwidth > 0.0) goal.network = r.tokens * r.bytes_per_copy / r.node_bandwidth;
+  if (current == nullptr) return goal;
+  goal.before = *current;
+  goal.most_moved = slots_to_move(wish);
+  if (r.gpu_bandwidth > 0.0)
+    goal.migration = r.expert_bytes / r.gpu_bandwidth / std::max(r.steps_between, 1.0);
+  return goal;
+}
+
 LayerMap named_after(const LayerMap* current, LayerMap map, const Machine& machine) {
   return current == nullptr ? map : rename_devices(*current, map, machine);
 }
@@ -123,7 +142,7 @@ LayerMap balanced_layer(const LayerInput& layer, const Wish& wish, const LayerMa
 
 RelaxedMap relaxed_layer(const LayerInput& layer, const Wish& wish, const LayerMap* current) {
   RelaxedOptions options;
-  options.off_home = 0.3;
+  options.off_home = kOffHome;
   options.search = steps_of(wish, 2'000'000);
   const std::vector<std::vector<double>> windows = loads_of(layer, wish);
   if (!limited(wish, current)) {
@@ -156,16 +175,24 @@ LayerMap traffic_layer(const LayerInput& layer, std::int32_t top_k, const Wish& 
   return named_after(current, fill_nodes(node_of, loads_of(layer, wish), wish), wish.machine);
 }
 
-std::vector<Candidate> candidates(const LayerInput& layer, std::int32_t top_k, const Wish& wish,
-                                  const LayerMap* current) {
+namespace {
+
+Candidate candidate(std::string name, LayerMap map, const LayerInput& layer, std::int32_t top_k,
+                    const Wish& wish, const LayerMap* current) {
+  Candidate c{.name = std::move(name), .map = std::move(map)};
+  c.cost = cost_of(c.map, wish.machine, layer, top_k,
+                   {.rates = wish.rates, .choice = wish.choice, .before = current});
+  c.allowed = current == nullptr || c.cost.moved <= slots_to_move(wish);
+  return c;
+}
+
+// What the methods give, each for its own objective; `traffic` under several caps on the load of a node.
+std::vector<Candidate> separate_candidates(const LayerInput& layer, std::int32_t top_k, const Wish& wish,
+                                           const LayerMap* current, std::span<const double> caps) {
   std::vector<Candidate> all;
   const std::int32_t experts = count(layer.load);
   const auto add = [&](std::string what, LayerMap map) {
-    Candidate c{.name = std::move(what), .map = std::move(map)};
-    c.cost = cost_of(c.map, wish.machine, layer, top_k,
-                     {.rates = wish.rates, .choice = wish.choice, .before = current});
-    c.allowed = current == nullptr || c.cost.moved <= slots_to_move(wish);
-    all.push_back(std::move(c));
+    all.push_back(candidate(std::move(what), std::move(map), layer, top_k, wish, current));
   };
   if (current != nullptr) add("as it is", *current);
   Wish free = wish;
@@ -184,7 +211,7 @@ std::vector<Candidate> candidates(const LayerInput& layer, std::int32_t top_k, c
     if (share >= wish.most_moved) break;
   }
   if (layer.tokens.empty() || wish.machine.nodes < 2 || !traffic_fits(wish.machine, experts)) return all;
-  for (const double cap : {wish.cap, 0.1, 0.3, kAnyLoad}) {
+  for (const double cap : caps) {
     if (cap < wish.cap) continue;
     const std::string text = cap == kAnyLoad ? "no cap" : fmt::format("cap {:.0f}%", 100.0 * cap);
     SearchGoal goal;
@@ -200,6 +227,66 @@ std::vector<Candidate> candidates(const LayerInput& layer, std::int32_t top_k, c
   return all;
 }
 
+Candidate annealed(const Candidate& start, std::string name, const JointGoal& goal, const LayerInput& layer,
+                   std::int32_t top_k, const Wish& wish, const LayerMap* current) {
+  JointOptions options;
+  options.visits = static_cast<std::int64_t>(static_cast<double>(options.visits) * wish.effort);
+  options.seed = wish.seed;
+  LayerMap map = anneal_seconds(start.map, wish.machine, goal, options);
+  if (current != nullptr) map = keep_positions(*current, map, wish.machine);
+  return candidate(std::move(name), std::move(map), layer, top_k, wish, current);
+}
+
+}  // namespace
+
+std::vector<Candidate> candidates(const LayerInput& layer, std::int32_t top_k, const Wish& wish,
+                                  const LayerMap* current) {
+  const std::array<double, 2> caps = {wish.cap, 0.1};
+  std::vector<Candidate> all = separate_candidates(layer, top_k, wish, current, caps);
+  JointGoal goal = joint_goal(layer, top_k, wish, current);
+  all.push_back(annealed(Candidate(best_of(all)), "annealed on seconds", goal, layer, top_k, wish, current));
+  // The fullest device is easily evened out afterwards, copies are not: with them first it is often better.
+  if (wish.machine.nodes > 1 && goal.network > 0.0) {
+    goal.network *= 3.0;
+    all.push_back(
+        annealed(Candidate(best_of(all)), "annealed, network x 3", goal, layer, top_k, wish, current));
+  }
+  return all;
+}
+
+namespace {
+
+// With one of the three terms weighed otherwise: points between the methods.
+std::vector<Candidate> front_candidates(const LayerInput& layer, std::int32_t top_k, const Wish& wish,
+                                        const LayerMap* current) {
+  const std::array<double, 4> caps = {wish.cap, 0.1, 0.3, kAnyLoad};
+  std::vector<Candidate> all = separate_candidates(layer, top_k, wish, current, caps);
+  const std::size_t separate = all.size();
+  const auto add = [&](std::string name, double network, double migration) {
+    JointGoal goal = joint_goal(layer, top_k, wish, current);
+    const auto value = [&](const Seconds3& s) {
+      return s.compute + network * s.network + migration * s.migration;
+    };
+    const Candidate* start = &best_of(all);
+    for (std::size_t i = 0; i < separate; ++i) {
+      if (all[i].allowed && value(all[i].cost.seconds) < value(start->cost.seconds)) start = &all[i];
+    }
+    goal.network *= network;
+    goal.migration *= migration;
+    all.push_back(annealed(Candidate(*start), std::move(name), goal, layer, top_k, wish, current));
+  };
+  add("annealed on seconds", 1.0, 1.0);
+  for (const double x : {0.1, 0.3, 3.0, 10.0}) {
+    if (wish.machine.nodes > 1) add(fmt::format("annealed, network x {:g}", x), x, 1.0);
+  }
+  for (const double x : {10.0, 100.0}) {
+    if (current != nullptr) add(fmt::format("annealed, moves x {:g}", x), 1.0, x);
+  }
+  return all;
+}
+
+}  // namespace
+
 const Candidate& best_of(const std::vector<Candidate>& all) {
   const Candidate* best = nullptr;
   for (const Candidate& c : all) {
@@ -214,7 +301,7 @@ std::vector<FrontPoint> pareto_front(const PlaceInput& input, const Wish& wish) 
   const double layers = input.num_layers();
   for (std::int32_t l = 0; l < input.num_layers(); ++l) {
     const LayerMap* current = wish.current == nullptr ? nullptr : &at(wish.current->maps, l);
-    for (const Candidate& c : candidates(at(input.data, l), input.top_k, wish, current)) {
+    for (const Candidate& c : front_candidates(at(input.data, l), input.top_k, wish, current)) {
       auto found =
           std::find_if(points.begin(), points.end(), [&](const FrontPoint& p) { return p.name == c.name; });
       if (found == points.end()) found = points.insert(points.end(), FrontPoint{.name = c.name});

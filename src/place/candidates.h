@@ -33,13 +33,13 @@ struct Candidate {
                                      const LayerMap* current);
 
 // What the methods give for this layer: caps on a node's load, spare slots inside or across nodes, shares of
-// moves. Each with its cost; never empty.
+// moves; and the best of these by seconds annealed on seconds (joint.h). Each with its cost; never empty.
 [[nodiscard]] std::vector<Candidate> candidates(const LayerInput& layer, std::int32_t top_k, const Wish& wish,
                                                 const LayerMap* current);
 // The allowed one with the least predicted seconds, the first of equals.
 [[nodiscard]] const Candidate& best_of(const std::vector<Candidate>& all);
 
-// Sums of candidates of the same name over the layers.
+// Sums of candidates of the same name over the layers: also with the network or the moves weighed otherwise.
 struct FrontPoint {
   std::string name;
   Seconds3 seconds;

@@ -87,6 +87,9 @@ Placement of_rows(const Json& list, const ReadHints& hints, std::string_view whe
     }
     p.maps.push_back(ids_of(list[row], fmt::format("{}: row {}", where, row)));
   }
+  p.machine.nodes = std::max(p.machine.nodes, 1);
+  if (p.machine.slots == 0 && !p.maps.empty()) p.machine.slots = count(p.maps.front());
+  if (p.machine.gpus == 0) p.machine.gpus = p.machine.slots;
   return p;
 }
 
@@ -112,10 +115,14 @@ Placement of_ascend(const Json& j, const ReadHints& hints, std::string_view wher
 // Ours may hold more layers than the statistics.
 Placement pick_layers(const Placement& all, const ReadHints& hints, std::string_view where) {
   Problems problems;
-  if (!(all.machine == hints.machine)) {
+  Machine asked = hints.machine;
+  if (asked.nodes == 0) asked.nodes = all.machine.nodes;
+  if (asked.gpus == 0) asked.gpus = all.machine.gpus;
+  if (asked.slots == 0) asked.slots = all.machine.slots;
+  if (!(all.machine == asked)) {
     problems.add(fmt::format("the file is of {} nodes, {} GPUs and {} slots, asked are {}, {} and {}",
-                             all.machine.nodes, all.machine.gpus, all.machine.slots, hints.machine.nodes,
-                             hints.machine.gpus, hints.machine.slots),
+                             all.machine.nodes, all.machine.gpus, all.machine.slots, asked.nodes, asked.gpus,
+                             asked.slots),
                  std::string(where), "give the machine of the placement");
   }
   if (all.num_experts != hints.num_experts) {

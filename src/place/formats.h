@@ -38,7 +38,8 @@ namespace tessera::place {
 // model.
 [[nodiscard]] std::string to_tensorrt_llm(const Placement& p);
 
-// What a foreign file does not say: the machine and the model's layers of its MoE layers.
+// What a foreign file does not say: the machine and the model's layers of its MoE layers. 0 in the machine:
+// what our file says; of a foreign one 1 node, its slots, and as many GPUs as those.
 struct ReadHints {
   Machine machine;
   std::int32_t num_experts = 0;

@@ -80,35 +80,35 @@ double relaxed_bound(std::span<const double> load, const Machine& machine,
                      std::span<const std::int32_t> home) {
   const double mean = std::accumulate(load.begin(), load.end(), 0.0) / machine.nodes;
   if (!(mean > 0.0)) return 1.0;
-  // What each further replica of an expert may take off its home node, per node and largest first.
-  std::vector<std::vector<double>> gains(size_of(machine.nodes));
   std::vector<double> node(size_of(machine.nodes), 0.0);
-  const std::int32_t spare = machine.slots - count(load);
+  std::vector<std::int32_t> spare(size_of(machine.nodes), machine.slots_per_node());
   for (std::int32_t e = 0; e < count(load); ++e) {
     at(node, at(home, e)) += at(load, e) / mean;
-    for (std::int32_t c = 1; c <= std::min(spare, machine.gpus - 1); ++c) {
-      at(gains, at(home, e)).push_back(at(load, e) / mean / (static_cast<double>(c) * (c + 1)));
-    }
+    --at(spare, at(home, e));
   }
-  for (std::vector<double>& g : gains) std::sort(g.begin(), g.end(), std::greater<>());
-  const auto reachable = [&](double level) {
-    std::int32_t needed = 0;
-    for (std::int32_t n = 0; n < machine.nodes; ++n) {
-      double rest = at(node, n);
-      for (std::size_t i = 0; rest > level && i < at(gains, n).size() && needed <= spare; ++i, ++needed) {
-        rest -= at(gains, n)[i];
+  std::vector<std::int32_t> order(node.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::int32_t a, std::int32_t b) { return at(node, a) > at(node, b); });
+  // Of the heaviest nodes together: c replicas elsewhere leave an expert at least 1 / (c + 1) of its load
+  // here, and elsewhere there are only so many spare slots. The largest gain first is optimal.
+  double bound = 1.0, here = 0.0;
+  std::int32_t elsewhere = machine.slots - count(load);
+  std::vector<double> gains;
+  for (std::int32_t i = 0; i + 1 < machine.nodes; ++i) {
+    here += at(node, at(order, i));
+    elsewhere -= at(spare, at(order, i));
+    for (std::int32_t e = 0; e < count(load); ++e) {
+      if (at(home, e) != at(order, i)) continue;
+      for (std::int32_t c = 1; c <= std::min(machine.slots - count(load), machine.gpus - 1); ++c) {
+        gains.push_back(at(load, e) / mean / (static_cast<double>(c) * (c + 1)));
       }
-      if (rest > level) return false;
     }
-    return needed <= spare;
-  };
-  if (reachable(1.0)) return 1.0;
-  double low = 1.0, high = largest(node);
-  for (std::int32_t i = 0; i < 40; ++i) {
-    const double level = (low + high) / 2.0;
-    (reachable(level) ? high : low) = level;
+    const auto taken = std::min<std::int64_t>(elsewhere, std::ssize(gains));
+    std::partial_sort(gains.begin(), gains.begin() + taken, gains.end(), std::greater<>());
+    bound = std::max(bound, (here - std::accumulate(gains.begin(), gains.begin() + taken, 0.0)) / (i + 1));
   }
-  return low;
+  return bound;
 }
 
 }  // namespace tessera::place

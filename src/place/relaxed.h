@@ -35,9 +35,9 @@ struct RelaxedMap {
 [[nodiscard]] double intact_groups_bound(std::span<const double> load, const Machine& machine,
                                          std::int32_t num_groups);
 
-// No relaxed placement has a lighter heaviest node: even if whatever leaves a node weighed nothing elsewhere,
-// so many spare slots only take so much off the overloaded ones (largest gain first, which is optimal).
-// Relative to the mean node.
+// No relaxed placement has a lighter heaviest node. Of any nodes together: what leaves them must go to the
+// spare slots of the others, and so many only take so much (largest gain first, which is optimal), even if it
+// weighed nothing there. Taken over the heaviest 1, 2, ... nodes; relative to the mean node.
 [[nodiscard]] double relaxed_bound(std::span<const double> load, const Machine& machine,
                                    std::span<const std::int32_t> home);
 

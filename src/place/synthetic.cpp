@@ -34,11 +34,14 @@ std::vector<double> synthetic_load(const SyntheticLoad& what, std::int32_t layer
   const std::vector<std::int32_t> rank = order_of(what.num_experts, what.seed, ranks);
   std::vector<double> load(size_of(what.num_experts));
   const std::int32_t group_size = what.num_experts / what.num_groups;
+  const auto peak = static_cast<std::int32_t>(
+      uniform_below(static_cast<std::uint64_t>(what.num_groups), what.seed, group, std::uint64_t{1} << 32));
   for (std::int32_t e = 0; e < what.num_experts; ++e) {
     const auto id = static_cast<std::uint64_t>(e);
     double log_load = -what.zipf * std::log(1.0 + at(rank, e));
     log_load += what.spread * normal(what.seed, own, id);
     log_load += what.group_spread * normal(what.seed, group, static_cast<std::uint64_t>(e / group_size));
+    if (e / group_size == peak) log_load += what.group_peak;
     if (what.drift_causes == 0) log_load += what.drift * normal(what.seed, drift, id);
     for (std::int32_t c = 0; c < what.drift_causes; ++c) {
       const auto cause = static_cast<std::uint64_t>(c) + 1;

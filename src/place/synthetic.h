@@ -14,6 +14,7 @@ struct SyntheticLoad {
   double zipf = 0.0;          // load of the r-th hottest expert ~ r^-zipf, experts in random order
   double spread = 0.0;        // and times exp(spread * normal): a log-normal load
   double group_spread = 0.0;  // and times exp(group_spread * normal) of its group
+  double group_peak = 0.0;    // and of one group, drawn, times exp(group_peak)
   double drift = 0.0;         // and times exp(drift * normal) of its own in each window
   // > 0: drift has so many causes, each moves every expert its own way and is as strong as the window has it.
   std::int32_t drift_causes = 0;

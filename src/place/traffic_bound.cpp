@@ -84,8 +84,21 @@ double partner_bound(const std::vector<double>& pairs, std::int32_t experts, std
   return sum;
 }
 
-// most / 2 times the sum of the N largest eigenvalues. Where all parts are equal, any diagonal of trace 0 may
-// be added first: multiples of the deviation of the row sums are tried.
+// Takes the part along (1, ..., 1) out of a symmetric matrix, from both sides.
+void project(std::vector<double>& matrix, std::int32_t n) {
+  std::vector<double> row(size_of(n), 0.0);
+  for (std::int32_t e = 0; e < n; ++e) {
+    for (std::int32_t f = 0; f < n; ++f) at(row, e) += at(matrix, e * n + f) / n;
+  }
+  const double mean = std::accumulate(row.begin(), row.end(), 0.0) / n;
+  for (std::int32_t e = 0; e < n; ++e) {
+    for (std::int32_t f = 0; f < n; ++f) at(matrix, e * n + f) += mean - at(row, e) - at(row, f);
+  }
+}
+
+// most / 2 times the sum of the N largest eigenvalues. Where all parts are equal, they span (1, ..., 1), so
+// one of the N directions is known and the others stand across it (Rendl and Wolkowicz 1995); and any
+// diagonal of trace 0 may be added first: multiples of the deviation of the row sums are tried.
 double eigen_bound(const std::vector<double>& pairs, std::int32_t experts, std::int32_t nodes,
                    std::int32_t most) {
   std::vector<double> row(size_of(experts), 0.0);
@@ -95,13 +108,14 @@ double eigen_bound(const std::vector<double>& pairs, std::int32_t experts, std::
   const double mean = std::accumulate(row.begin(), row.end(), 0.0) / experts;
   double best = std::numeric_limits<double>::infinity();
   const bool equal = most * nodes == experts;
-  for (const double scale : {0.0, 0.1, 0.2, 0.3, 0.5}) {
+  for (const double scale : {0.0, 0.2, 0.4, 0.6, 0.8, 1.0}) {
     if (scale > 0.0 && !equal) break;
     std::vector<double> matrix = pairs;
     for (std::int32_t e = 0; e < experts; ++e) at(matrix, e * experts + e) = -scale * (at(row, e) - mean);
+    if (equal) project(matrix, experts);
     const std::vector<double> values = eigenvalues(std::move(matrix), experts);
-    double sum = 0.0;
-    for (std::int32_t i = 0; i < std::min(nodes, experts); ++i) sum += at(values, i);
+    double sum = equal ? mean : 0.0;
+    for (std::int32_t i = 0; i < std::min(equal ? nodes - 1 : nodes, experts); ++i) sum += at(values, i);
     best = std::min(best, most / 2.0 * sum * (1.0 + 1e-9));
   }
   return best;

@@ -118,5 +118,38 @@ TEST_F(Place, WrongUseIsNamedAllAtOnce) {
   EXPECT_THAT(old.errors, HasSubstr("2 slots are listed, the machine has 4"));
 }
 
+// Expert 0 takes 9 of 16 choices; with a replica on each of four GPUs their loads are 3.75, 4.25, 4.25, 3.75.
+TEST_F(Place, PlanPricesTheExpertsWhereTheyLive) {
+  std::string layers;
+  for (int l = 0; l < 32; ++l) {
+    layers += (l == 0 ? "" : ",") + std::string("{\"layer\": ") + std::to_string(l) +
+              ", \"physical_to_logical\": [0, 1, 2, 0, 3, 4, 0, 5, 6, 0, 7, 1]}";
+  }
+  write("p.json",
+        "{\"format\": \"tessera-placement\", \"version\": 1, \"num_experts\": 8, \"nodes\": 1, \"gpus\": 4, "
+        "\"slots\": 12, \"layers\": [" +
+            layers + "]}");
+  write("counts.txt", "9 1 1 1 1 1 1 1");
+  const std::string plan = "plan mixtral-8x7b dgx-h100 --devices 16 --closed-form --pin ep=4 --top 1 ";
+  const auto figure = [&](const std::string& flags) {
+    const Outcome done = run(plan + flags + " --json");
+    EXPECT_EQ(done.code, 0) << done.errors;
+    return nlohmann::json::parse(done.output)["expert_load"]["slowest_rank_over_mean"].get<double>();
+  };
+  EXPECT_NEAR(figure("--routing counts.txt"), 2.5, 1e-9);
+  EXPECT_NEAR(figure("--routing counts.txt --placement p.json"), 4.25 / 4.0, 1e-9);
+  const Outcome shown = run(plan + "--routing counts.txt --placement p.json");
+  EXPECT_THAT(shown.output,
+              HasSubstr("experts: histogram of 8 experts in 32 layers, placed: the fullest of 4 "
+                        "expert ranks takes 1.062 times the mean"));
+  const Outcome law = run(plan + "--routing power:1.2 --placement p.json");
+  EXPECT_EQ(law.code, 2);
+  EXPECT_THAT(law.errors, AllOf(HasSubstr("a power law does not say which experts are hot"),
+                                HasSubstr("give --routing a file of counts")));
+  const Outcome dense = run("plan llama-3-8b dgx-h100 --placement p.json");
+  EXPECT_EQ(dense.code, 2);
+  EXPECT_THAT(dense.errors, HasSubstr("the model has no experts to place"));
+}
+
 }  // namespace
 }  // namespace tessera::cli

@@ -188,5 +188,50 @@ TEST(RoutingLoad, OfADamagedRoutingFileSaysSo) {
   }
 }
 
+TEST(RoutingLoad, OfPlacedExpertsMeetsTheirSlots) {
+  const RoutingLoad load = histogram({0.4, 0.1, 0.3, 0.2});
+  EXPECT_NEAR(load_figures(load, 4, 1, 2, 0.0).slowest_rank, 1.0, 1e-12) << "0.5 and 0.5";
+  const RoutingLoad worse = placed(load, 4, {{3, {0, 2, 1, 3}}});
+  EXPECT_NEAR(load_figures(worse, 4, 1, 2, 0.0).slowest_rank, 1.4, 1e-12) << "0.7 and 0.3";
+  EXPECT_EQ(to_text(worse), "histogram of 4 experts, placed");
+  // Two replicas of expert 0: 0.2 + 0.3 + 0.1 and 0.2 + 0.2 + 0 on ranks of three slots.
+  const RoutingLoad replicas = placed(load, 4, {{0, {0, 2, 1, 0, 3, 3}}});
+  EXPECT_NEAR(load_figures(replicas, 4, 1, 2, 0.0).slowest_rank, 1.2, 1e-12);
+  // Six slots do not go on four ranks: experts in order.
+  EXPECT_NEAR(load_figures(replicas, 4, 1, 4, 0.0).slowest_rank, 1.6, 1e-12);
+  // Without a load all experts are alike; each of two layers has its own map.
+  const RoutingLoad even = placed({}, 4, {{1, {0, 1, 2, 3}}, {2, {0, 1, 2, 3, 0, 1}}});
+  EXPECT_EQ(even.num_layers, 2);
+  EXPECT_NEAR(load_figures(even, 4, 1, 2, 0.0).slowest_rank, (1.0 + 1.0) / 2.0, 1e-12);
+}
+
+TEST(RoutingLoad, MeasuresThePartsThatATokenReachesWhereItsChoicesAreKnown) {
+  RoutingLoad load = histogram({0.25, 0.25, 0.25, 0.25});
+  load.layers = {1};
+  load.top_k = 2;
+  load.tokens = {{0, 1, 2, 3, 0, 1, 1, 2}};
+  const LoadFigures in_order = load_figures(load, 4, 2, 4, 0.0);
+  EXPECT_EQ(in_order.parts.size(), 3U) << "1, 2 and 4";
+  EXPECT_NEAR(in_order.parts.at(2), (1 + 1 + 1 + 2) / 4.0, 1e-12);
+  EXPECT_NEAR(in_order.parts.at(4), 2.0, 1e-12);
+  const LoadFigures across = load_figures(placed(load, 4, {{1, {0, 2, 1, 3}}}), 4, 2, 4, 0.0);
+  EXPECT_NEAR(across.parts.at(2), 2.0, 1e-12) << "0 and 2 lie on one half, 1 and 3 on the other";
+}
+
+TEST(RoutingLoad, RefusesPlacementsThatDoNotFit) {
+  const auto what = [](const RoutingLoad& load) {
+    try {
+      (void)placed(load, 4, {{1, {0, 1, 2, 3}}});
+    } catch (const Error& e) {
+      return e.problems().front().what;
+    }
+    return std::string("taken");
+  };
+  EXPECT_EQ(what(power(1.2)), "a power law does not say which experts are hot: it has no placement");
+  RoutingLoad other = histogram({0.25, 0.25, 0.25, 0.25});
+  other.layers = {7};
+  EXPECT_EQ(what(other), "the routing has layer 7, the placement has not");
+}
+
 }  // namespace
 }  // namespace tessera::cost

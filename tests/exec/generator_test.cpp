@@ -6,6 +6,7 @@
 
 #include "exec/inference.h"
 #include "exec/scorer.h"
+#include "slots.h"
 
 namespace tessera::testing {
 namespace {
@@ -49,6 +50,60 @@ TEST(Generator, GreedyTextIsThatOfWholeForwardPassesWhateverTheBatchAndTheRanks)
       }
     }
   }
+}
+
+// Shuffled, and every third expert a second time, in every layer otherwise.
+std::vector<std::vector<std::int32_t>> replicated_slots(const spec::ModelSpec& model, std::int32_t ep) {
+  const std::int32_t experts = model.moe->num_experts;
+  const std::vector<std::int32_t> order = shuffled_slots(model, 5);
+  std::vector<std::vector<std::int32_t>> layers;
+  for (auto first = order.begin(); first != order.end(); first += experts) {
+    std::vector<std::int32_t> slots(first, first + experts);
+    for (std::int32_t i = 0; i < experts / 2 || std::ssize(slots) % ep != 0; ++i)
+      slots.push_back(first[i % experts]);
+    layers.push_back(std::move(slots));
+  }
+  return layers;
+}
+
+TEST(Generator, AnyPlacementWithReplicasGivesTheLogitsOfExpertsInOrder) {
+  for (const char* family : {"qwen3_moe", "olmoe", "deepseek_v3"}) {
+    const GoldenModel m(family);
+    for (const spec::ParallelSpec& p :
+         std::vector<spec::ParallelSpec>{{}, {.dp = 2, .ep = 2}, {.tp = 2, .dp = 2, .ep = 4}}) {
+      GeneratorOptions o = options(p, 3);
+      Generator in_order(m.spec, *m.weights, o);
+      o.expert_of_slot = replicated_slots(m.spec, p.ep);
+      Generator placed(m.spec, *m.weights, o);
+      const std::vector<std::int32_t> prompt = {5, 6, 7, 8, 9, 10, 11, 12, 13};
+      EXPECT_EQ(placed.next_logits(prompt), in_order.next_logits(prompt)) << family << " " << text_of(p);
+      EXPECT_EQ(tokens_of(placed.run(requests(kGreedy))), tokens_of(in_order.run(requests(kGreedy))))
+          << family << " " << text_of(p);
+    }
+  }
+}
+
+TEST(Generator, RefusesPlacementsThatDoNotFit) {
+  const GoldenModel m("qwen3_moe");
+  const auto refused = [&](const std::function<void(std::vector<std::vector<std::int32_t>>&)>& change) {
+    GeneratorOptions o = options({.dp = 2, .ep = 2});
+    o.expert_of_slot = replicated_slots(m.spec, 2);
+    change(o.expert_of_slot);
+    try {
+      const Generator generator(m.spec, *m.weights, o);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("taken");
+  };
+  EXPECT_THAT(refused([](auto& slots) { slots.pop_back(); }),
+              HasSubstr("slots of 1 layers for a model of 2"));
+  EXPECT_THAT(refused([](auto& slots) { std::ranges::fill(slots[1], 3); }),
+              HasSubstr("MoE layer 1 does not have"));
+  EXPECT_THAT(refused([](auto& slots) {
+                for (auto& layer : slots) layer.pop_back();
+              }),
+              HasSubstr("slots are not shared evenly by ep=2 ranks"));
 }
 
 TEST(Generator, SamplesDependOnPromptAndSeedAlone) {
