@@ -45,8 +45,8 @@ double mean_balance(const std::vector<std::vector<double>>& loads, const std::ve
 // 320 slots on 64 GPUs, as there.
 const SyntheticLoad kMilderGroups{.num_experts = 256, .num_groups = 8, .spread = 0.7, .group_spread = 0.45};
 
-// One group far above the others: what is published of DeepSeek-V3's decode loads all at once (contiguous
-// 0.404, the published balancer with groups 0.782 on 4 nodes and 0.525 on 8, without 0.993 on 32 GPUs).
+// One group far above the others: near to what is published of DeepSeek-V3's decode loads, all at once
+// (contiguous 0.404, the published balancer with groups 0.782 on 4 nodes and 0.525 on 8, without 0.993).
 const SyntheticLoad kOneHotGroup{
     .num_experts = 256, .num_groups = 8, .spread = 0.5, .group_spread = 0.25, .group_peak = 0.87};
 
