@@ -62,7 +62,8 @@ if(TESSERA_MPI AND MPI_CXX_FOUND)
   set_source_files_properties(tests/comm/mpi_faults_test.cpp PROPERTIES COMPILE_DEFINITIONS
     "TESSERA_FAULTS_PROGRAM=\"${CMAKE_BINARY_DIR}/tessera_faults\";TESSERA_MPIRUN=\"${mpirun_words}\"")
 
-  set_source_files_properties(tests/cli/mpi_test.cpp tests/cli/cluster_test.cpp PROPERTIES COMPILE_DEFINITIONS
+  set_source_files_properties(tests/cli/mpi_test.cpp tests/cli/cluster_test.cpp tests/cli/kills_test.cpp
+    tests/cli/leave_test.cpp PROPERTIES COMPILE_DEFINITIONS
     "TESSERA_MPIRUN=\"${mpirun_words}\"")
 
   add_executable(test_exec_mpi tests/comm/mpi/main.cpp tests/exec/mpi/parity.cpp tests/exec/run_support_test.cpp)

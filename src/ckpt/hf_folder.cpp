@@ -424,7 +424,9 @@ void check_weights(const WeightSource& source, const spec::ModelSpec& model) {
     }
   }
   for (const std::string& extra : names) {
-    if (expected.contains(extra) || extra.starts_with("optimizer.") || extra.starts_with("moe.")) continue;
+    if (expected.contains(extra) || extra.starts_with("optimizer.") || extra.starts_with("moe.") ||
+        extra.starts_with("run."))
+      continue;
     problems.add(fmt::format("tensor \"{}\" is none of this model's", extra), where, kOther);
   }
   problems.throw_if_any();

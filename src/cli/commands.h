@@ -1,5 +1,5 @@
-// The commands behind the `tessera` program: each takes parsed flags and returns an exit code (0 good, 1
-// failed, 2 wrong use). Errors are thrown and printed by main. Only this room prints.
+// The commands behind the `tessera` program: each takes parsed flags and returns an exit code
+// (report_error.h). Errors are thrown and printed by main. Only this room prints.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -25,7 +25,10 @@ struct TrainFlags {
   std::int64_t dump_routing_tokens = 0;
   bool show_routing = false;  // the heat map while training
   LaunchFlags launch;
-  bool dry_run = false;  // plan and memory, no training
+  std::int32_t restarts = 0;           // of a run that dies
+  std::string launcher;                // "mpirun -n 4"; empty: the run is this process, or its child
+  std::vector<std::string> arguments;  // as given, the command's name first
+  bool dry_run = false;                // plan and memory, no training
   bool print_config = false;
   bool json = false;
 };

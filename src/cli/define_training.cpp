@@ -42,6 +42,10 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
                 "Under mpirun: seconds without a sign of life after which a process counts as lost")
       ->check(CLI::Range(0.1, 1e9))
       ->capture_default_str();
+  c->add_option("--restarts", f.restarts,
+                "When the run dies, start it again from its newest checkpoint, at most so often")
+      ->check(CLI::Range(std::int64_t{0}, kMost));
+  c->add_option("--launch", f.launcher, "Start the run by this command, as in --launch 'mpirun -n 4'");
   c->add_flag("--show-routing", f.show_routing, "Print the heat map of the experts while training");
   c->add_flag("--dry-run", f.dry_run, "Check the job, print plan and memory per rank, stop");
   c->add_flag("--print-config", f.print_config, "Print the whole job as it will run, stop");

@@ -93,11 +93,12 @@ void require_one_process(std::string_view command) {
 }
 
 int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
-                 const std::function<int(comm::ProcessWorld&)>& body) {
+                 const std::function<int(comm::ProcessWorld&, StopSignals&)>& body) {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   ::pthread_sigmask(SIG_BLOCK, &set, nullptr);  // of all threads to come; the world takes it
+  StopSignals signals({.speaks = is_first(), .takes_sigterm = false, .dies_with_parent = true});
   std::unique_ptr<comm::message::Wire> wire = open_wire();
   const std::int32_t processes = wire->processes();
   const std::int32_t each = flags.ranks_per_process > 0 ? flags.ranks_per_process : 1;
@@ -106,10 +107,10 @@ int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
                                              .timeout = Seconds(flags.timeout),
                                              .silence = Seconds(flags.silence),
                                              .fast_reductions = flags.fast_reductions,
-                                             .takes_sigterm = true});
+                                             .on_sigterm = [&] { signals.ask(SIGTERM); }});
   try {
     check_size(flags, processes, each, job_ranks);
-    return body(world);
+    return body(world, signals);
   } catch (...) {
     const Error error = as_error(std::current_exception());
     world.fail(error);

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "cli/stop_signals.h"
 #include "comm/message/process_world.h"
 
 namespace tessera::cli {
@@ -25,11 +26,11 @@ struct LaunchFlags {
 // Error{config} for a command that would run once in each process, unaware of the others.
 void require_one_process(std::string_view command);
 
-// Runs body(world) in every process of the job, whose ranks are job_ranks in all (0: as many as
-// there are). Only the first process
-// writes to standard output and standard error. An error in any process ends all of them: one tells it, the
-// exit code is 1, and this does not return.
+// Runs body(world, signals) in every process of the job, whose ranks are job_ranks in all (0: as many as
+// there are). Only the first process writes to standard output and standard error. An error in any process
+// ends all of them: one tells it, the exit code is 1, and this does not return. A process whose launcher is
+// gone ends, too.
 int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
-                 const std::function<int(comm::ProcessWorld&)>& body);
+                 const std::function<int(comm::ProcessWorld&, StopSignals&)>& body);
 
 }  // namespace tessera::cli

@@ -77,8 +77,9 @@ int run(int argc, char** argv) {
   CLI::App app{"Tessera trains dense and mixture-of-experts language models in 4D parallelism", "tessera"};
   app.require_subcommand(1);
   app.set_version_flag("--version", TESSERA_VERSION);
-  app.footer("Exit codes: 0 good, 1 failed, 2 wrong use.");
+  app.footer("Exit codes: 0 good, 1 failed, 2 wrong use; of train also 3 diverged, 75 left on request.");
   tessera::cli::AllFlags all;
+  all.train.arguments.assign(argv + 1, argv + argc);
   const Terminal terminal = read_terminal();
   int code = 0;
   tessera::cli::add_training(app, all, terminal, code);

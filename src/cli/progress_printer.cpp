@@ -1,8 +1,6 @@
 #include "cli/progress_printer.h"
 
 #include <fmt/format.h>
-#include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -15,15 +13,6 @@ namespace tessera::cli {
 namespace {
 
 constexpr std::int64_t kLinesInAFile = 20;
-
-// Ctrl-C over an open progress line: leave the shell's prompt a line of its own, then end as if nobody had
-// listened.
-void end_line_and_die(int signal) {
-  const ssize_t ignored = ::write(STDOUT_FILENO, "\n", 1);
-  (void)ignored;
-  ::signal(signal, SIG_DFL);
-  ::raise(signal);
-}
 
 }  // namespace
 
@@ -50,14 +39,11 @@ std::vector<report::RoutingRow> routing_rows(const std::vector<exec::RoutingFigu
 }
 
 ProgressPrinter::ProgressPrinter(const spec::Job& job, const TrainFlags& flags, const Terminal& terminal)
-    : job_(job), terminal_(terminal), json_(flags.json), map_(flags.show_routing) {
-  if (terminal.interactive && !json_) ::signal(SIGINT, end_line_and_die);
-}
+    : job_(job), terminal_(terminal), json_(flags.json), map_(flags.show_routing) {}
 
 ProgressPrinter::~ProgressPrinter() {
   if (open_) std::printf("\n");
   std::fflush(stdout);
-  if (terminal_.interactive && !json_) ::signal(SIGINT, SIG_DFL);
 }
 
 void ProgressPrinter::show(const std::string& line, bool last) {
@@ -72,7 +58,7 @@ void ProgressPrinter::show(const std::string& line, bool last) {
 
 void ProgressPrinter::step(const exec::StepMetrics& m) {
   const std::int64_t done = m.step + 1;
-  const std::int64_t ran = done - first_step_;
+  const std::int64_t ran = std::max<std::int64_t>(1, done - first_step_);
   const std::int64_t steps = job_.train.steps;
   seconds_ += m.time.value;
   for (const std::string& w : m.warnings) {

@@ -13,6 +13,9 @@
 #include "cli/commands.h"
 #include "cli/data_files.h"
 #include "cli/progress_printer.h"
+#include "cli/report_error.h"
+#include "cli/stop_signals.h"
+#include "cli/supervisor.h"
 #include "cli/weights.h"
 #include "exec/generator.h"
 #include "exec/trainer.h"
@@ -156,6 +159,9 @@ void print_json_summary(const exec::RunSummary& s, const report::RunView& view) 
     j["summary"]["peak_flops"] = view.speed.peak.value_or(FlopsPerSecond(0)).value;
   }
   if (s.diverged_at >= 0) j["summary"]["diverged_at"] = s.diverged_at;
+  if (s.left_by != 0) j["summary"]["left_by"] = signal_name(s.left_by);
+  for (const exec::Divergence& d : s.divergences)
+    j["summary"]["divergences"].push_back({{"step", d.step}, {"fault", d.fault}, {"where", d.where}});
   j["summary"]["warnings"] = view.warnings;
   j["summary"]["seconds"] = s.seconds.value;
   for (const report::FileRow& f : view.files) j["summary"]["files"].push_back(f.path);
@@ -297,17 +303,36 @@ void print_start(const spec::Job& job, const Prepared& p) {
 
 int print_diverged(const exec::RunSummary& s, const spec::Job& job) {
   std::fflush(stdout);
+  const exec::Divergence& d = s.divergences.back();
   const std::string rest = s.checkpoint.empty()
                                ? "no checkpoint was written before"
                                : "started again, the run goes on from " + s.checkpoint.string();
-  std::fprintf(
-      stderr,
-      "tessera: training\nthe loss or the gradient norm of step %lld is not finite: the run stopped\n"
-      "  where: step %lld, lr %.3g\n"
-      "  mend: lower train.lr (%.3g) or raise train.lr_warmup_steps (%lld); %s\n",
-      static_cast<long long>(s.diverged_at + 1), static_cast<long long>(s.diverged_at + 1), s.mean.result.lr,
-      job.train.optimizer.lr, static_cast<long long>(job.train.optimizer.lr_warmup_steps), rest.c_str());
-  return 1;
+  const bool patient = job.train.divergence.action != spec::OnDivergence::stop;
+  const std::string limit =
+      patient ? fmt::format(", as often as train.max_divergences={} allows", job.train.divergence.most) : "";
+  std::fputs(
+      fmt::format("tessera: training\nstep {} diverged: {}; its update was not made, and the run stopped{}\n"
+                  "  where: {}; step {}, lr {:.3g}\n"
+                  "  mend: lower train.lr ({:.3g}), raise train.lr_warmup_steps ({}), or set "
+                  "train.on_divergence: {}; {}\n",
+                  s.diverged_at + 1, d.fault, limit, d.where, s.diverged_at + 1, s.mean.result.lr,
+                  job.train.optimizer.lr, job.train.optimizer.lr_warmup_steps,
+                  patient ? "stop, and look at the data there" : "skip or rollback", rest)
+          .c_str(),
+      stderr);
+  return kDiverged;
+}
+
+int print_left(const exec::RunSummary& s) {
+  std::fflush(stdout);
+  const auto steps = s.first_step + std::ssize(s.losses);
+  std::fputs(fmt::format("tessera: left after step {} by {}: {}\n", steps, signal_name(s.left_by),
+                         s.checkpoint.empty()
+                             ? "nothing is kept, as the job has no checkpoint.folder"
+                             : fmt::format("the same command goes on from {}", s.checkpoint.string()))
+                 .c_str(),
+             stderr);
+  return kLeft;
 }
 
 int print_dry_run(const plan::Plan& plan, bool json) {
@@ -346,7 +371,7 @@ spec::Job read_placed_job(const TrainFlags& flags) {
 
 // One process at a time where files are made that the others then find: the first.
 int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& terminal,
-               comm::ProcessWorld* world) {
+               comm::ProcessWorld* world, StopSignals& signals) {
   const spec::Job& job = plan.job;
   const bool leads = world == nullptr || world->process() == 0;
   if (!leads) world->run([](Rank) {});
@@ -365,6 +390,7 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
   {
     ProgressPrinter progress(job, flags, terminal);
     const bool f64 = job.train.precision == spec::Precision::f64;
+    signals.arm();
     summary = exec::train(plan,
                           {.world = world,
                            .train = p.data.train,
@@ -375,10 +401,13 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
                            .dump_routing = flags.dump_routing,
                            .dump_routing_tokens = flags.dump_routing_tokens,
                            .resume = p.resume,
-                           .start_weights = p.start},
+                           .start_weights = p.start,
+                           .leave = &signals.asked()},
                           {.on_start = [&](std::int64_t step) { progress.start(step); },
                            .on_step = [&](const exec::StepMetrics& m) { progress.step(m); }});
+    signals.disarm();
     warnings.insert(warnings.end(), progress.warnings().begin(), progress.warnings().end());
+    warnings.insert(warnings.end(), summary.notes.begin(), summary.notes.end());
   }
   if (!leads) return 0;  // the first process has the summary, and the exit code
   report::RunView view = view_of(summary, plan, p.data, peaks, cores);
@@ -386,10 +415,31 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
   if (flags.json) {
     print_json_summary(summary, view);
   } else {
-    if (summary.diverged_at < 0) add_sample(view, job, p.data, summary.checkpoint);
+    if (summary.diverged_at < 0 && summary.left_by == 0) add_sample(view, job, p.data, summary.checkpoint);
     std::printf("\n%s", report::render(view, terminal.style).c_str());
   }
-  return summary.diverged_at < 0 ? 0 : print_diverged(summary, job);
+  if (summary.diverged_at >= 0) return print_diverged(summary, job);
+  return summary.left_by == 0 ? 0 : print_left(summary);
+}
+
+int supervise_job(const TrainFlags& flags, const spec::Job& job) {
+  if (is_launched()) {
+    throw Error(
+        ErrorKind::config, "under mpirun or srun a process cannot start the others again",
+        flags.restarts > 0 ? "--restarts" : "--launch",
+        "start tessera train --restarts N --launch 'mpirun -n 4' JOB without mpirun, or put the job back "
+        "into the queue");
+  }
+  if (flags.restarts > 0 && job.checkpoint.folder.empty()) {
+    throw Error(ErrorKind::config, "a restart would begin again: the job has no checkpoint.folder",
+                "--restarts", "add checkpoint.folder and checkpoint.every");
+  }
+  if (flags.restarts > 0 && job.checkpoint.every == 0)
+    warn("checkpoint.every is 0: a restart begins again, unless the run was asked to leave before");
+  return supervise({.restarts = flags.restarts,
+                    .launcher = flags.launcher,
+                    .arguments = flags.arguments,
+                    .checkpoints = job.checkpoint.folder});
 }
 
 }  // namespace
@@ -403,16 +453,20 @@ int train(const TrainFlags& flags, const Terminal& terminal) {
   if (flags.print_config) return is_first() ? print_config(job, flags.json) : 0;
   const plan::Plan plan = plan::make_plan(job);
   if (flags.dry_run) return is_first() ? print_dry_run(plan, flags.json) : 0;
+  if (flags.restarts > 0 || !flags.launcher.empty()) return supervise_job(flags, job);
   if (!is_launched()) {
     if (flags.launch.ranks_per_process > 0 && flags.launch.ranks_per_process != plan.layout.world_size())
       throw Error(ErrorKind::config,
                   fmt::format("one process of {} ranks, but the job has {}", flags.launch.ranks_per_process,
                               plan.layout.world_size()),
                   "--ranks-per-process", "start the processes with mpirun or srun, or leave the flag out");
-    return train_plan(plan, flags, terminal, nullptr);
+    StopSignals signals({});
+    return train_plan(plan, flags, terminal, nullptr, signals);
   }
   return run_launched(flags.launch, plan.layout.world_size(),
-                      [&](comm::ProcessWorld& world) { return train_plan(plan, flags, terminal, &world); });
+                      [&](comm::ProcessWorld& world, StopSignals& signals) {
+                        return train_plan(plan, flags, terminal, &world, signals);
+                      });
 }
 
 }  // namespace tessera::cli

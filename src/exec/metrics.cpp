@@ -18,7 +18,7 @@ namespace {
 
 // Columns of a rank's row: then bytes and nanoseconds per communicator, then start, end, cpu per action, then
 // the routers.
-enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kHiddenDispatch, kFixedColumns };
+enum Column : std::int64_t { kWall, kFlops, kExposedReduce, kHiddenDispatch, kLeave, kFixedColumns };
 constexpr std::int64_t kNumComms = kNumCommunicators;  // in the order of Communicators::all()
 
 // Which line of the table a communicator counts under. Gradients of all kinds are data parallelism.
@@ -221,8 +221,9 @@ double StepGatherer::bubble() const {
   return sum / pipelines;
 }
 
-StepMetrics StepGatherer::gather(RankEngine& engine, std::int64_t step, Seconds wall) {
+StepMetrics StepGatherer::gather(RankEngine& engine, std::int64_t step, Seconds wall, int leave) {
   put_row(engine, wall);
+  mine_.as<std::int64_t>()[kLeave] = leave;
   engine.comms().world->all_gather(all_, mine_);
   const spec::Job& job = plan_.job;
   StepMetrics m;
@@ -231,6 +232,7 @@ StepMetrics StepGatherer::gather(RankEngine& engine, std::int64_t step, Seconds 
   for (std::int32_t r = 0; r < plan_.layout.world_size(); ++r) {
     m.time = std::max(m.time, Seconds(static_cast<double>(row(r)[kWall]) * kNano));
     flops += row(r)[kFlops];
+    m.leave = std::max(m.leave, static_cast<int>(row(r)[kLeave]));
   }
   m.tokens = job.train.global_batch_size * job.train.sequence_length;
   const auto tokens = static_cast<double>(m.tokens);
@@ -292,6 +294,8 @@ std::string to_json(const StepMetrics& m) {
     j["layers"].back()["router_bias_min"] = f.bias->least;
     j["layers"].back()["router_bias_max"] = f.bias->most;
   }
+  if (m.batch >= 0 && m.batch != m.step) j["batch"] = m.batch;
+  if (!m.diverged.empty()) j["diverged"] = m.diverged;
   if (!m.warnings.empty()) j["warnings"] = m.warnings;
   return j.dump();
 }

@@ -39,6 +39,9 @@ struct StepMetrics {
   std::vector<AxisUse> axes;
   std::vector<RoutingFigures> routing;
   std::vector<std::string> warnings;
+  int leave = 0;            // the largest number that a rank gave gather()
+  std::int64_t batch = -1;  // of the data, where it is not the step's; -1: the step's
+  std::string diverged;     // why the step's update was left out; empty: it was made
 };
 
 // What every rank tells about a step, as one row of numbers; gathered over the world.
@@ -46,8 +49,8 @@ class StepGatherer {
  public:
   StepGatherer(const plan::Plan& plan, std::int32_t cores, FlopsPerSecond peak_per_core);
   // Collective over engine.comms().world. wall: of this rank's step. Returns the metrics (the same on every
-  // rank but for warnings, which are new ones only).
-  [[nodiscard]] StepMetrics gather(RankEngine& engine, std::int64_t step, Seconds wall);
+  // rank but for warnings, which are new ones only). leave: a number that all ranks learn of (m.leave).
+  [[nodiscard]] StepMetrics gather(RankEngine& engine, std::int64_t step, Seconds wall, int leave = 0);
 
  private:
   void put_row(RankEngine& engine, Seconds wall);

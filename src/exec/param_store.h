@@ -66,6 +66,8 @@ class ParamStore {
 
   [[nodiscard]] const std::vector<StoredParam>& params() const { return params_; }
   [[nodiscard]] std::vector<optim::Bucket>& buckets() { return buckets_; }
+  // The unit of a stage that uses a parameter: its position, but of MTP layers the head's.
+  [[nodiscard]] std::int32_t unit_of(const layout::ParamSpec& spec) const;
   [[nodiscard]] std::int32_t num_layers() const { return options_.num_layers; }
   [[nodiscard]] const StoreBytes& bytes() const { return bytes_; }
 
@@ -105,7 +107,6 @@ class ParamStore {
 
  private:
   using Members = std::vector<std::size_t>;  // indices into params_
-  [[nodiscard]] std::int32_t unit_of(const layout::ParamSpec& spec) const;
   void make_buckets(StageId stage, layout::GradGroup group);
   void close_bucket(Members& members);
   void share_buffers();

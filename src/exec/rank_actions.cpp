@@ -74,6 +74,7 @@ void RankEngine::at(comm::Phase phase, std::int32_t microbatch) {
 
 void RankEngine::run(const schedule::Action& a) {
   at(phase_of(a.kind), a.microbatch.value);
+  if (probe_) probe_action(a);
   StageState& s = state(a.stage);
   const MicrobatchId mb = a.microbatch;
   switch (a.kind) {
@@ -129,7 +130,7 @@ bool RankEngine::runs_pairs() const {
 
 std::int64_t RankEngine::pair_at(std::size_t i) const {
   const schedule::ActionList& list = actions();
-  if (!pair_ || list[i].kind != ActionKind::forward) return -1;
+  if (!pair_ || probe_ || list[i].kind != ActionKind::forward) return -1;
   std::size_t next = i + 1;
   if (next < list.size() && list[next].kind == ActionKind::send_forward) ++next;
   if (next >= list.size() || !schedule::may_run_beside(list[i], list[next])) return -1;
@@ -223,6 +224,7 @@ void RankEngine::run_forward(StageState& s, MicrobatchId mb) {
     copy(s.stage->input(live), s.previous_here->stage->output(live_slot(*s.previous_here, mb)));
   }
   s.stage->forward(*ctx_, {.live = live, .deferred = 0, .gradient = 0}, microbatch(mb));
+  if (probe_) probe_forward(s, mb);
   if (!s.stage->cut().has_head) return;
   local_ce_ += s.stage->loss(live);
   if (ctx_->training) local_mtp_ += s.stage->mtp_loss(live);
@@ -243,6 +245,7 @@ void RankEngine::run_backward_input(StageState& s, MicrobatchId mb) {
   const StageSlot slot{
       .live = live_slot(s, mb), .deferred = take_deferred(s, mb), .gradient = gradient_slot(s, mb)};
   s.stage->backward_input(*ctx_, slot, microbatch(mb));
+  if (probe_) probe_backward(s, mb);
 }
 
 void RankEngine::run_backward_weight(StageState& s, MicrobatchId mb) {
@@ -251,7 +254,7 @@ void RankEngine::run_backward_weight(StageState& s, MicrobatchId mb) {
                        .gradient = gradient_slot(s, mb)};
   ++s.num_weight_done;
   s.stage->backward_weight(*ctx_, slot, microbatch(mb),
-                           [this, &s](std::int32_t position) { reduce_completed(s, position); });
+                           [this, &s](std::int32_t position) { weight_done(s, position); });
   free_deferred(s, mb);
 }
 
@@ -261,7 +264,8 @@ void RankEngine::run_backward(StageState& s, MicrobatchId mb, nn::Context& ctx) 
       .live = live_slot(s, mb), .deferred = take_deferred(s, mb), .gradient = gradient_slot(s, mb)};
   ++s.num_weight_done;
   s.stage->backward(ctx, slot, microbatch(mb),
-                    [this, &s](std::int32_t position) { reduce_completed(s, position); });
+                    [this, &s](std::int32_t position) { weight_done(s, position); });
+  if (probe_) probe_backward(s, mb);
   free_deferred(s, mb);
 }
 

@@ -1,12 +1,14 @@
 #include "exec/rank_engine.h"
 
 #include <algorithm>
+#include <array>
+#include <map>
 #include <set>
 #include <utility>
 
 #include "base/clock.h"
 #include "base/math.h"
-#include "comm/thread_world.h"
+#include "comm/planned.h"
 #include "exec/rope.h"
 #include "graph/dispatch_form.h"
 
@@ -87,10 +89,7 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   build(arena_, real);
   TESSERA_CHECK(real == planned_, "the set-up takes what its dry run took");
   fill_rope_tables(plan.job.model, sequence_cut(), cos_, sin_);
-  if (!frequencies_.empty()) {
-    std::ranges::fill(frequencies_.span<double>(), 1.0 / static_cast<double>(frequencies_.dim(1)));
-    use_routing_frequencies();
-  }
+  forget_frequencies();
   if (overlaps_dispatch() || runs_pairs()) {
     rows_worker_ = std::make_unique<comm::CommWorker>(
         comm::CommWorker::Options{.on_unwind = options_.worker->on_unwind()});
@@ -305,7 +304,19 @@ plan::RankMemory RankEngine::measured_memory() const {
 
 void RankEngine::initialise() {
   store_->initialise(options_.plan->job.train.seed, options_.plan->job.model.initializer_range);
+  for (const optim::Bucket& b : store_->buckets()) {  // of steps that a rollback takes back
+    if (!b.updated) continue;
+    options_.kernels->fill(b.m, 0.0);
+    options_.kernels->fill(b.v, 0.0);
+  }
+  forget_frequencies();
   weights_changed();
+}
+
+void RankEngine::forget_frequencies() {
+  if (frequencies_.empty()) return;
+  std::ranges::fill(frequencies_.span<double>(), 1.0 / static_cast<double>(frequencies_.dim(1)));
+  use_routing_frequencies();
 }
 
 void RankEngine::weights_changed() {
@@ -313,18 +324,31 @@ void RankEngine::weights_changed() {
   store_->pack(*options_.kernels);
 }
 
+plan::RankMemory plan_memory(const plan::Plan& plan, Rank rank) {
+  const auto place = [&](std::span<const Rank> members, std::string_view label) {
+    const auto at = std::ranges::find(members, rank) - members.begin();
+    return comm::make_planned(static_cast<std::int32_t>(at), static_cast<std::int32_t>(members.size()),
+                              label);
+  };
+  const RankEngine engine(
+      {.plan = &plan, .rank = rank, .kernels = kernels::make_cpu(), .communicators = place, .dry_run = true});
+  return engine.planned_memory();
+}
+
 plan::MemoryPlan plan_memory(const plan::Plan& plan) {
-  comm::ThreadWorld world({.size = plan.layout.world_size()});
+  const layout::Layout& l = plan.layout;
+  // Sizes differ with the stages and with the remainders of what tp, cp and etp cut; dp, ep and edp cut
+  // evenly.
+  using Place = std::array<std::int32_t, 4>;
+  std::map<Place, plan::RankMemory> known;
   plan::MemoryPlan memory;
-  for (std::int32_t r = 0; r < world.size(); ++r) {
-    const RankEngine engine(
-        {.plan = &plan,
-         .rank = Rank(r),
-         .kernels = kernels::make_cpu(),
-         .communicators = [&](std::span<const Rank> members,
-                              std::string_view label) { return world.communicator(Rank(r), members, label); },
-         .dry_run = true});
-    memory.ranks.push_back(engine.planned_memory());
+  for (std::int32_t r = 0; r < l.world_size(); ++r) {
+    const Rank rank(r);
+    const Place place{l.dense.coordinate(rank, Axis::pp), l.dense.coordinate(rank, Axis::tp),
+                      l.dense.coordinate(rank, Axis::cp), l.expert.coordinate(rank, Axis::etp)};
+    auto at = known.find(place);
+    if (at == known.end()) at = known.emplace(place, plan_memory(plan, rank)).first;
+    memory.ranks.push_back(at->second);
   }
   return memory;
 }

@@ -17,6 +17,7 @@
 #include "exec/param_store.h"
 #include "exec/pass_pair.h"
 #include "exec/stage.h"
+#include "exec/step_probe.h"
 #include "exec/step_tokens.h"
 #include "exec/unit_shards.h"
 #include "plan/memory.h"
@@ -39,6 +40,23 @@ struct StepResult {                     // equal on every rank
   double lr = 0.0;
   std::vector<LayerRouting> routing;
   [[nodiscard]] double loss() const { return ce_loss + aux_loss + z_loss + mtp_loss; }
+};
+
+// Which step of a run: the same numbers but where updates were left out or data jumped over.
+struct StepOrder {
+  std::int64_t step = 0;     // of the learning rate and of reports
+  std::int64_t batch = 0;    // its sequences are [batch * global_batch_size, ...)
+  std::int64_t updates = 0;  // of the weights, made before
+};
+// Asked with the sums of the world before the update; false leaves the weights as they are. The same on every
+// rank.
+using Accept = std::function<bool(const StepResult&)>;
+
+// The first tensor of a step that held what is no finite number: in the order of the pass (weights, forward
+// by micro-batch and layer, backward likewise), which is the same on every layout.
+struct BadTensor {
+  Rank rank;
+  std::string what;  // "the output of layer 3, micro-batch 1"; empty: none was found
 };
 
 struct ActionTime {
@@ -79,7 +97,13 @@ class RankEngine {
 
   void initialise();       // weights from the recipe's seed
   void weights_changed();  // after values were written from outside (a checkpoint)
-  const StepResult& train_step(std::int64_t step);
+  const StepResult& train_step(std::int64_t step) { return train_step({step, step, step}, {}); }
+  const StepResult& train_step(const StepOrder& order, const Accept& accept);
+  // After a step that was not accepted: runs it again and looks at every tensor. Collective, the same on
+  // every rank.
+  [[nodiscard]] BadTensor find_bad_tensor(const StepOrder& order);
+  // Likewise, of a step whose numbers are finite: where its gradient is largest.
+  [[nodiscard]] BadTensor find_largest_gradient();
   // Mean loss over sequences [first, first + count) of `data`, forward only; count must be a multiple of dp *
   // micro_batch_size.
   // Collective. The same on every rank.
@@ -137,6 +161,13 @@ class RankEngine {
   void claim_output(StageState& s, std::int32_t live);
   void claim_gradient(StageState& s, MicrobatchId mb);
 
+  void begin_step(const StepOrder& order);
+  void run_actions();
+  void probe_action(const schedule::Action& action);
+  void probe_forward(const StageState& s, MicrobatchId mb);
+  void probe_backward(const StageState& s, MicrobatchId mb);
+  void weight_done(StageState& s, std::int32_t position);
+  [[nodiscard]] BadTensor first_of_all(const StepProbe& probe);
   void load_batch(const BatchSource& data, std::int64_t first_sequence, std::int32_t num_microbatches);
   [[nodiscard]] nn::Microbatch microbatch(MicrobatchId mb) const;
   [[nodiscard]] nn::LossWeights loss_weights(std::int64_t targets, std::int64_t sequences) const;
@@ -161,7 +192,8 @@ class RankEngine {
   void share_results();
   [[nodiscard]] std::size_t moe_index(std::int32_t layer) const;  // of a MoE layer among the MoE layers
   void note_frequencies();
-  void update(std::int64_t step);
+  void forget_frequencies();
+  void update(const StepOrder& order);
   void move_corrections();
   void timed_phase(const char* name, std::int64_t start_ns, std::int64_t start_cpu_ns);
 
@@ -191,11 +223,14 @@ class RankEngine {
   std::vector<ActionTime> times_;
   std::int64_t exposed_reduce_ns_ = 0;
   Observer* observer_ = nullptr;
+  std::unique_ptr<StepProbe> probe_;  // null: nobody looks
   // A queue of its own: rows to experts do not wait behind gradients. Last: it ends first.
   std::unique_ptr<comm::CommWorker> rows_worker_;
 };
 
-// What every rank of the plan will take, by a dry run of each rank's set-up. Takes no memory.
+// What a rank of the plan will take, by a dry run of its set-up; needs no communicators and takes no memory.
+[[nodiscard]] plan::RankMemory plan_memory(const plan::Plan& plan, Rank rank);
+// Of every rank; ranks that hold the same sizes are set up once.
 [[nodiscard]] plan::MemoryPlan plan_memory(const plan::Plan& plan);
 
 }  // namespace tessera::exec

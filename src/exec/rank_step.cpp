@@ -80,13 +80,13 @@ nn::LossWeights RankEngine::loss_weights(std::int64_t targets, std::int64_t sequ
   return w;
 }
 
-const StepResult& RankEngine::train_step(std::int64_t step) {
+void RankEngine::begin_step(const StepOrder& order) {
   const spec::Recipe& r = options_.plan->job.train;
-  const std::int64_t first = step * r.global_batch_size;
+  const std::int64_t first = order.batch * r.global_batch_size;
   const std::int64_t start = wall_ns();
   const std::int64_t start_cpu = thread_cpu_ns();
   options_.kernels->reset_flops();
-  if (options_.whereabouts != nullptr) options_.whereabouts->set_step(step, comm::Phase::load);
+  if (options_.whereabouts != nullptr) options_.whereabouts->set_step(order.step, comm::Phase::load);
   for (Communicator* c : comms_.all()) c->reset_counters();
   load_batch(*options_.data, first, options_.plan->num_microbatches());
   ctx_->weights = loss_weights(options_.data->num_targets(first, r.global_batch_size), r.global_batch_size);
@@ -101,6 +101,9 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
     for (const Stage::Mixture& m : s.stage->mixtures()) m.moe->reset_stats();
   }
   timed_phase("begin", start, start_cpu);
+}
+
+void RankEngine::run_actions() {
   const schedule::ActionList& list = actions();
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::int64_t backward = pair_at(i);
@@ -111,12 +114,20 @@ const StepResult& RankEngine::train_step(std::int64_t step) {
       i = static_cast<std::size_t>(backward);
     }
   }
+}
+
+const StepResult& RankEngine::train_step(const StepOrder& order, const Accept& accept) {
+  begin_step(order);
+  run_actions();
   at(comm::Phase::update);
   finish_reductions();
   step_flops_ = options_.kernels->flops();
   share_results();
-  update(step);
-  move_corrections();
+  if (!accept || accept(result_)) {
+    note_frequencies();
+    update(order);
+    move_corrections();
+  }
   at(comm::Phase::report);
   return result_;
 }
@@ -190,7 +201,6 @@ void RankEngine::share_results() {
     r.tokens = row[2 * experts];
     r.entropy = r.tokens > 0 ? sums[4 + l] / static_cast<double>(r.tokens) : 0.0;
   }
-  note_frequencies();
   timed_phase("share results", start, cpu);
 }
 
@@ -232,7 +242,7 @@ void RankEngine::move_corrections() {
   }
 }
 
-void RankEngine::update(std::int64_t step) {
+void RankEngine::update(const StepOrder& order) {
   const std::int64_t start = wall_ns();
   const std::int64_t cpu = thread_cpu_ns();
   const spec::Recipe& r = options_.plan->job.train;
@@ -243,8 +253,8 @@ void RankEngine::update(std::int64_t step) {
                              .warmup_steps = o.lr_warmup_steps,
                              .decay_steps = o.lr_wsd_decay_steps,
                              .total_steps = r.steps};
-  result_.lr = lr.at(step);
-  const auto t = static_cast<double>(step + 1);
+  result_.lr = lr.at(order.step);
+  const auto t = static_cast<double>(order.updates + 1);
   const kernels::AdamWOptions adam{.lr = result_.lr,
                                    .beta1 = o.beta1,
                                    .beta2 = o.beta2,

@@ -81,4 +81,21 @@ void load_state(RankEngine& engine, const ckpt::WeightSource& source, StateParts
   engine.weights_changed();
 }
 
+ckpt::Piece numbers_piece(std::string_view name, std::vector<double>& values) {
+  const std::int64_t n = std::ssize(values);
+  return {.name = std::string(name),
+          .num_dims = 1,
+          .global = {n, 1},
+          .slice = {.begin = {0, 0}, .size = {n, 1}},
+          .data = Tensor(values.data(), tensor::DType::f64, {n})};
+}
+
+std::vector<double> load_numbers(const ckpt::WeightSource& source, std::string_view name) {
+  const std::vector<std::string> names = source.names();
+  if (std::ranges::find(names, name) == names.end()) return {};
+  std::vector<double> values(static_cast<std::size_t>(source.shape(std::string(name)).at(0)));
+  source.read(numbers_piece(name, values));
+  return values;
+}
+
 }  // namespace tessera::exec

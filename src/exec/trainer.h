@@ -1,6 +1,7 @@
 // The training loop: every rank a thread, checkpoints in the background, metrics and trace into the output
 // folder.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -32,6 +33,9 @@ struct TrainInputs {
   std::shared_ptr<const ckpt::CheckpointReader> resume;
   // The first weights when nothing is resumed; null: from the seed.
   std::shared_ptr<const ckpt::WeightSource> start_weights;
+  // A number other than 0, of any process, ends the run after the step that all ranks are in, with a
+  // checkpoint. Null: nobody asks.
+  const std::atomic<int>* leave = nullptr;
 };
 
 struct TrainHooks {                                       // called on rank 0's thread
@@ -44,12 +48,22 @@ struct RankUse {
   plan::RankMemory planned, measured;
 };
 
+struct Divergence {
+  std::int64_t step = 0;
+  std::string fault;  // "the loss is not finite"
+  std::string where;  // "first in the output of layer 3, micro-batch 1, rank 2"
+  spec::OnDivergence action = spec::OnDivergence::stop;  // what was done
+  std::int64_t back_to = -1;                             // of a rollback: the next step
+};
+
 struct RunSummary {
   std::int64_t first_step = 0;  // > 0: resumed
   std::vector<double> losses;   // ce loss of each step run
-  // The step whose loss or gradient norm was not finite (-1: none): the run ended there, without a checkpoint
-  // of it.
+  // The step that diverged and ended the run, without a checkpoint of it (-1: none).
   std::int64_t diverged_at = -1;
+  std::vector<Divergence> divergences;  // all of them
+  int left_by = 0;                      // what TrainInputs::leave asked with; 0: not asked, or too late
+  std::vector<std::string> notes;       // what a person should read at the end
   StepMetrics mean;  // rates, MFU, bubble and axes: means and sums over the steps run but the first
   std::vector<RoutingFigures> routing;  // over the last tenth of the steps
   std::vector<RankUse> ranks;
@@ -61,8 +75,8 @@ struct RunSummary {
 };
 
 // Of several processes the one with rank 0 writes metrics and trace, calls the hooks and has the whole
-// summary. Runs the plan to its last step, or to one whose loss or gradient norm is not finite. Throws Error;
-// what was checkpointed stays.
+// summary. Runs the plan to its last step, to one that diverges and is not passed by the job's rule
+// (spec::DivergenceSpec), or until it is asked to leave. Throws Error; what was checkpointed stays.
 [[nodiscard]] RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainHooks& hooks);
 
 }  // namespace tessera::exec

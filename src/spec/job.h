@@ -51,6 +51,12 @@ enum class AuxNormalisation : std::uint8_t { tessera, huggingface, megatron };
 // (ParallelSpec::ranks_per_node) and there to its experts; automatic: graph::dispatch_form.
 enum class DispatchForm : std::uint8_t { automatic, all_to_all, all_gather, hierarchical };
 enum class LrDecay : std::uint8_t { constant, cosine, wsd };
+// Of a step whose loss or gradient norm is not finite, or spikes; its update is never made.
+enum class OnDivergence : std::uint8_t {
+  stop,
+  skip,     // go on with the next step (as OLMo-core's skip-step optimizers do)
+  rollback  // to the last checkpoint, and on with the data behind the step (arXiv 2204.02311 section 5.1)
+};
 
 struct OptimizerSpec {  // AdamW
   double lr = 3e-4;
@@ -64,6 +70,16 @@ struct OptimizerSpec {  // AdamW
   std::int64_t lr_warmup_steps = 0;
   std::int64_t lr_wsd_decay_steps = 0;  // the last steps of wsd, linear to min_lr
   friend bool operator==(const OptimizerSpec&, const OptimizerSpec&) = default;
+};
+
+struct DivergenceSpec {
+  OnDivergence action = OnDivergence::stop;
+  // A step spikes when its loss, or its gradient norm before clipping, is above so many times the mean of the
+  // last `window` good steps, from half of them on. 0: only what is not finite counts.
+  double max_loss_ratio = 0.0, max_grad_norm_ratio = 0.0;
+  std::int64_t window = 128;
+  std::int64_t most = 10;  // skips in a row, or rollbacks before the step is passed; then the run stops
+  friend bool operator==(const DivergenceSpec&, const DivergenceSpec&) = default;
 };
 
 struct MoeRecipe {  // section `moe` of the file; docs/moe.md has the formulas
@@ -110,6 +126,7 @@ struct Recipe {
   // engine trains no MTP layers.
   double mtp_loss_coef = 0.0;
   OptimizerSpec optimizer;
+  DivergenceSpec divergence;
   MoeRecipe moe;
   friend bool operator==(const Recipe&, const Recipe&) = default;
 };

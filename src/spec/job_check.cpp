@@ -65,6 +65,23 @@ void check_optimizer(const Job& job, Checker& c) {
           fmt::format("use together at most {} steps", job.train.steps));
 }
 
+void check_divergence(const Job& job, Checker& c) {
+  const DivergenceSpec& d = job.train.divergence;
+  const auto ratio = [&](std::string_view key, double value) {
+    c.check(value == 0.0 || (value > 1.0 && value < 1e300), {key},
+            fmt::format("{}={} is neither 0 nor above 1", key.substr(key.find('.') + 1), value),
+            "use for example 2.0, or 0 for steps that are not finite only");
+  };
+  ratio("train.max_loss_ratio", d.max_loss_ratio);
+  ratio("train.max_grad_norm_ratio", d.max_grad_norm_ratio);
+  between(c, "train.divergence_window", d.window, 2, 4096);
+  between(c, "train.max_divergences", d.most, 1, kMaxCount);
+  c.check(d.action != OnDivergence::rollback || !job.checkpoint.folder.empty(),
+          {"train.on_divergence", "checkpoint.folder"},
+          "on_divergence=rollback has no checkpoint to go back to",
+          "add checkpoint.folder and checkpoint.every, or use on_divergence: skip");
+}
+
 void check_recompute(const Job& job, Checker& c) {
   const Recipe& t = job.train;
   const ModelSpec& m = job.model;
@@ -112,6 +129,7 @@ void check_train(const Job& job, Checker& c) {
   if (job.model.position == PositionKind::learned) check_positions(job, c);
   check_recompute(job, c);
   check_optimizer(job, c);
+  check_divergence(job, c);
   at_least_zero(c, "train.mtp_loss_coef", t.mtp_loss_coef);
   if (!c.sound({"model"})) return;
   c.check(t.mtp_loss_coef == 0.0 || job.model.num_nextn_predict_layers > 0, {"train.mtp_loss_coef", "model"},

@@ -74,6 +74,11 @@ struct EnumNames<LrDecay> {
   static constexpr std::array<std::pair<LrDecay, std::string_view>, 3> kAll = {
       {{LrDecay::constant, "constant"}, {LrDecay::cosine, "cosine"}, {LrDecay::wsd, "wsd"}}};
 };
+template <>
+struct EnumNames<OnDivergence> {
+  static constexpr std::array<std::pair<OnDivergence, std::string_view>, 3> kAll = {
+      {{OnDivergence::stop, "stop"}, {OnDivergence::skip, "skip"}, {OnDivergence::rollback, "rollback"}}};
+};
 
 // JobRef: Job& or const Job&. The model has its own reader (config.json keys).
 template <class JobRef, class Visitor>
@@ -102,6 +107,11 @@ void visit_train(JobRef& job, Visitor& v) {
   v.optional("lr_decay", job.train.optimizer.lr_decay);
   v.optional("lr_warmup_steps", job.train.optimizer.lr_warmup_steps);
   v.optional("lr_wsd_decay_steps", job.train.optimizer.lr_wsd_decay_steps);
+  v.optional("on_divergence", job.train.divergence.action);
+  v.optional("max_loss_ratio", job.train.divergence.max_loss_ratio);
+  v.optional("max_grad_norm_ratio", job.train.divergence.max_grad_norm_ratio);
+  v.optional("divergence_window", job.train.divergence.window);
+  v.optional("max_divergences", job.train.divergence.most);
 }
 
 template <class JobRef, class Visitor>

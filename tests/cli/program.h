@@ -10,6 +10,7 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -54,19 +55,29 @@ inline std::vector<std::string> words_of(const std::string& line) {
   return words;
 }
 
+struct RunOptions {
+  std::int64_t file_limit = 0;           // bytes that a file may grow to, as a full disk does; 0: no limit
+  std::vector<std::string> environment;  // "NAME=value"
+  std::function<bool()> before;          // in the new process; false: it is not started
+};
+
 // A running program; its outputs go to files of its folder.
 class Running {
  public:
-  // file_limit: bytes that a file may grow to, as a full disk does; 0: no limit.
   Running(const fs::path& folder, const std::string& arguments, std::int64_t file_limit = 0)
-      : folder_(folder) {
+      : Running(folder, arguments, RunOptions{.file_limit = file_limit}) {}
+  Running(const fs::path& folder, const std::string& arguments, const RunOptions& options) : folder_(folder) {
+    const std::int64_t file_limit = options.file_limit;
     std::vector<std::string> words = words_of(arguments);
     words.insert(words.begin(), "tessera");
     std::vector<char*> argv;
     for (std::string& w : words) argv.push_back(w.data());
     argv.push_back(nullptr);
     const std::string out = folder / ".out", err = folder / ".err";
-    char* no_environment[] = {nullptr};
+    std::vector<std::string> environment = options.environment;
+    std::vector<char*> envp;
+    for (std::string& e : environment) envp.push_back(e.data());
+    envp.push_back(nullptr);
     process_ = ::fork();
     if (process_ == 0) {
       if (::chdir(folder.c_str()) != 0) ::_exit(120);
@@ -79,11 +90,19 @@ class Running {
         ::signal(SIGXFSZ, SIG_IGN);  // write() fails instead
         if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(123);
       }
-      ::execve(TESSERA_PROGRAM, argv.data(), no_environment);
+      if (options.before && !options.before()) ::_exit(124);
+      ::execve(TESSERA_PROGRAM, argv.data(), envp.data());
       ::_exit(121);
     }
   }
   void kill(int signal) const { ::kill(process_, signal); }
+  [[nodiscard]] pid_t id() const { return process_; }
+  // Reaps nothing.
+  [[nodiscard]] bool has_ended() const {
+    siginfo_t info{};
+    return ::waitid(P_PID, static_cast<id_t>(process_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == process_;
+  }
   Outcome wait() const {
     constexpr double kTimeout = 120.0;
     const std::int64_t start = wall_ns();

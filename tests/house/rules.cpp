@@ -94,6 +94,9 @@ const std::map<std::string, Banned, std::less<>> kBanned = {
 };
 const std::map<std::string, const char*> kBannedPhrases = {
     {"using namespace std", "write std:: where it is needed"},
+    {"system_clock", "measure with base/clock.h: the time of day jumps"},
+    {"CLOCK_REALTIME", "measure with base/clock.h: the time of day jumps"},
+    {"gettimeofday", "measure with base/clock.h: the time of day jumps"},
     {"#pragma omp", "use std::jthread: the thread sanitizer reports falsely on OpenMP loops"},
 };
 

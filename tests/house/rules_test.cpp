@@ -77,6 +77,8 @@ TEST(Banned, EachThingIsFoundAndItsReplacementNamed) {
       {"std::mt19937 g(1);", "base/random.h"},
       {"using namespace std;", "write std::"},
       {"#pragma omp parallel for", "std::jthread"},
+      {"auto t = std::chrono::system_clock::now();", "base/clock.h"},
+      {"clock_gettime(CLOCK_REALTIME, &t);", "base/clock.h"},
   };
   for (const auto& [code, mend] : cases) {
     const auto found = check_banned({"src/exec/a.cpp", "\n" + code + "\n"});

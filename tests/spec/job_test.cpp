@@ -247,6 +247,17 @@ INSTANTIATE_TEST_SUITE_P(
                 "train.lr_wsd_decay_steps", "lr_decay: wsd"},
         BadCase{"lr:", "lr_warmup_steps: 11\n  lr:", "lr_warmup_steps=11", "train.lr_warmup_steps",
                 "at most 10"},
+        BadCase{"lr:", "max_loss_ratio: 0.5\n  lr:", "max_loss_ratio=0.5 is neither 0 nor above 1",
+                "train.max_loss_ratio", "2.0"},
+        BadCase{"lr:", "max_grad_norm_ratio: -1\n  lr:", "max_grad_norm_ratio=-1 is neither",
+                "train.max_grad_norm_ratio", "or 0 for steps that are not finite"},
+        BadCase{"lr:", "divergence_window: 1\n  lr:", "divergence_window=1 is not between 2 and 4096",
+                "train.divergence_window", "2 to 4096"},
+        BadCase{"lr:", "max_divergences: 0\n  lr:", "max_divergences=0", "train.max_divergences", "from 1"},
+        BadCase{"lr:", "on_divergence: rollback\n  lr:", "no checkpoint to go back to", "train.on_divergence",
+                "on_divergence: skip"},
+        BadCase{"lr:", "on_divergence: skipp\n  lr:", "on_divergence=skipp is not known", "on_divergence",
+                "did you mean skip?"},
         BadCase{"{train: tokens.bin}", "{train: a, text: b}", "data.train and data.text are both given",
                 "data.text", "keep train"},
         BadCase{"{train: tokens.bin}", "{text: b, vocab_size: 97}", "vocab_size=97", "data.vocab_size",
@@ -424,6 +435,11 @@ TEST(Job, WritesYamlThatReadsBackEqual) {
   job.train.optimizer.lr = 0.1 + 0.2;
   job.train.optimizer.lr_decay = LrDecay::wsd;
   job.train.optimizer.lr_wsd_decay_steps = 2;
+  job.train.divergence = {.action = OnDivergence::rollback,
+                          .max_loss_ratio = 2.5,
+                          .max_grad_norm_ratio = 20.0,
+                          .window = 64,
+                          .most = 3};
   job.train.precision = Precision::f64;
   job.train.recompute = Recompute::full;
   job.train.moe = {.router_jitter = 0.01,

@@ -47,7 +47,7 @@ Monitor::Monitor(Wire& wire, Post& post, thread::World& world, const Options& op
       world_(world),
       each_(options.ranks_per_process),
       silence_ns_(options.silence_ns),
-      takes_sigterm_(options.takes_sigterm),
+      on_sigterm_(options.on_sigterm),
       left_run_(static_cast<std::size_t>(world.size())),
       has_state_(static_cast<std::size_t>(world.size())),
       goodbye_(static_cast<std::size_t>(wire.processes())),
@@ -249,10 +249,7 @@ void Monitor::take_sigterm(std::int64_t now) {
   for (std::int32_t p = 0; p < wire_.processes() && !world_.stopped(); ++p)
     if (wire_.peer(p).host == host && life_of(wire_.peer(p).pid) == Life::dead)
       lost(p, "has died", now - post_.heard_ns(p));
-  if (world_.stopped()) return;
-  ::signal(SIGTERM, SIG_DFL);
-  ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
-  ::raise(SIGTERM);
+  if (!world_.stopped()) on_sigterm_();
 }
 
 void Monitor::loop(const std::stop_token& stop) {
@@ -269,9 +266,9 @@ void Monitor::loop(const std::stop_token& stop) {
     }
     if (world_.stopped() && !told_stop_) tell_stop();
     const std::int64_t now = wall_ns();
+    if (on_sigterm_) take_sigterm(now);
     if (wire_.processes() > 1) {
       show_life(now);
-      if (takes_sigterm_) take_sigterm(now);
       if (!world_.stopped()) watch(now);
     }
     std::this_thread::sleep_for(kTick);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -21,7 +22,7 @@ class Monitor {
   struct Options {
     std::int32_t ranks_per_process = 1;
     std::int64_t silence_ns = 0;
-    bool takes_sigterm = false;
+    std::function<void()> on_sigterm;
   };
   Monitor(Wire& wire, Post& post, thread::World& world, const Options& options);
   ~Monitor();
@@ -61,7 +62,7 @@ class Monitor {
   thread::World& world_;
   std::int32_t each_;  // ranks of a process
   std::int64_t silence_ns_;
-  bool takes_sigterm_;
+  std::function<void()> on_sigterm_;
   std::mutex mutex_;  // of what follows
   std::condition_variable changed_;
   std::int64_t run_ = 0;

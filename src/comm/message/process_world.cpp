@@ -88,7 +88,7 @@ struct ProcessWorld::Shared {
         monitor(*wire, post, world,
                 {.ranks_per_process = o.ranks_per_process,
                  .silence_ns = ns(o.silence),
-                 .takes_sigterm = o.takes_sigterm}) {
+                 .on_sigterm = o.on_sigterm}) {
     if (wire->processes() > 1) carrier.emplace(post);
     for (std::int32_t r = 0; r < o.ranks_per_process; ++r)
       ranks.emplace_back(wire->process() * o.ranks_per_process + r);

@@ -7,6 +7,7 @@
 // one before it (signs of life over the wire; on the same host also the process itself), so that a dead or
 // stopped process is an error too, within `silence`, wherever the others wait.
 #pragma once
+#include <functional>
 #include <memory>
 
 #include "base/error.h"
@@ -27,9 +28,9 @@ class ProcessWorld final : public World {
     bool fast_reductions = false;
     std::int32_t cores = 0;  // that the local ranks share; 0: as found
     // mpirun ends all processes by SIGTERM when one dies, a second before it kills them: time to tell why.
-    // The caller has blocked SIGTERM before it started any thread; one that no dead process explains ends
-    // this process as if it were not blocked.
-    bool takes_sigterm = false;
+    // Called, on a thread of the world, for one that no dead process explains. The caller has blocked
+    // SIGTERM before it started any thread. Empty: SIGTERM is not looked at.
+    std::function<void()> on_sigterm;
   };
   ProcessWorld(std::unique_ptr<message::Wire> wire, Options options);
   // Waits for the other processes, unless something failed.

@@ -56,8 +56,9 @@ int run(int argc, char** argv) {
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  ProcessWorld world(mpi::open_wire(),
-                     {.timeout = Seconds(timeout), .silence = Seconds(silence), .takes_sigterm = true});
+  ProcessWorld world(
+      mpi::open_wire(),
+      {.timeout = Seconds(timeout), .silence = Seconds(silence), .on_sigterm = [] { std::_Exit(143); }});
   try {
     world.run([&](Rank rank) { work(world, rank, fault, silence); });
     return 0;
