@@ -138,7 +138,8 @@ double ring_time(const ClusterSpec& cluster, const Calibration& c, const GroupSh
   const double chunk =
       c.chunk_latency.value + (g.num_tiers > 1 ? hop_latency(cluster, c, g.num_tiers - 1) : 0.0);
   const double ring = ring_bandwidth(cluster, c, g);
-  // Pipelined in chunks the own share goes the same way as the others; without, it is copied in the own memory.
+  // Pipelined in chunks the own share goes the same way as the others; without, it is copied in the own
+  // memory.
   const double own = c.chunk_latency.value > 0.0 ? ring : device_share(cluster, c, 0);
   return c.collective_launch.value + passes * ring_hops(cluster, c, g).latency +
          chunked(sent / ring + sent / own * own_share, chunk);
