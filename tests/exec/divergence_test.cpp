@@ -12,6 +12,7 @@
 
 #include "base/random.h"
 #include "ckpt/checkpoint.h"
+#include "data/sampler.h"
 #include "exec/trainer.h"
 #include "run.h"
 
