@@ -301,7 +301,8 @@ int calibrate_network(const CalibrateFlags& flags, const Terminal& terminal) {
                 "first, without mpirun: tessera calibrate --output machine; then under it: --machine machine "
                 "--output network");
   }
-  return run_launched({}, 0, [&](comm::ProcessWorld& world, StopSignals&) { return run(flags, terminal, world); });
+  return run_launched({}, 0,
+                      [&](comm::ProcessWorld& world, StopSignals&) { return run(flags, terminal, world); });
 }
 
 }  // namespace tessera::cli

@@ -38,4 +38,14 @@ std::string quantity(double count) {
   return human_count(count);
 }
 
+std::string grouped(std::int64_t n) {
+  const std::string digits = fmt::format("{}", n);
+  std::string text;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
+  return text;
+}
+
 }  // namespace tessera::report

@@ -11,5 +11,6 @@ namespace tessera::report {
 [[nodiscard]] std::string percent(double fraction);                    // "23.1%"; small ones "<0.1%"
 [[nodiscard]] std::string duration(Seconds seconds);                   // "1m 05s"
 [[nodiscard]] std::string quantity(double count);                      // "18.4 k"
+[[nodiscard]] std::string grouped(std::int64_t n);                     // "1,234,567"
 
 }  // namespace tessera::report

@@ -24,16 +24,6 @@ std::string number(std::int64_t n) {
   return fmt::format("{}", n);
 }
 
-std::string grouped(std::int64_t n) {  // 1,234,567
-  const std::string digits = number(n);
-  std::string text;
-  for (std::size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
-
 // A degree that is 1 on every line says nothing.
 bool varies(const std::vector<Ranked>& best, std::int32_t cost::Candidate::*axis) {
   return std::any_of(best.begin(), best.end(), [&](const Ranked& r) { return r.candidate.*axis != 1; });

@@ -121,7 +121,7 @@ struct Recipe {
   std::int32_t zero_stage = 0;
   bool overlap_param_gather = true;                   // ZeRO: weights travel while layers before them compute
   std::int64_t bucket_bytes = std::int64_t{4} << 20;  // gradient buckets
-  bool overlap_grad_reduce = true;  // a bucket is summed over dp while backward goes on
+  bool overlap_grad_reduce = true;                    // a bucket is summed over dp while backward goes on
   // Of the loss of the MTP layers (lambda of arXiv 2412.19437 section 2.2), shared evenly by them; 0: the
   // engine trains no MTP layers.
   double mtp_loss_coef = 0.0;
