@@ -181,6 +181,23 @@ TEST(MessagesOfProcesses, ALargeOneIsThereWhenItsReceiverAsks) {
   });
 }
 
+// A rank that is early in the second run waits for a peer whose communicator of the first run is gone.
+TEST(MessagesOfThreads, ASecondRunDoesNotTakeTheFirstOnesEndForItsOwn) {
+  ThreadWorld world({.size = 2, .timeout = Seconds(20.0)});
+  const std::vector<Rank> both = {Rank(0), Rank(1)};
+  for (std::int32_t run = 0; run < 3; ++run) {
+    world.run([&](Rank rank) {
+      if (rank.value == 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      const auto c = world.communicator(rank, both, "cp");
+      std::vector<double> x(4, rank.value);
+      if (rank.value == 1) c->send(tensor_of(x), 0, 0);
+      if (rank.value == 0) c->recv(tensor_of(x), 1, 0);
+      EXPECT_EQ(x[0], 1.0);
+      if (rank.value == 1) c->wait_send(0, 0);
+    });
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, Messages, ::testing::ValuesIn(settings()), setting_name);
 
 }  // namespace

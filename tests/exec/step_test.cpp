@@ -142,6 +142,7 @@ TEST(Step, GradientSumsOutsideOfTheHelperThreadAreExposed) {
     spec::Job job = small_job({});
     job.parallel = {.tp = 2, .dp = 4};
     job.train.zero_stage = 1;
+    job.train.overlap_param_gather = false;
     (void)run_job(job, {.steps = 2, .worker = worker, .inspect = [&](exec::RankEngine& engine) {
                           const exec::Communicators& c = engine.comms();
                           std::int64_t inside = 0;

@@ -113,6 +113,7 @@ class Group {
   // Takes back what `me` has sent and nobody has received; afterwards its buffers are its own again.
   // close: receivers that still want something are told so.
   void withdraw(std::int32_t me, bool close);
+  void open_all();  // the channels that withdraw has closed
 
   // Wakes every sleeper of the group so that it sees a stop.
   void wake_all();

@@ -51,6 +51,16 @@ void Group::withdraw(std::int32_t me, bool close) {
   }
 }
 
+void Group::open_all() {
+  for (std::int32_t from = 0; from < size(); ++from) {
+    for (std::int32_t to = 0; to < size(); ++to) {
+      Channel& c = channel(from, to);
+      const std::lock_guard lock(c.mutex);
+      c.closed = false;
+    }
+  }
+}
+
 void ThreadCommunicator::do_send(Tensor x, std::int32_t to, std::int64_t tag) {
   Scope scope(*this, Scope::Kind::message, info_of(Call::send, x, to, tag));
   Channel& channel = group_.channel(me_, to);

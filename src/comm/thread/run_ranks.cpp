@@ -55,6 +55,7 @@ void run_rank(World& world, Rank rank, const std::function<void(Rank)>& body) {
 void run_ranks(World& world, std::span<const Rank> ranks, std::span<const std::int32_t> cores,
                const std::function<void(Rank)>& body) {
   if (auto error = world.verdict()) throw Error(std::move(*error));
+  world.open_groups();
   for (const Rank r : ranks) world.set_state(r, RankState::running);
   {
     // One rank alone gains nothing from a pin, and would keep off a free core.

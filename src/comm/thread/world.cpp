@@ -72,6 +72,12 @@ Group& World::group(std::span<const Rank> members, std::string_view label, std::
   return *groups_.back();
 }
 
+// A rank may ask for its communicators before the others have: nobody has closed theirs in this run.
+void World::open_groups() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& g : groups_) g->open_all();
+}
+
 void World::wake_all() {
   const std::lock_guard lock(mutex_);
   for (const auto& g : groups_) g->wake_all();

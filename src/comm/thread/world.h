@@ -48,6 +48,7 @@ class World {
   }
 
   [[nodiscard]] Group& group(std::span<const Rank> members, std::string_view label, std::int32_t instance);
+  void open_groups();  // before a run
   void wake_all();
   // A stopped rank takes back its messages in all groups before it frees what it sent.
   void withdraw(Rank rank);
