@@ -91,7 +91,7 @@ void Monitor::wait_for_all_ranks() {
 void Monitor::wait_for_states() {
   std::unique_lock lock(mutex_);
   if (wire_.process() != 0 && stopped_by_ >= 0) return;  // the others tell the first one and the failed one
-  changed_.wait_for(lock, std::chrono::seconds(1), [&] {
+  changed_.wait_for(lock, std::chrono::milliseconds(600), [&] {
     for (std::int32_t r = 0; r < world_.size(); ++r)
       if (!is_local(Rank(r)) && !has_state_[static_cast<std::size_t>(r)]) return false;
     return true;

@@ -33,7 +33,8 @@ class Monitor {
   void tell_left(Rank rank);
   // Until all ranks of all processes have left this run, or the world is stopped.
   void wait_for_all_ranks();
-  // Of a stopped world: until the other processes have said what their ranks did, at most for a second.
+  // Of a stopped world: until the other processes have said what their ranks did, at most for 0.6 s: mpirun
+  // kills all a second after one has died.
   void wait_for_states();
   [[nodiscard]] bool was_reported() const { return reported_.load(); }
   void tell_reported();

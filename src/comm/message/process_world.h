@@ -3,7 +3,7 @@
 // Wire.
 //
 // Failures: the first error of any rank goes to all processes; their waits throw, and run() rethrows it in
-// each of them, with the states of all ranks as far as they came within a second. Each process watches the
+// each of them, with the states of all ranks as far as they came within 0.6 s. Each process watches the
 // one before it (signs of life over the wire; on the same host also the process itself), so that a dead or
 // stopped process is an error too, within `silence`, wherever the others wait.
 #pragma once
