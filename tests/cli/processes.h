@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "cli/program.h"
+
 namespace tessera::cli {
 
 struct Process {
@@ -30,9 +32,9 @@ inline std::vector<Process> processes_below(pid_t root) {
   for (const auto& entry : std::filesystem::directory_iterator("/proc", code)) {
     const pid_t id = std::atoi(entry.path().filename().c_str());
     if (id <= 0) continue;
-    std::ifstream in(entry.path() / "stat");
-    std::string text{std::istreambuf_iterator<char>(in), {}};
+    std::string text = text_of(entry.path() / "stat");
     const std::size_t open = text.find('('), close = text.rfind(')');
+    if (close == std::string::npos) continue;  // it has ended
     if (open == std::string::npos || close == std::string::npos) continue;
     std::istringstream rest(text.substr(close + 1));
     char state = 0;
@@ -50,8 +52,7 @@ inline std::vector<Process> processes_below(pid_t root) {
 }
 
 inline bool is_running(pid_t id) {
-  std::ifstream in("/proc/" + std::to_string(id) + "/stat");
-  std::string text{std::istreambuf_iterator<char>(in), {}};
+  std::string text = text_of("/proc/" + std::to_string(id) + "/stat");
   const std::size_t close = text.rfind(')');
   return close != std::string::npos && close + 2 < text.size() && text[close + 2] != 'Z';
 }

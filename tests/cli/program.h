@@ -30,9 +30,12 @@ struct Outcome {
   std::string errors;  // standard error
 };
 
+// "" when it cannot be read, as what /proc says of a process that ends meanwhile.
 inline std::string text_of(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
 }
 
 // The words of a command line; '...' keeps blanks.
