@@ -34,8 +34,7 @@ inline std::vector<Process> processes_below(pid_t root) {
     if (id <= 0) continue;
     std::string text = text_of(entry.path() / "stat");
     const std::size_t open = text.find('('), close = text.rfind(')');
-    if (close == std::string::npos) continue;  // it has ended
-    if (open == std::string::npos || close == std::string::npos) continue;
+    if (open == std::string::npos || close == std::string::npos) continue;  // it has ended
     std::istringstream rest(text.substr(close + 1));
     char state = 0;
     pid_t parent = 0;
