@@ -137,7 +137,7 @@ struct StepGraph {
   Rank rank;
   std::int32_t num_microbatches = 0;  // of this rank's replica in a step
   std::vector<StageGraph> stages;     // of this rank, ascending
-  OpList step;                        // once a step: gradient reductions, tied sums, scalars, ZeRO-1 gathers
+  OpList step;                        // once a step: gradient reductions, tied sums, scalars, gathers of ZeRO
 
   // Of the whole step.
   [[nodiscard]] Flops flops() const;        // recomputation included

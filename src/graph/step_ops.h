@@ -1,4 +1,4 @@
-// What a rank does once a step: gradient reductions, tied sums, scalars, ZeRO-1 gathers. Inside of this room.
+// What a rank does once a step: gradient reductions, tied sums, scalars, gathers of ZeRO. Inside of this room.
 #pragma once
 #include "graph/layers.h"
 
