@@ -1,4 +1,4 @@
-// What a rank does once a step: gradient reductions, tied sums, scalars, gathers of ZeRO. Inside of this room.
+// What a rank does once a step: gradient reductions, tied sums, scalars, gathers of ZeRO. Room-internal.
 #pragma once
 #include "graph/layers.h"
 
