@@ -21,6 +21,8 @@ struct TrainFlags {
   std::vector<std::string> overrides;  // "train.steps=50"
   std::string start_from;              // Hugging Face folder or checkpoint
   std::string placement;               // file of `tessera place`
+  std::int64_t rebalance = 0;          // steps between two moves of experts; 0: they stay
+  double most_moved = 1.0;             // share of a layer's slots that one move may fill anew
   std::string dump_routing;            // file to write; docs/formats/routing.md
   std::int64_t dump_routing_tokens = 0;
   bool show_routing = false;  // the heat map while training

@@ -25,6 +25,13 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
                 "Take the first weights from a Hugging Face folder or a checkpoint");
   c->add_option("--placement", f.placement,
                 "Where experts live: a file of `tessera place` for the job's expert ranks and nodes");
+  c->add_option("--rebalance", f.rebalance,
+                "Every STEPS, move experts between ranks so that none has far more tokens than the mean")
+      ->type_name("STEPS")
+      ->check(CLI::Range(std::int64_t{1}, kMost));
+  c->add_option("--most-moved", f.most_moved, "Share of a layer's slots that one such move may fill anew")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   c->add_option("--dump-routing", f.dump_routing,
                 "Write what the tokens chose: counts and pairs of experts, a file for plan --routing");
   c->add_option("--dump-routing-tokens", f.dump_routing_tokens,

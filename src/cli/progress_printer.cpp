@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "cli/rebalance.h"
 #include "report/progress.h"
 #include "report/strip.h"
 
@@ -65,6 +66,7 @@ void ProgressPrinter::step(const exec::StepMetrics& m) {
     warnings_.push_back(fmt::format("step {}: {}", done, w));
     if (!json_) show("warning, step " + std::to_string(done) + ": " + w, true);
   }
+  if (m.moved && !json_) show(fmt::format("after step {}: {}", done, describe(*m.moved)), true);
   if (json_) {
     std::printf("%s\n", exec::to_json(m).c_str());
     std::fflush(stdout);

@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/data_files.h"
 #include "cli/progress_printer.h"
+#include "cli/rebalance.h"
 #include "cli/report_error.h"
 #include "cli/stop_signals.h"
 #include "cli/supervisor.h"
@@ -112,6 +113,7 @@ report::RunView view_of(const exec::RunSummary& s, const plan::Plan& plan, const
   }
   fill_bubble(view, s, plan);
   view.routing = routing_rows(s.routing);
+  view.expert_moves = describe(s.moves);
   for (const exec::RankUse& r : s.ranks) {
     view.memory.push_back({.rank = r.rank.value, .planned = r.planned, .measured = r.measured});
   }
@@ -348,10 +350,7 @@ int print_config(const spec::Job& job, bool json) {
   return 0;
 }
 
-// With the slots of --placement.
-spec::Job read_placed_job(const TrainFlags& flags) {
-  spec::Job job = spec::read_job(flags.job, flags.overrides, spec::JobUse::train);
-  if (flags.placement.empty()) return job;
+void read_placement(spec::Job& job, const TrainFlags& flags) {
   const std::string where = "--placement " + flags.placement;
   if (!job.model.moe) {
     throw Error(ErrorKind::config, "the model has no experts to place", where, "leave the flag out");
@@ -366,6 +365,13 @@ spec::Job read_placed_job(const TrainFlags& flags) {
       flags.placement, {.machine = machine, .num_experts = experts, .layers = spec::moe_layers(job.model)});
   for (const place::LayerMap& map : p.maps)
     job.parallel.expert_slots.insert(job.parallel.expert_slots.end(), map.begin(), map.end());
+}
+
+// With the slots of --placement, and those that --rebalance begins with.
+spec::Job read_placed_job(const TrainFlags& flags) {
+  spec::Job job = spec::read_job(flags.job, flags.overrides, spec::JobUse::train);
+  if (!flags.placement.empty()) read_placement(job, flags);
+  prepare_rebalancing(job, flags);
   return job;
 }
 
@@ -402,6 +408,7 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
                            .dump_routing_tokens = flags.dump_routing_tokens,
                            .resume = p.resume,
                            .start_weights = p.start,
+                           .rebalancing = rebalancing_of(job, flags),
                            .leave = &signals.asked()},
                           {.on_start = [&](std::int64_t step) { progress.start(step); },
                            .on_step = [&](const exec::StepMetrics& m) { progress.step(m); }});

@@ -294,6 +294,13 @@ std::string to_json(const StepMetrics& m) {
     j["layers"].back()["router_bias_min"] = f.bias->least;
     j["layers"].back()["router_bias_max"] = f.bias->most;
   }
+  if (m.moved) {
+    j["moved_experts"] = {{"slots", m.moved->slots},
+                          {"layers", m.moved->layers},
+                          {"fullest_rank_before", m.moved->fullest_before},
+                          {"fullest_rank_after", m.moved->fullest_after},
+                          {"time_s", m.moved->time.value}};
+  }
   if (m.batch >= 0 && m.batch != m.step) j["batch"] = m.batch;
   if (!m.diverged.empty()) j["diverged"] = m.diverged;
   if (!m.warnings.empty()) j["warnings"] = m.warnings;

@@ -2,12 +2,14 @@
 // docs/formats/metrics.md.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/quantity.h"
 #include "exec/rank_engine.h"
+#include "exec/rebalancer.h"
 #include "exec/routing_watch.h"
 #include "plan/plan.h"
 
@@ -39,9 +41,10 @@ struct StepMetrics {
   std::vector<AxisUse> axes;
   std::vector<RoutingFigures> routing;
   std::vector<std::string> warnings;
-  int leave = 0;            // the largest number that a rank gave gather()
-  std::int64_t batch = -1;  // of the data, where it is not the step's; -1: the step's
-  std::string diverged;     // why the step's update was left out; empty: it was made
+  int leave = 0;                    // the largest number that a rank gave gather()
+  std::int64_t batch = -1;          // of the data, where it is not the step's; -1: the step's
+  std::optional<ExpertMove> moved;  // after the step
+  std::string diverged;             // why the step's update was left out; empty: it was made
 };
 
 // What every rank tells about a step, as one row of numbers; gathered over the world.

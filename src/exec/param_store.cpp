@@ -282,6 +282,15 @@ void ParamStore::initialise(std::uint64_t seed, double range) {
   });
 }
 
+void ParamStore::rename(std::vector<ParamSpec> specs) {
+  TESSERA_CHECK_EQ(specs.size(), params_.size(), "as many parameters as before");
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    TESSERA_CHECK(specs[i].slice == params_[i].spec.slice && specs[i].kind == params_[i].spec.kind,
+                  "parameters change their names alone");
+    params_[i].spec = std::move(specs[i]);
+  }
+}
+
 void ParamStore::zero_grads(kernels::Kernels& kernels) {
   for (const optim::Bucket& b : buckets_) kernels.fill(b.keeps_grad ? b.grad : b.grad_shard, 0.0);
 }

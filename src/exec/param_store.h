@@ -98,6 +98,9 @@ class ParamStore {
   void initialise(std::uint64_t seed, double range);  // normal(0, range) or ones, by (name, global element)
   // write(p) puts the value of each parameter into p.value (not of tied copies, which share another's).
   void write_values(const std::function<void(const StoredParam&)>& write);
+  // The same memory under other names: between slots experts changed places. REQUIRES equal shapes in the
+  // same order.
+  void rename(std::vector<layout::ParamSpec> specs);
   void zero_grads(kernels::Kernels& kernels);
   void pack(kernels::Kernels& kernels);  // after every change of values
   void pack_bucket(kernels::Kernels& kernels, std::size_t bucket);

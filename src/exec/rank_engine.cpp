@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/math.h"
 #include "comm/planned.h"
+#include "exec/expert_moves.h"
 #include "exec/rope.h"
 #include "graph/dispatch_form.h"
 
@@ -173,6 +174,7 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
   const nn::Dims d = dims();
   stages_.clear();
   states_.clear();
+  layout_ = plan.layout;
   store_ = std::make_unique<ParamStore>(layout::parameters(job.model, plan.layout, options_.rank),
                                         StoreOptions{.dtype = d.dtype,
                                                      .bucket_bytes = job.train.bucket_bytes,
@@ -311,6 +313,24 @@ void RankEngine::initialise() {
   }
   forget_frequencies();
   weights_changed();
+}
+
+std::int64_t RankEngine::place_experts(std::span<const std::int32_t> slots) {
+  const spec::ModelSpec& model = options_.plan->job.model;
+  TESSERA_CHECK(layout_ && !layout_->expert_of_slot.empty(), "the plan names the slots of experts that move");
+  layout::Layout next = *layout_;
+  layout::place_experts(next, model, slots);
+  at(comm::Phase::update);
+  move_experts(*store_, comms_, *options_.kernels, *layout_, next);
+  store_->rename(layout::parameters(model, next, options_.rank));
+  for (Stage& stage : stages_) {
+    for (const Stage::Mixture& m : stage.mixtures())
+      m.moe->place_experts(next.expert_of_slot[static_cast<std::size_t>(m.layer)]);
+  }
+  std::int64_t moved = 0;
+  for (const std::int32_t l : moe_layers_) moved += count_moves(*layout_, next, l, comms_.ep->size());
+  layout_ = std::move(next);
+  return moved;
 }
 
 void RankEngine::forget_frequencies() {

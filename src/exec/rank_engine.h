@@ -8,6 +8,8 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -97,6 +99,10 @@ class RankEngine {
 
   void initialise();       // weights from the recipe's seed
   void weights_changed();  // after values were written from outside (a checkpoint)
+  // Between steps: moves experts to other slots (layout::place_experts). Collective, the same on every rank.
+  // REQUIRES a plan that names its slots. Gives the slots, over all layers, that another rank's expert came
+  // to.
+  std::int64_t place_experts(std::span<const std::int32_t> slots);
   const StepResult& train_step(std::int64_t step) { return train_step({step, step, step}, {}); }
   const StepResult& train_step(const StepOrder& order, const Accept& accept);
   // After a step that was not accepted: runs it again and looks at every tensor. Collective, the same on
@@ -207,6 +213,7 @@ class RankEngine {
   std::unique_ptr<UnitShards> shards_;
   std::vector<Stage> stages_;
   std::vector<StageState> states_;
+  std::optional<layout::Layout> layout_;  // the plan's, with the experts where they are now
   std::vector<std::int32_t> moe_layers_;  // of the whole model
   Tensor cos_, sin_;
   StepTokens tokens_;

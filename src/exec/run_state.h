@@ -21,6 +21,7 @@ void load_state(RankEngine& engine, const ckpt::WeightSource& source, StateParts
 
 // Numbers of the run beside them (not of a layout), a vector in f64; `values` outlives the piece.
 inline constexpr std::string_view kDivergenceState = "run.divergence";
+inline constexpr std::string_view kExpertSlots = "moe.expert_slots";  // where experts are, if they move
 [[nodiscard]] ckpt::Piece numbers_piece(std::string_view name, std::vector<double>& values);
 [[nodiscard]] std::vector<double> load_numbers(const ckpt::WeightSource& source,
                                                std::string_view name);  // or none

@@ -63,11 +63,11 @@ class RankTraining {
                      },
                  .worker = &worker_,
                  .whereabouts = &run.world.whereabouts(rank)}),
-        divergence_(job_.train.divergence),
+        state_{DivergenceWatch(job_.train.divergence), Rebalancer(run.plan, run.inputs.rebalancing)},
         gatherer_(run.plan, run.inputs.cores, run.inputs.peak_per_core) {}
 
   void run() {
-    std::int64_t step = start_state(run_, engine_, divergence_);
+    std::int64_t step = start_state(run_, engine_, state_);
     dump_ = start_dump(run_, engine_, step);
     if (leader_) {
       run_.summary.first_step = step;
@@ -95,8 +95,8 @@ class RankTraining {
     helper_.start(step);
     if (dump_) dump_->begin_step(step);
     const std::int64_t start = wall_ns();
-    const StepOrder order = divergence_.order(step);
-    engine_.train_step(order, [this](const StepResult& r) { return divergence_.judge(r); });
+    const StepOrder order = state_.divergence.order(step);
+    engine_.train_step(order, [this](const StepResult& r) { return state_.divergence.judge(r); });
     const Seconds wall(static_cast<double>(wall_ns() - start) * 1e-9);
     watch(engine_, own_, helper_, false);
     const int asked = run_.inputs.leave != nullptr ? run_.inputs.leave->load() : 0;
@@ -107,7 +107,7 @@ class RankTraining {
     news_.clear();
     // All of what follows is equal on every rank, so all go the same way.
     if (m.leave != 0 && step + 1 < job_.train.steps) leave(m.leave);
-    return divergence_.fault().empty() ? finish_step(step, m) : diverged(step, m);
+    return state_.divergence.fault().empty() ? finish_step(step, m) : diverged(step, m);
   }
 
   void leave(int signal) {
@@ -116,14 +116,16 @@ class RankTraining {
   }
 
   void report(const StepMetrics& m) {
+    if (m.moved) run_.summary.moves.push_back(*m.moved);
     totals_.add(m, job_.train.steps - std::max<std::int64_t>(1, job_.train.steps / 10));
     run_.report_step(m);
   }
 
-  std::int64_t finish_step(std::int64_t step, const StepMetrics& m) {
+  std::int64_t finish_step(std::int64_t step, StepMetrics& m) {
     const std::int64_t done = step + 1;
+    if (!left_ && done < job_.train.steps) m.moved = state_.rebalancer.after_step(engine_, done);
     const bool due = job_.checkpoint.every > 0 && done % job_.checkpoint.every == 0;
-    if (run_.writer && (due || left_ || done == job_.train.steps)) save(run_, engine_, divergence_, done);
+    if (run_.writer && (due || left_ || done == job_.train.steps)) save(run_, engine_, state_, done);
     if (leader_) report(m);
     return done;
   }
@@ -137,7 +139,7 @@ class RankTraining {
         m.warnings.push_back("left out: " + m.diverged);
         return finish_step(step, m);
       case spec::OnDivergence::rollback: {
-        const std::int64_t to = roll_back(run_, engine_, divergence_, step);
+        const std::int64_t to = roll_back(run_, engine_, state_, step);
         if (leader_) run_.summary.divergences.back().back_to = to;
         news_.push_back(fmt::format("after a rollback from step {}: {}", step + 1, m.diverged));
         return to;
@@ -156,11 +158,11 @@ class RankTraining {
 
   // Collective.
   Divergence describe(std::int64_t step) {
-    const StepOrder order = divergence_.order(step);
-    const bool finite = divergence_.is_finite();
+    const StepOrder order = state_.divergence.order(step);
+    const bool finite = state_.divergence.is_finite();
     const BadTensor bad = finite ? engine_.find_largest_gradient() : engine_.find_bad_tensor(order);
-    Divergence event{.step = step, .fault = divergence_.fault()};
-    event.action = divergence_.decide(step);
+    Divergence event{.step = step, .fault = state_.divergence.fault()};
+    event.action = state_.divergence.decide(step);
     if (bad.what.empty()) {
       event.where = "every tensor was finite when the step was run again: suspect the hardware";
     } else {
@@ -176,7 +178,7 @@ class RankTraining {
   Tracer& helper_;
   comm::CommWorker worker_;
   RankEngine engine_;
-  DivergenceWatch divergence_;
+  RankState state_;
   StepGatherer gatherer_;
   std::unique_ptr<RoutingDump> dump_;
   RunTotals totals_;

@@ -33,6 +33,7 @@ struct TrainInputs {
   std::shared_ptr<const ckpt::CheckpointReader> resume;
   // The first weights when nothing is resumed; null: from the seed.
   std::shared_ptr<const ckpt::WeightSource> start_weights;
+  Rebalancing rebalancing;  // the plan names its slots where it is on
   // A number other than 0, of any process, ends the run after the step that all ranks are in, with a
   // checkpoint. Null: nobody asks.
   const std::atomic<int>* leave = nullptr;
@@ -65,6 +66,7 @@ struct RunSummary {
   int left_by = 0;                      // what TrainInputs::leave asked with; 0: not asked, or too late
   std::vector<std::string> notes;       // what a person should read at the end
   StepMetrics mean;  // rates, MFU, bubble and axes: means and sums over the steps run but the first
+  std::vector<ExpertMove> moves;        // of the steps run
   std::vector<RoutingFigures> routing;  // over the last tenth of the steps
   std::vector<RankUse> ranks;
   double validation_loss = -1.0;  // < 0: none

@@ -164,23 +164,27 @@ void gather_memory(TrainingRun& run, RankEngine& engine) {
   }
 }
 
-std::int64_t start_state(TrainingRun& run, RankEngine& engine, DivergenceWatch& divergence) {
+std::int64_t start_state(TrainingRun& run, RankEngine& engine, RankState& state) {
   if (run.resume) {
     load_state(engine, *run.resume, StateParts::weights_and_optimizer);
-    divergence.restore(load_numbers(*run.resume, kDivergenceState));
+    state.divergence.restore(load_numbers(*run.resume, kDivergenceState));
+    state.rebalancer.restore(engine, load_numbers(*run.resume, kExpertSlots));
     return run.resume->meta().step;
   }
   engine.initialise();
   if (run.inputs.start_weights) load_state(engine, *run.inputs.start_weights, StateParts::weights);
-  divergence.restore({});
+  state.divergence.restore({});
+  state.rebalancer.restore(engine, {});
   return 0;
 }
 
-void save(TrainingRun& run, RankEngine& engine, const DivergenceWatch& divergence, std::int64_t steps_done) {
+void save(TrainingRun& run, RankEngine& engine, const RankState& state, std::int64_t steps_done) {
   const spec::Job& job = run.plan.job;
   std::vector<ckpt::Piece> pieces = owned_pieces(engine);
-  std::vector<double> state = divergence.state();
-  if (engine.rank().value == 0 && !state.empty()) pieces.push_back(numbers_piece(kDivergenceState, state));
+  std::vector<double> divergence = state.divergence.state(), slots = state.rebalancer.state();
+  if (engine.rank().value == 0 && !divergence.empty())
+    pieces.push_back(numbers_piece(kDivergenceState, divergence));
+  if (engine.rank().value == 0 && !slots.empty()) pieces.push_back(numbers_piece(kExpertSlots, slots));
   run.writer->stage(engine.rank(),
                     {.step = steps_done,
                      .tokens = steps_done * job.train.global_batch_size * job.train.sequence_length,
@@ -189,8 +193,8 @@ void save(TrainingRun& run, RankEngine& engine, const DivergenceWatch& divergenc
                     pieces);
 }
 
-std::int64_t roll_back(TrainingRun& run, RankEngine& engine, DivergenceWatch& divergence, std::int64_t step) {
-  const std::int64_t batch = divergence.order(step).batch;
+std::int64_t roll_back(TrainingRun& run, RankEngine& engine, RankState& state, std::int64_t step) {
+  const std::int64_t batch = state.divergence.order(step).batch;
   Communicator& world = *engine.comms().world;
   run.writer->wait();  // what was staged is of good steps
   world.barrier();
@@ -200,8 +204,8 @@ std::int64_t roll_back(TrainingRun& run, RankEngine& engine, DivergenceWatch& di
     for (const std::string& s : skipped) run.summary.notes.push_back("skipped a damaged checkpoint: " + s);
   }
   world.barrier();
-  const std::int64_t to = start_state(run, engine, divergence);
-  divergence.rolled_back(step, batch, to);
+  const std::int64_t to = start_state(run, engine, state);
+  state.divergence.rolled_back(step, batch, to);
   if (engine.rank().value == 0) run.forget_from(to);
   return to;
 }

@@ -9,6 +9,7 @@
 
 #include "comm/thread_world.h"
 #include "exec/divergence.h"
+#include "exec/rebalancer.h"
 #include "exec/token_batches.h"
 #include "exec/tracer.h"
 #include "exec/trainer.h"
@@ -49,12 +50,17 @@ void watch(RankEngine& engine, Tracer& own, Tracer& helper, bool on);
 // Collective: the memory of every rank, into the summary.
 void gather_memory(TrainingRun& run, RankEngine& engine);
 
+// A rank's state beside its weights, which goes into checkpoints too.
+struct RankState {
+  DivergenceWatch divergence;
+  Rebalancer rebalancer;
+};
 // The engine's state as the run begins, or after a rollback: of run.resume, else the first weights. Gives the
 // steps done.
-std::int64_t start_state(TrainingRun& run, RankEngine& engine, DivergenceWatch& divergence);
+std::int64_t start_state(TrainingRun& run, RankEngine& engine, RankState& state);
 // Stages a checkpoint of so many steps.
-void save(TrainingRun& run, RankEngine& engine, const DivergenceWatch& divergence, std::int64_t steps_done);
+void save(TrainingRun& run, RankEngine& engine, const RankState& state, std::int64_t steps_done);
 // Back to the newest checkpoint, on with the data behind `step`. Collective; gives the next step.
-std::int64_t roll_back(TrainingRun& run, RankEngine& engine, DivergenceWatch& divergence, std::int64_t step);
+std::int64_t roll_back(TrainingRun& run, RankEngine& engine, RankState& state, std::int64_t step);
 
 }  // namespace tessera::exec

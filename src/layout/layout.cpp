@@ -124,8 +124,7 @@ std::vector<StageId> Layout::stages_of(Rank rank) const {
   return result;
 }
 
-namespace {
-void place_experts(Layout& layout, const spec::ModelSpec& model, const std::vector<std::int32_t>& slots) {
+void place_experts(Layout& layout, const spec::ModelSpec& model, std::span<const std::int32_t> slots) {
   if (slots.empty()) return;
   const std::int64_t experts = model.moe->num_experts;
   const std::int32_t layers = model.num_hidden_layers + model.num_nextn_predict_layers;
@@ -140,7 +139,6 @@ void place_experts(Layout& layout, const spec::ModelSpec& model, const std::vect
     first += experts;
   }
 }
-}  // namespace
 
 std::int32_t Layout::expert_at(std::int32_t layer, std::int32_t slot) const {
   return expert_of_slot.empty() ? slot : expert_of_slot[index(layer)][index(slot)];

@@ -182,6 +182,9 @@ struct Layout {
   friend bool operator==(const Layout&, const Layout&) = default;
 };
 
+// Experts to slots, as ParallelSpec::expert_slots has them (valid); empty: the layout stays.
+void place_experts(Layout& layout, const spec::ModelSpec& model, std::span<const std::int32_t> slots);
+
 enum class Placement : std::uint8_t { loop, vee };
 
 // REQUIRES: a validated job. Stage cuts: stage_layers, or even with the remainder on the first stages.

@@ -115,6 +115,15 @@ void MoeLayer::reset_stats() {
   stats_.node_rows = std::move(node_rows);
 }
 
+void MoeLayer::place_experts(std::vector<std::int32_t> expert_of_slot) {
+  TESSERA_CHECK(!o_.expert_of_slot.empty(), "slots were named when the layer was built");
+  TESSERA_CHECK_EQ(expert_of_slot.size(), o_.expert_of_slot.size(), "as many slots as before");
+  o_.expert_of_slot = std::move(expert_of_slot);
+  replicas_P_.clear();
+  first_E1_.clear();
+  sort_slots(o_, replicas_P_, first_E1_);
+}
+
 void MoeLayer::set_global_frequency(std::span<const double> frequency) {
   TESSERA_CHECK_EQ(frequency.size(), frequency_.size(), "one frequency an expert");
   std::copy(frequency.begin(), frequency.end(), frequency_.begin());

@@ -151,6 +151,9 @@ class MoeLayer : public nn::Layer {
 
   [[nodiscard]] const Stats& stats() const { return stats_; }
   void reset_stats();
+  // Between steps: the slots have other experts now, whose weights are there. REQUIRES as many as
+  // Options::expert_of_slot gave, which was not empty.
+  void place_experts(std::vector<std::int32_t> expert_of_slot);
   // Share of all choices of the previous step that went to each expert [E] (sums to 1); for the global_batch
   // unit.
   void set_global_frequency(std::span<const double> frequency);

@@ -189,6 +189,7 @@ void put_routing(Page& page, const RunView& view) {
   page.section(fmt::format("Experts, {} a layer", most_experts(view.routing)));
   page.block(routing_map(view.routing, page.inner()));
   page.paragraph(routing_note(view.routing, page.inner()), Tone::faint);
+  if (!view.expert_moves.empty()) page.paragraph(view.expert_moves, Tone::faint);
 }
 
 void put_sample(Page& page, const RunView& view) {

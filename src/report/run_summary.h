@@ -73,6 +73,7 @@ struct RunView {
   std::vector<AxisRow> axes;
   std::optional<BubbleView> bubble;
   std::vector<RoutingRow> routing;
+  std::string expert_moves;       // a sentence or two; empty: none
   std::vector<MemoryRow> memory;  // ascending ranks
   std::string prompt, sample;     // the sample without its prompt
   std::vector<std::string> warnings;

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "cli/program.h"
 
@@ -115,6 +116,40 @@ TEST_F(Deepseek, ExpertsLiveWhereAPlacementOfTheSameRoutingPutsThem) {
   EXPECT_THAT(other.errors,
               AllOf(HasSubstr("the file is of 2 nodes, 4 GPUs and 8 slots, asked are 4, 4 and 8"),
                     HasSubstr("p.json")));
+}
+
+TEST_F(Deepseek, ExpertsMoveBetweenRanksWhileItTrains) {
+  const std::string steps = "train job.yaml --set train.steps=7 --set checkpoint.folder= ";
+  const Outcome still = run(steps + "--set output.folder=a");
+  ASSERT_EQ(still.code, 0) << still.errors;
+  const Outcome moved =
+      run(steps + "--set output.folder=b --set data.tokenizer=a/tokenizer.model --rebalance 3");
+  ASSERT_EQ(moved.code, 0) << moved.errors;
+  EXPECT_THAT(moved.output, AllOf(HasSubstr("after step 3: "), HasSubstr("went to another rank in"),
+                                  HasSubstr("Experts moved")));
+  const json a = last_line(read("a/metrics.jsonl")), b = last_line(read("b/metrics.jsonl"));
+  EXPECT_NEAR(a["loss"].get<double>(), b["loss"].get<double>(), 1e-4);
+  std::int64_t moves = 0;
+  std::istringstream lines(read("b/metrics.jsonl"));
+  for (std::string line; std::getline(lines, line);) {
+    const json j = json::parse(line);
+    if (!j.contains("moved_experts")) continue;
+    ++moves;
+    EXPECT_EQ((j["step"].get<std::int64_t>() + 1) % 3, 0);
+    EXPECT_GT(j["moved_experts"]["slots"], 0);
+    EXPECT_LE(j["moved_experts"]["fullest_rank_after"], j["moved_experts"]["fullest_rank_before"]);
+  }
+  EXPECT_GT(moves, 0);
+}
+
+TEST_F(Deepseek, MovesThatCannotBeAreRefused) {
+  const Outcome alone = run("train job.yaml --rebalance 3 --set parallel.ep=1");
+  EXPECT_EQ(alone.code, 2);
+  EXPECT_THAT(alone.errors, AllOf(HasSubstr("every rank has all experts, nothing can move"),
+                                  HasSubstr("--rebalance 3"), HasSubstr("set parallel.ep")));
+  const Outcome never = run("train job.yaml --most-moved 0.5");
+  EXPECT_EQ(never.code, 2);
+  EXPECT_THAT(never.errors, AllOf(HasSubstr("nothing moves"), HasSubstr("--rebalance 100")));
 }
 
 TEST_F(Deepseek, NodesThatCannotShareTheExpertsAreRefused) {

@@ -37,6 +37,8 @@ struct RunOptions {
   const exec::BatchSource* data = nullptr;  // instead of synthetic tokens
   comm::World* world = nullptr;  // instead of threads; the result then holds what the local ranks have
   std::function<void(exec::RankEngine&)> start = nullptr;  // instead of initialise()
+  // After each step but the last, on every rank's thread.
+  std::function<void(exec::RankEngine&, std::int64_t step)> between = nullptr;
   // After the last step, on every rank's thread (ranks one after another).
   std::function<void(exec::RankEngine&)> inspect = nullptr;
 };

@@ -95,6 +95,7 @@ RunResult run_job(const spec::Job& job, const RunOptions& options) {
          .whereabouts = &world.whereabouts(rank)});
     options.start ? options.start(engine) : engine.initialise();
     for (std::int64_t s = 0; s < options.steps; ++s) {
+      if (s > 0 && options.between) options.between(engine, s - 1);
       const exec::StepResult& r = engine.train_step(s);
       if (rank.value == 0) result.steps.push_back(r);
     }
