@@ -1,8 +1,7 @@
 // CSV: a header names the columns, in any order; or numbers alone, a line of counts a layer.
 //   layer,expert,count[,window]            counts
 //   token,layer,expert0,expert1,...        choices, a line for each token and layer
-//   layer,count,expert0,expert1,...        sets of experts and how many tokens chose them (no order of
-// tokens)
+//   layer,count,expert0,expert1,...        sets of experts and how many tokens chose them, in no order
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -59,8 +58,34 @@ std::string lower(std::string_view text) {
   return out;
 }
 
+// Every fault of a line; the first kMostFaults of a file are told.
+constexpr std::size_t kMostFaults = 20;
+
+std::vector<std::int64_t> parse_row(const std::vector<std::string_view>& cells, const Lines& lines,
+                                    const std::string& where, Problems& faults) {
+  std::vector<std::int64_t> row;
+  const auto fault = [&](std::string what) {
+    if (faults.list().size() < kMostFaults) faults.add(std::move(what), where, kMendForeign);
+  };
+  const std::vector<std::string>& names = lines.columns;
+  if (!names.empty() && cells.size() != names.size())
+    fault(fmt::format("the line has {} cells, the header {}", cells.size(), names.size()));
+  for (std::size_t c = 0; c < cells.size(); ++c) {
+    const std::optional<std::int64_t> n = whole(cells[c]);
+    row.push_back(n.value_or(0));
+    if (!n) fault(fmt::format("\"{}\" is not a whole number", cells[c].substr(0, 40)));
+    // Of choices, -1 is none.
+    const bool choice = c < names.size() && names[c].starts_with("expert") && names[c] != "expert";
+    if (n && *n < 0 && !choice) {
+      fault(fmt::format("{} {} is below 0", c < names.size() ? std::string_view(names[c]) : "count", *n));
+    }
+  }
+  return row;
+}
+
 Lines parse_lines(std::string_view text, std::string_view where) {
   Lines out;
+  Problems faults;
   std::int64_t number = 0;
   std::size_t at = 0;
   while (at < text.size()) {
@@ -74,21 +99,10 @@ Lines parse_lines(std::string_view text, std::string_view where) {
       for (const std::string_view cell : cells) out.columns.push_back(lower(cell));
       continue;
     }
-    std::vector<std::int64_t> row;
-    for (const std::string_view cell : cells) {
-      const std::optional<std::int64_t> n = whole(cell);
-      if (!n) {
-        refuse(fmt::format("\"{}\" is not a whole number", cell.substr(0, 40)), place(where, number));
-      }
-      row.push_back(*n);
-    }
-    if (!out.columns.empty() && row.size() != out.columns.size()) {
-      refuse(fmt::format("the line has {} cells, the header {}", row.size(), out.columns.size()),
-             place(where, number));
-    }
-    out.values.push_back(std::move(row));
+    out.values.push_back(parse_row(cells, out, place(where, number), faults));
     out.numbers.push_back(number);
   }
+  faults.throw_if_any();
   if (out.values.empty()) refuse("the text has no lines of numbers", where);
   return out;
 }

@@ -195,6 +195,11 @@ TEST(Csv, WhatCannotBeReadIsNamedWithItsLine) {
               AllOf(HasSubstr("a.file:3"), HasSubstr("second")));
   EXPECT_THAT(error_of_text("layer,expert,count\n0,0\n"), HasSubstr("2 cells, the header 3"));
   EXPECT_THAT(error_of_text("layer,expert,count\n0,0,x\n"), HasSubstr("\"x\" is not a whole number"));
+  // All of them at once, each with its line.
+  EXPECT_THAT(
+      error_of_text("layer,expert,count\n0,0,-3\n0,1,nan\n0,2\n"),
+      AllOf(HasSubstr("count -3 is below 0"), HasSubstr(":2"), HasSubstr("\"nan\" is not a whole number"),
+            HasSubstr(":3"), HasSubstr("2 cells, the header 3"), HasSubstr(":4")));
   EXPECT_THAT(error_of_text("layer,expert,count\n0,0,-1\n"), HasSubstr("count -1"));
   EXPECT_THAT(error_of_text("layer,expert,count\n-1,0,1\n"), HasSubstr("layer -1"));
   EXPECT_THAT(error_of_text("layer,expert,count\n0,99999,1\n"), HasSubstr("expert 99999"));
