@@ -154,6 +154,7 @@ nlohmann::ordered_json to_json(const cost::MachineModel& model, const std::vecto
 }  // namespace
 
 int calibrate(const CalibrateFlags& flags, const Terminal& terminal) {
+  require_joined();
   if (is_launched()) return calibrate_network(flags, terminal);
   if (!flags.machine.empty()) {
     throw Error(ErrorKind::config, "--machine is for the network between several processes, and this is one",

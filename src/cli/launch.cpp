@@ -80,12 +80,24 @@ bool is_launched() {
   return launched_rank() != nullptr;
 }
 
+void require_joined() {
+  if (is_launched()) return;
+  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");  // srun sets it, a batch script has none
+  if (tasks == nullptr || std::string_view(tasks) == "1") return;
+  // Each would run the whole job, into the same folders.
+  const char* rank = std::getenv("SLURM_PROCID");
+  if (rank != nullptr && std::string_view(rank) != "0") std::exit(kWrongUse);
+  throw Error(ErrorKind::config, fmt::format("srun started {} tasks that do not know of each other", tasks),
+              "srun", "add --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH) to srun, or start one task");
+}
+
 bool is_first() {
   const char* rank = launched_rank();
   return rank == nullptr || std::string_view(rank) == "0";
 }
 
 void require_one_process(std::string_view command) {
+  require_joined();
   if (!is_launched()) return;
   throw Error(ErrorKind::config,
               fmt::format("tessera {} runs in one process, its ranks are threads", command), "mpirun",

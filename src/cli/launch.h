@@ -18,6 +18,9 @@ struct LaunchFlags {
   double timeout = 120.0;  // seconds that one wait may take
 };
 
+// Error{config} when srun started several tasks without an MPI plugin: they cannot find each other, and each
+// would take itself for the whole job.
+void require_joined();
 // Started by mpirun, mpiexec or srun.
 [[nodiscard]] bool is_launched();
 // Not launched, or the first process. For what happens before the processes are joined.

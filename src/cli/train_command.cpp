@@ -452,6 +452,7 @@ int supervise_job(const TrainFlags& flags, const spec::Job& job) {
 }  // namespace
 
 int train(const TrainFlags& flags, const Terminal& terminal) {
+  require_joined();
   if (!fs::is_regular_file(flags.job)) {
     throw Error(ErrorKind::config, "there is no such job file", flags.job,
                 "give the path of a job in YAML; examples/demo/job.yaml is one");
