@@ -41,8 +41,10 @@ void MessageCommunicator::quiesce() {
   const auto moving = [](const Receipt& r) {
     return r.state.load(std::memory_order_acquire) == Receipt::State::moving && !r.over();
   };
+  const auto open = [](const Outgoing& s) { return !s.done(); };
   const std::int64_t start = tessera::wall_ns();
-  while (std::ranges::any_of(receipts_, moving) && tessera::wall_ns() - start < kGraceNs) {
+  while ((std::ranges::any_of(receipts_, moving) || std::ranges::any_of(sends_, open)) &&
+         tessera::wall_ns() - start < kGraceNs) {
     post_.poll();
     ::sched_yield();
   }
