@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "cli/calibrate_log.h"
 #include "cli/calibrate_network.h"
 #include "cli/calibrate_text.h"
 #include "cost/engine_step.h"
@@ -154,7 +155,9 @@ nlohmann::ordered_json to_json(const cost::MachineModel& model, const std::vecto
 }  // namespace
 
 int calibrate(const CalibrateFlags& flags, const Terminal& terminal) {
-  require_joined();
+  if (!flags.from_log.empty() || !flags.from_csv.empty() || !flags.plan.empty()) {
+    return calibrate_from_runs(flags, terminal);
+  }
   if (is_launched()) return calibrate_network(flags, terminal);
   if (!flags.machine.empty()) {
     throw Error(ErrorKind::config, "--machine is for the network between several processes, and this is one",

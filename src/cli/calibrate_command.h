@@ -1,7 +1,8 @@
 // tessera calibrate: measures this machine, fits a calibration and a cluster to it, and with --check trains
-// small models to compare predicted with measured steps.
+// small models to compare predicted with measured steps; or fits a calibration to runs that were measured.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "cli/commands.h"
 
@@ -17,6 +18,11 @@ struct CalibrateFlags {
   std::string only;              // cases with this in their name
   bool markdown = false;
   bool json = false;
+  // Instead of measuring: runs that were measured before.
+  std::vector<std::string> from_log, plan;  // a plan a log, or one for all
+  std::string from_csv;
+  std::string cluster, practice, base;  // beside the plans; base: calibration to start from
+  std::vector<std::string> constants;   // to fit; empty: all
   // Under mpirun: folder of a calibration of one of the machines.
   std::string machine;
 };

@@ -1,4 +1,4 @@
-// schedule, plan, simulate, validate and calibrate.
+// schedule, model, plan, simulate, validate and calibrate.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdint>
@@ -56,6 +56,31 @@ void add_validate(CLI::App& app, AllFlags& all, int& code) {
       ->check(CLI::Range(std::int64_t{0}, kMost))
       ->capture_default_str();
   c->callback([&] { code = validate_runs(f); });
+}
+
+void add_model(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.model;
+  CLI::App* c =
+      add(app, "model", "What a model is: parameters, memory to train it, what bounds each of its operators",
+          "tessera model mixtral-8x7b\n"
+          "  tessera model llama-3-70b --operators --tokens 1,64,4096 --device a100-sxm-80gb",
+          f.json);
+  const auto positive = CLI::Range(std::int64_t{1}, kMost);
+  c->add_option("model", f.model, "Shipped model by name, or a config.json or its folder")->required();
+  c->add_option("--device", f.device, "Accelerator, by the name of its shipped calibration")
+      ->capture_default_str();
+  c->add_option("--calibration", f.calibration, "Calibration file instead of it");
+  c->add_option("--precision", f.precision, "bf16, fp16, fp8, fp8_block, mxfp8, nvfp4, f32 or f64")
+      ->capture_default_str();
+  c->add_option("--practice", f.practice, "How the software works")->capture_default_str();
+  c->add_option("--seq", f.sequence_length, "Tokens of a sequence (default: 4096, or the model's positions)")
+      ->check(positive);
+  c->add_flag("--operators", f.operators, "Also which operators arithmetic bounds, and which memory");
+  c->add_option("--tokens", f.tokens, "Of a forward pass, several: a column each")
+      ->check(positive)
+      ->delimiter(',')
+      ->capture_default_str();
+  c->callback([&] { code = model(f, terminal); });
 }
 
 void add_plan(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
@@ -177,10 +202,12 @@ std::string is_plain_name(const std::string& name) {
 
 void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   auto& f = all.calibrate;
-  CLI::App* c = add(app, "calibrate", "Measure this machine: the calibration and cluster that predict it",
-                    "tessera calibrate --output machine --check\n"
-                    "What the file holds: docs/formats/calibration.md.",
-                    f.json);
+  CLI::App* c =
+      add(app, "calibrate", "Measure this machine, or take measured runs: the calibration that predicts them",
+          "tessera calibrate --output machine --check\n"
+          "  tessera calibrate --from-log train.log --plan plan.json --name ours\n"
+          "What the file holds: docs/formats/calibration.md.",
+          f.json);
   c->add_option("--output", f.output, "Folder of NAME.yaml and cluster.yaml")->capture_default_str();
   c->add_option("--name", f.name, "Of the calibration and the cluster")
       ->check(CLI::Validator(is_plain_name, "NAME"))
@@ -197,6 +224,19 @@ void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& 
   c->add_flag("--markdown", f.markdown, "The tables as Markdown");
   c->add_option("--machine", f.machine,
                 "Under mpirun, to measure the network: folder that tessera calibrate wrote on a host");
+  c->add_option("--from-log", f.from_log,
+                "Fit to the log of a run of Megatron, torchtitan, DeepSpeed or NeMo; may be repeated")
+      ->allow_extra_args(false);
+  c->add_option("--plan", f.plan, "plan.json or job.yaml of the log's run; one for all logs, or one a log")
+      ->allow_extra_args(false);
+  c->add_option("--from-csv", f.from_csv, "Fit to measured runs in the columns that tessera validate reads");
+  c->add_option("--cluster", f.cluster,
+                "With --from-log: shipped cluster or its YAML, where the plan has none");
+  c->add_option("--practice", f.practice, "With --from-log: how the software works (default: the plan's)");
+  c->add_option("--base", f.base, "With --from-log: calibration file to start from");
+  c->add_option("--constants", f.constants,
+                "With runs: coefficients to fit (default: all that they identify)")
+      ->delimiter(',');
   c->callback([&] { code = calibrate(f, terminal); });
 }
 
@@ -204,6 +244,7 @@ void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& 
 
 void add_planning(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   add_schedule(app, all, terminal, code);
+  add_model(app, all, terminal, code);
   add_plan(app, all, terminal, code);
   add_simulate(app, all, terminal, code);
   add_validate(app, all, code);

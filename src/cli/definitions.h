@@ -5,6 +5,7 @@
 
 #include "cli/calibrate_command.h"
 #include "cli/commands.h"
+#include "cli/model_command.h"
 #include "cli/place_command.h"
 #include "cli/plan_command.h"
 #include "cli/routing_command.h"
@@ -22,6 +23,7 @@ struct AllFlags {
   ConvertFlags convert;
   TokenizeFlags tokenize;
   ScheduleFlags schedule;
+  ModelFlags model;
   PlanFlags plan;
   SimulateFlags simulate;
   ValidateFlags validate;

@@ -191,24 +191,6 @@ ChipFit descend(TrainingRows& problem, std::span<const Constant> constants, std:
   return out;
 }
 
-std::vector<Constant> chosen(const FitOptions& options) {
-  std::vector<Constant> out;
-  std::vector<std::string> known;
-  for (const Constant& c : kConstants) known.emplace_back(c.name);
-  for (const std::string& name : options.names) {
-    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
-    const std::string near = nearest(name, known);
-    throw Error(ErrorKind::config, fmt::format("no constant '{}'", name), "--constants",
-                near.empty() ? "use some of " + join(known, ", ") : fmt::format("did you mean {}?", near));
-  }
-  for (const Constant& c : kConstants) {
-    const bool wanted = options.names.empty() ||
-                        std::find(options.names.begin(), options.names.end(), c.name) != options.names.end();
-    if (wanted) out.push_back(c);
-  }
-  return out;
-}
-
 std::vector<double> start_values(std::span<const Constant> constants, const Calibration& shipped,
                                  bool from_shipped) {
   std::vector<double> values;
@@ -239,6 +221,23 @@ std::span<const Constant> constants() {
   return kConstants;
 }
 
+std::vector<Constant> chosen_constants(const std::vector<std::string>& names) {
+  std::vector<Constant> out;
+  std::vector<std::string> known;
+  for (const Constant& c : kConstants) known.emplace_back(c.name);
+  for (const std::string& name : names) {
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+    const std::string near = nearest(name, known);
+    throw Error(ErrorKind::config, fmt::format("no constant '{}'", name), "--constants",
+                near.empty() ? "use some of " + join(known, ", ") : fmt::format("did you mean {}?", near));
+  }
+  for (const Constant& c : kConstants) {
+    const bool wanted = names.empty() || std::find(names.begin(), names.end(), c.name) != names.end();
+    if (wanted) out.push_back(c);
+  }
+  return out;
+}
+
 std::string chip_of(std::string_view accelerator) {
   const auto is = [&](std::string_view start) { return accelerator.substr(0, start.size()) == start; };
   if (accelerator.find("500w") != std::string_view::npos)
@@ -262,7 +261,7 @@ Calibrations Fit::applied(Calibrations calibrations) const {
 Fit fit(std::span<const Outcome> outcomes, const Calibrations& calibrations, const Predictor& predictor,
         const FitOptions& options) {
   Fit out;
-  out.constants = chosen(options);
+  out.constants = chosen_constants(options.names);
   const std::set<std::string> names = chips_of(outcomes);
   const std::vector<std::string> chips(names.begin(), names.end());
   std::vector<ChipFit> fits(chips.size());
@@ -295,7 +294,7 @@ std::string fold_by_model(const Outcome& o) {
 
 void predict_out_of_fold(std::span<Outcome> outcomes, const Calibrations& calibrations, const KeyOf& fold,
                          const Predictor& predictor, const FitOptions& options) {
-  const std::vector<Constant> fitted = chosen(options);
+  const std::vector<Constant> fitted = chosen_constants(options.names);
   // One fit for each fold and each chip that the fold has rows of.
   std::set<std::pair<std::string, std::string>> pairs;
   for (const Outcome& o : outcomes) {

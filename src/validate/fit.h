@@ -27,6 +27,8 @@ struct Constant {
   void (*set)(cost::Calibration&, double);
 };
 [[nodiscard]] std::span<const Constant> constants();
+// Those of these names in the table's order; none named: all. Error{config} with the nearest name.
+[[nodiscard]] std::vector<Constant> chosen_constants(const std::vector<std::string>& names);
 
 // Accelerators of one chip share their constants: a100-sxm-80gb and a100-sxm-40gb, b200-sxm and gb200.
 [[nodiscard]] std::string chip_of(std::string_view accelerator);
