@@ -12,16 +12,18 @@ A fenced block marked `console` holds commands after "$ " and their output below
 
 The commands of one page run one after another from the root of the checkout. Output (stdout and stderr together) is
 compared line by line; a number matches any number, a bar any bar, a run of blanks any other run, and a line "..." any
-lines in between.
+lines in between. In a block marked `console exact` the numbers must be those that are shown, too: bytes, counts and
+predictions, which every machine prints alike.
 "$ command  # exits 2" expects that exit code. --update writes the output that was seen into the page, and copies
-code blocks marked "cpp PATH#PART" from between "// [PART]" and "// [/PART]" of that file.
+code blocks marked "cpp PATH#PART" from between "// [PART]" and "// [/PART]" of that file; where only numbers differ,
+the lines "..." stay.
 """
 import pathlib
 import re
 import subprocess
 import sys
 
-FENCE = re.compile(r"^```console\s*$")
+FENCE = re.compile(r"^```console( exact)?\s*$")
 SNIPPET = re.compile(r"^(```cpp (\S+)#(\w+)\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 EXITS = re.compile(r"\s+# exits (\d+)\s*$")
 # A number with its exponent or unit prefix; a table's bars and signs stay significant.
@@ -35,26 +37,55 @@ def shape(line):
     return re.sub(r"([-=_ ])\1*", r"\1", NUMBER.sub("#", line)).strip()
 
 
-def matches(want, got):
+def aligned(want, got, alike):
+    """The printed lines that the shown lines `want` stand for, "..." kept; None where `want` does not describe `got`.
+
+    Two lines agree when `alike` makes the same of both. A line "..." stands for as few lines as it can; the earliest
+    place of what follows it leaves the most to what comes later.
+    """
+    parts = [[]]
+    for line in want:
+        if line.strip() == "...":
+            parts.append([])
+        else:
+            parts[-1].append(line)
+
+    def fits(part, at):
+        return at + len(part) <= len(got) and all(alike(a) == alike(b) for a, b in zip(part, got[at:]))
+
+    out, at = [], 0
+    for index, part in enumerate(parts):
+        first, last = index == 0, index == len(parts) - 1
+        places = range(at, len(got) - len(part) + 1)
+        if first:
+            places = range(0, 1)
+        if last:
+            places = [p for p in (list(places) if first else [len(got) - len(part)]) if p >= at]
+        place = next((p for p in places if fits(part, p) and (not last or p + len(part) == len(got))), None)
+        if place is None:
+            return None
+        out += ([] if first else ["..."]) + got[place:place + len(part)]
+        at = place + len(part)
+    return out
+
+
+def matches(want, got, exact=False):
     """Whether the shown lines `want` describe the printed lines `got`."""
-    if not want:
-        return not got
-    if want[0].strip() == "...":
-        return any(matches(want[1:], got[i:]) for i in range(len(got) + 1))
-    return bool(got) and shape(want[0]) == shape(got[0]) and matches(want[1:], got[1:])
+    return aligned(want, got, str.rstrip if exact else shape) is not None
 
 
 def commands(lines):
-    """(line of the command, command, first and last line of its output) of each command of a page; lines from 0."""
-    inside = False
+    """(line of the command, command, first and last line of its output, numbers must agree) of each command of a page;
+    lines from 0."""
+    inside = None
     current = None
     for number, line in enumerate(lines):
         if inside and (line.startswith("```") or line.startswith("$ ")):
             if current:
-                yield (*current, number)
+                yield (*current, number, bool(inside[1]))
             current = None
         if line.startswith("```"):
-            inside = bool(FENCE.match(line))
+            inside = FENCE.match(line)
         elif inside and line.startswith("$ "):
             current = (number, line[2:], number + 1)
 
@@ -86,16 +117,16 @@ def check_page(path, update):
             print(f"{path}: code copied anew")
     lines = path.read_text().split("\n")
     good, bad, edits = 0, 0, []
-    for number, command, begin, end in commands(lines):
+    for number, command, begin, end, exact in commands(lines):
         exits = EXITS.search(command)
         expected_code = int(exits.group(1)) if exits else 0
         code, got = run(EXITS.sub("", command))
         want = lines[begin:end]
-        if code == expected_code and matches(want, got):
+        if code == expected_code and matches(want, got, exact):
             good += 1
             continue
         if update and code == expected_code:
-            edits.append((begin, end, got))
+            edits.append((begin, end, aligned(want, got, shape) or got))
             continue
         bad += 1
         print(f"{path}:{number + 1}: the page and the command disagree: {command}")
