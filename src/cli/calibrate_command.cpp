@@ -158,6 +158,7 @@ int calibrate(const CalibrateFlags& flags, const Terminal& terminal) {
   if (!flags.from_log.empty() || !flags.from_csv.empty() || !flags.plan.empty()) {
     return calibrate_from_runs(flags, terminal);
   }
+  require_joined();
   if (is_launched()) return calibrate_network(flags, terminal);
   if (!flags.machine.empty()) {
     throw Error(ErrorKind::config, "--machine is for the network between several processes, and this is one",
