@@ -1,4 +1,4 @@
-// Constants fitted to a few measured steps: known ones are found again, and what the rows do not show is said.
+// Constants fitted to a few measured steps: known ones are found again; what the rows do not show is said.
 #include "validate/refit.h"
 
 #include <fmt/format.h>
