@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 
 #include "report/numbers.h"
 #include "report/page.h"
@@ -108,12 +109,17 @@ std::string refit_page(const RefitView& view, const Style& style) {
   }
   page.section("Predicted against measured");
   page.block(residual_table(refit, page.inner()));
-  page.paragraph(
-      runs < 2 ? "One run shows no error of the fit: it is met by construction. Give a second one, of "
-                 "another layout or size."
-               : "left out: predicted by a fit to the other runs, which is what to expect of a run that "
-                 "is not here.",
-      Tone::faint);
+  const bool any = std::ranges::count(refit.coefficients, CoefficientState::fitted, &Coefficient::state) > 0;
+  std::string_view note = "Nothing was fitted: the file is the calibration that it started from.";
+  if (any && runs < 2) {
+    note =
+        "One run shows no error of the fit: it is met by construction. Give a second one, of another layout "
+        "or size.";
+  } else if (any) {
+    note =
+        "left out: predicted by a fit to the other runs, which is what to expect of a run that is not here.";
+  }
+  page.paragraph(note, Tone::faint);
   return page.text();
 }
 
