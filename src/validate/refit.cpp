@@ -25,6 +25,9 @@ constexpr double kHuber = 0.1;
 // show stays where it was.
 constexpr double kPull = 0.01;
 constexpr std::int32_t kIterations = 40;
+// Rows are left out one at a time, of many every twentieth together.
+constexpr std::int64_t kMostFolds = 20;
+constexpr std::size_t kMostRows = 200;
 
 // Coefficients as places in their ranges, 0 to 1: on the logarithm where the range allows it.
 double place_of(const Constant& c, double value) {
@@ -274,6 +277,10 @@ Coefficient coefficient_of(const Solution& s, const Start& start, std::size_t i)
 void check_rows(std::span<const Observation> rows) {
   if (rows.empty())
     throw Error(ErrorKind::config, "no measured step is left to fit to", "calibrate", "give one");
+  if (rows.size() > kMostRows) {
+    throw Error(ErrorKind::config, fmt::format("{} measured steps, at most {}", rows.size(), kMostRows),
+                "calibrate", "tessera validate --fit --write-calibrations fits to many");
+  }
   const std::string chip = chip_of(rows.front().setup.calibration.name);
   for (const Observation& row : rows) {
     if (!(row.seconds > 0.0) || !std::isfinite(row.seconds)) {
@@ -325,12 +332,19 @@ Refit refit(std::span<const Observation> rows, const Predictor& predictor, const
   };
   for (std::size_t r = 0; r < rows.size(); ++r) out.residuals[r].fitted = with(rows[r], s);
   if (rows.size() < 2) return out;
-  parallel_for(std::ssize(rows), 1, options.threads, [&](std::int64_t i) {
-    const auto left = static_cast<std::size_t>(i);
-    std::vector<Observation> others(rows.begin(), rows.end());
-    others.erase(others.begin() + i);
+  const std::int64_t folds = std::min(std::ssize(rows), kMostFolds);
+  parallel_for(folds, 1, options.threads, [&](std::int64_t fold) {
+    const auto held = [&](std::int64_t r) { return r % folds == fold; };
+    std::vector<Observation> others;
+    for (std::int64_t r = 0; r < std::ssize(rows); ++r) {
+      if (!held(r)) others.push_back(rows[static_cast<std::size_t>(r)]);
+    }
     Rows without(others, start, predictor);
-    out.residuals[left].left_out = with(rows[left], solve(without, start));
+    const Solution by = solve(without, start);
+    for (std::int64_t r = fold; r < std::ssize(rows); r += folds) {
+      const auto row = static_cast<std::size_t>(r);
+      out.residuals[row].left_out = with(rows[row], by);
+    }
   });
   return out;
 }

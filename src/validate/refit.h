@@ -50,7 +50,8 @@ struct Coefficient {
 struct Residual {
   std::string name;
   double measured = 0, shipped = 0, fitted = 0;  // seconds
-  std::optional<double> left_out;                // by the fit to the other rows; absent: one row
+  std::optional<double>
+      left_out;  // by a fit without it (of above 20 rows, without every 20th); absent: one row
 };
 
 struct Refit {
@@ -63,7 +64,7 @@ struct RefitOptions {
   std::vector<std::string> names;  // of the constants; empty: all
   std::int32_t threads = 1;        // of the rows left out
 };
-// REQUIRES observations that the predictor prices; Error{config} with the reason of one that it does not.
+// Error{config}: no observation or above 200, one that the predictor does not price, several chips.
 [[nodiscard]] Refit refit(std::span<const Observation> observations, const Predictor& predictor,
                           const RefitOptions& options);
 

@@ -146,6 +146,23 @@ TEST(Refit, GivesTheSameOnAnyNumberOfThreads) {
   for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(one.residuals[i].left_out, two.residuals[i].left_out);
 }
 
+TEST(Refit, ManyRowsAreLeftOutInTwentyFoldsAndMoreAreSentToValidate) {
+  cost::Calibration truth = cost::calibration("h100-sxm");
+  truth.sustained = 0.7;
+  const std::vector<Observation> few = measured(truth);
+  std::vector<Observation> many(45, few[2]);
+  for (std::size_t i = 0; i < many.size(); i += 2) many[i] = few[4];
+  const Refit r = refit(many, step_model(), {.names = {"sustained"}, .threads = 2});
+  for (const Residual& one : r.residuals) EXPECT_NEAR(one.left_out.value_or(0.0) / one.measured, 1.0, 0.005);
+  many.resize(201, few[0]);
+  try {
+    (void)refit(many, step_model(), {});
+    FAIL() << "201 rows";
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("201 measured steps, at most 200"));
+  }
+}
+
 TEST(Refit, RefusesNothingTwoAcceleratorsAndNoTime) {
   EXPECT_THROW((void)refit({}, step_model(), {}), Error);
   std::vector<Observation> all = measured(cost::calibration("h100-sxm"));
