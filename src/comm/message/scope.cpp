@@ -97,8 +97,11 @@ void MessageCommunicator::check_wait(std::int32_t peer, std::int64_t started_ns,
   const Rank me = world_rank(rank());
   const std::string whom = peer == kAll ? "the other ranks" : fmt::format("rank {}", world_rank(peer).value);
   const auto doing = [&] { return seat_.log.doing(seat_.name(), whom); };
-  if (world_.stopped())
+  const auto end_if_stopped = [&] {
+    if (!world_.stopped()) return;
     world_.throw_stopped(fmt::format("rank {}, {}; {}", me.value, title(seat_.name()), doing()));
+  };
+  end_if_stopped();
   Envelope other;
   if (info_.peer == kNobody && post_.find_other_call(box_, info_, number_, other)) differ(other);
   const auto left = [&](std::int32_t r) {
@@ -109,6 +112,7 @@ void MessageCommunicator::check_wait(std::int32_t peer, std::int64_t started_ns,
     if (r == rank() || (peer != kAll && r != peer) || !left(r)) continue;
     // Its last messages came before the word that it left; but one may have been taken in since.
     if (r == peer && (receipt(r).over() || receipt(r).state == Receipt::State::moving)) continue;
+    end_if_stopped();  // a rank that failed has told why before
     world_.fail(me, peer_left(me, doing(), world_rank(r), seat_.name()));
   }
   if (now - started_ns > world_.timeout_ns())
