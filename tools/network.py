@@ -153,6 +153,13 @@ def hierarchical_text(slot):
     return table(["rows to experts", "step", "median", "ep", "ep_inter", "ep_intra"], rows)
 
 
+def all_reduce_text(run):
+    r = run["all_reduce"]
+    return (f"An all-reduce of {r['bytes'] / 1e6:.1f} MB over the same four ranks: one ring {ms(r['flat_seconds'])}, hierarchical "
+            f"{ms(r['hierarchical_seconds'])}, {r['flat_seconds'] / r['hierarchical_seconds']:.2f} times as fast (reduce-scatter inside of\n"
+            "the nodes, all-reduce across, all-gather inside: two thirds of the ring's bytes cross).\n")
+
+
 def overlap_text(by_link):
     rows = []
     for link, run in by_link.items():
@@ -236,13 +243,17 @@ backward, and is what must stay inside a node. "Stood still": share of the step 
 Two nodes of two ranks at 1gbit. Two ranks share a core here, so only the ratios say something:
 
 {four}
-## Rows to experts: flat against hierarchical
+## Flat against hierarchical
 
 Four ranks on two nodes, experts on all of them, bytes of all ranks in a step:
 
 {hierarchical}
 Flat sends a row to every expert's rank (half of `ep` crosses the link, in balance); hierarchical sends it once to each
 node (`ep_inter` crosses, `ep_intra` does not).
+
+{all_reduce}
+Gradients of a training go round the flat ring: it adds in one order on every cluster, and what it costs more is hidden
+while backward lasts (below).
 
 ## Gradients beside backward
 
@@ -282,12 +293,14 @@ def main():
         say("2 ranks on one node")
         inside = steps_of(runs.cluster("none", nodes=1, ranks=2, only="dense, dp 2;tp 2;pp 2, 1F1B;ZB-H1;MoE, dp 2"))
         say("2 nodes of 2 ranks, neighbours together")
-        slot = steps_of(runs.cluster("1gbit", ranks=2, only="tp 2, dp 2;tp 2, pp 2;dp 2, pp 2;dp 4"))
+        together = runs.cluster("1gbit", ranks=2, only="tp 2, dp 2;tp 2, pp 2;dp 2, pp 2;dp 4")
+        slot = steps_of(together)
         say("2 nodes of 2 ranks, neighbours apart")
         node = steps_of(runs.cluster("1gbit", ranks=2, mapping="node", only="tp 2, dp 2;tp 2, pp 2;dp 2, pp 2;dp 4"))
     page = PAGE.format(date=datetime.date.today().isoformat(), machine=machine_name(), load=f"{load:.1f}",
                        steps=options.steps, links=links_text(by_link), axes=axes_text(steps_of(by_link["1gbit"]), inside),
-                       four=four_text(slot, node), hierarchical=hierarchical_text(slot), overlap=overlap_text(by_link))
+                       four=four_text(slot, node), hierarchical=hierarchical_text(slot),
+                       all_reduce=all_reduce_text(together), overlap=overlap_text(by_link))
     for link, run in by_link.items():
         if not any(compared(s) for s in run["steps"]):
             continue

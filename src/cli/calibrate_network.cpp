@@ -223,6 +223,11 @@ Json to_json(const Network& n, const std::vector<NetworkResult>& results, const 
                     {"latency_seconds", tier.latency.value},
                     {"compute_slowdown", n.measured.compute_slowdown},
                     {"transfer_slowdown", n.measured.transfer_slowdown}};
+    if (n.measured.reduced.value > 0) {
+      j["all_reduce"] = {{"bytes", n.measured.reduced.value},
+                         {"flat_seconds", n.measured.flat_all_reduce.value},
+                         {"hierarchical_seconds", n.measured.hierarchical_all_reduce.value}};
+    }
     j["calls"] = Json::array();
     for (const graph::MeasuredOp& m : n.measured.ops)
       j["calls"].push_back(
@@ -256,6 +261,11 @@ void print(const Network& n, const std::vector<NetworkResult>& results, const Ca
                 tier.bandwidth.value * n.measured.ranks_per_host * 1e-6, tier.latency.value * 1e6);
     std::printf("beside an all-reduce compute loses %.1f %%, and the all-reduce takes %.1f %% longer\n\n",
                 100.0 * n.measured.compute_slowdown, 100.0 * n.measured.transfer_slowdown);
+    if (n.measured.reduced.value > 0) {
+      std::printf("an all-reduce of %.1f MB over all ranks: one ring %.1f ms, by hosts %.1f ms\n\n",
+                  static_cast<double>(n.measured.reduced.value) * 1e-6,
+                  n.measured.flat_all_reduce.value * 1e3, n.measured.hierarchical_all_reduce.value * 1e3);
+    }
     std::printf("%s\nwrote %s/%s.yaml and %s/cluster.yaml\n", fit_text(n.fits, flags, terminal).c_str(),
                 flags.output.c_str(), flags.name.c_str(), flags.output.c_str());
   }

@@ -18,8 +18,12 @@ using graph::MeasuredNetwork;
 using graph::MeasuredOp;
 
 double predicted(const MachineModel& model, const MeasuredNetwork& network, const MeasuredOp& m) {
-  const GroupShape pair = group_shape(model.cluster, 2, network.ranks_per_host);
-  return collective_time(model.cluster, model.calibration, pair, m.op.call, m.op.bytes_sent).value;
+  GroupShape pair = group_shape(model.cluster, 2, network.ranks_per_host);
+  pair.sharing = 1;  // the other ranks of the hosts were silent
+  // A message is priced with its device's share of the network: alone it has all of it.
+  const std::int64_t shares = m.op.call == Call::send ? network.ranks_per_host : 1;
+  const Bytes sent(m.op.bytes_sent.value / shares);
+  return collective_time(model.cluster, model.calibration, pair, m.op.call, sent).value;
 }
 
 bool is_exchange(const MeasuredOp& m) {

@@ -96,6 +96,47 @@ class Beside {
                      arena_.take(DType::u8, {kernels_->packed_bytes(DType::f32, kWide, kWide).value})};
 };
 
+// The fastest of a few all-reduces of all ranks: one ring, and by hosts.
+class AllReduces {
+ public:
+  AllReduces(comm::Communicator& all, comm::Communicator& inside, comm::Communicator& across)
+      : all_(all), inside_(inside), across_(across) {}
+
+  void run(graph::MeasuredNetwork& out) {
+    out.reduced = Bytes(kReduced);
+    out.flat_all_reduce = fastest([&] { all_.all_reduce(x_); });
+    const Tensor own = x_.narrow_rows(inside_.rank() * part_, part_);
+    out.hierarchical_all_reduce = fastest([&] {
+      inside_.reduce_scatter(own, x_);
+      across_.all_reduce(own);
+      inside_.all_gather(x_, own);
+    });
+  }
+
+ private:
+  static constexpr std::int64_t kReduced = std::int64_t{4} << 20;  // bytes, as a bucket of gradients
+
+  template <class Reduce>
+  Seconds fastest(const Reduce& reduce) {
+    std::int64_t best = 0;
+    for (std::int32_t i = 0; i < 8; ++i) {
+      all_.barrier();
+      const std::int64_t start = wall_ns();
+      reduce();
+      const std::int64_t took = wall_ns() - start;
+      best = i == 0 ? took : std::min(best, took);
+    }
+    return Seconds(static_cast<double>(best) * 1e-9);
+  }
+
+  comm::Communicator& all_;
+  comm::Communicator& inside_;
+  comm::Communicator& across_;
+  tensor::Arena arena_{Bytes(kReduced + 4096)};
+  std::int64_t part_ = kReduced / 4 / inside_.size();
+  Tensor x_ = arena_.take(DType::f32, {part_ * inside_.size()});
+};
+
 }  // namespace
 
 graph::MeasuredNetwork measure_network(comm::World& world, std::int32_t hosts,
@@ -119,11 +160,26 @@ graph::MeasuredNetwork measure_network(comm::World& world, std::int32_t hosts,
       Beside(*comm, worker).run(mine);
     }
     all->barrier();
+    if (out.ranks_per_host > 1) {
+      const std::int32_t host = rank.value / out.ranks_per_host, seat = rank.value % out.ranks_per_host;
+      std::vector<Rank> inside, across;
+      for (std::int32_t r = 0; r < out.ranks_per_host; ++r)
+        inside.emplace_back(host * out.ranks_per_host + r);
+      for (std::int32_t h = 0; h < hosts; ++h) across.emplace_back(h * out.ranks_per_host + seat);
+      AllReduces(*all, *world.communicator(rank, inside, "inside"),
+                 *world.communicator(rank, across, "across"))
+          .run(mine);
+    }
     const std::lock_guard lock(mutex);
     if (rank == pair[0] || rank == pair[1]) {
       out.ops = std::move(mine.ops);
       out.compute_slowdown = mine.compute_slowdown;
       out.transfer_slowdown = mine.transfer_slowdown;
+    }
+    if (rank.value == 0) {
+      out.reduced = mine.reduced;
+      out.flat_all_reduce = mine.flat_all_reduce;
+      out.hierarchical_all_reduce = mine.hierarchical_all_reduce;
     }
   });
   return out;

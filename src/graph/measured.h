@@ -34,6 +34,10 @@ struct MeasuredNetwork {
   std::vector<MeasuredOp> ops;     // collectives and messages of one rank of a host and one of the next
   double compute_slowdown = 0.0;   // share of a core's compute lost while an all-reduce runs beside it
   double transfer_slowdown = 0.0;  // an all-reduce beside compute takes 1 + so much
+  // An all-reduce of all ranks, flat (one ring) and hierarchical (scattered inside of each host, summed
+  // across, gathered inside); 0 with one rank a host.
+  Bytes reduced;
+  Seconds flat_all_reduce, hierarchical_all_reduce;
 };
 
 }  // namespace tessera::graph
