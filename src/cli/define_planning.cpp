@@ -7,6 +7,30 @@
 
 namespace tessera::cli {
 
+void add_question(CLI::App& c, QuestionFlags& f) {
+  const auto positive = CLI::Range(std::int64_t{1}, kMost);
+  c.add_option("--gbs", f.global_batch_size, "Sequences of a step (default: about 4 M tokens)")
+      ->check(positive);
+  c.add_option("--seq", f.sequence_length, "Tokens of a sequence (default: 4096, or the model's positions)")
+      ->check(positive);
+  c.add_option("--precision", f.precision, "bf16, fp16, fp8, fp8_block, mxfp8, nvfp4, f32 or f64")
+      ->capture_default_str();
+  c.add_option("--practice", f.practice, "How the software works")->capture_default_str();
+  c.add_option(
+       "--routing", f.routing,
+       "Load of the experts: balanced, power:1.2, or a file of counts or of routing (train --dump-routing)")
+      ->capture_default_str();
+  c.add_option("--placement", f.placement,
+               "Where experts live: a file of `tessera place`; the load of --routing then meets its slots");
+  c.add_option("--capacity-factor", f.capacity_factor, "Of the experts (0: nothing is dropped)")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  c.add_option("--calibration", f.calibration, "Calibration file instead of the device's shipped one");
+  c.add_option("--pin", f.pins, "Fix an axis or a choice, tp=8 or schedule=1f1b,zb-h1; may be repeated")
+      ->type_name("NAME=VALUES")
+      ->allow_extra_args(false);
+}
+
 namespace {
 
 void add_schedule(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
@@ -87,30 +111,11 @@ void add_plan(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code)
   auto& f = all.plan;
   CLI::App* c = add(app, "plan", "Find the fastest layouts that fit, what bounds them, and why not others",
                     "tessera plan llama-3-70b dgx-h100 --devices 256 --gbs 512 --seq 8192", f.json);
-  const auto positive = CLI::Range(std::int64_t{1}, kMost);
   c->add_option("model", f.model, "Shipped model by name, or a config.json or its folder")->required();
   c->add_option("cluster", f.cluster, "Shipped cluster by name, or a cluster YAML")->required();
-  c->add_option("--devices", f.devices, "Devices in use (default: all of the cluster)")->check(positive);
-  c->add_option("--gbs", f.global_batch_size, "Sequences of a step (default: about 4 M tokens)")
-      ->check(positive);
-  c->add_option("--seq", f.sequence_length, "Tokens of a sequence (default: 4096, or the model's positions)")
-      ->check(positive);
-  c->add_option("--precision", f.precision, "bf16, fp16, fp8, fp8_block, mxfp8, nvfp4, f32 or f64")
-      ->capture_default_str();
-  c->add_option("--practice", f.practice, "How the software works")->capture_default_str();
-  c->add_option(
-       "--routing", f.routing,
-       "Load of the experts: balanced, power:1.2, or a file of counts or of routing (train --dump-routing)")
-      ->capture_default_str();
-  c->add_option("--placement", f.placement,
-                "Where experts live: a file of `tessera place`; the load of --routing then meets its slots");
-  c->add_option("--capacity-factor", f.capacity_factor, "Of the experts (0: nothing is dropped)")
-      ->check(CLI::Range(0.0, 1e6))
-      ->capture_default_str();
-  c->add_option("--calibration", f.calibration, "Calibration file instead of the device's shipped one");
-  c->add_option("--pin", f.pins, "Fix an axis or a choice, tp=8 or schedule=1f1b,zb-h1; may be repeated")
-      ->type_name("NAME=VALUES")
-      ->allow_extra_args(false);
+  c->add_option("--devices", f.devices, "Devices in use (default: all of the cluster)")
+      ->check(CLI::Range(std::int64_t{1}, kMost));
+  add_question(*c, f);
   c->add_option("--top", f.top, "Layouts in the list")->check(CLI::Range(1, 1000))->capture_default_str();
   c->add_option("--memory", f.memory, "Share of the usable memory that a plan may reserve")
       ->check(CLI::Range(0.01, 1.0))

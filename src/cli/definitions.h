@@ -8,6 +8,7 @@
 #include "cli/model_command.h"
 #include "cli/place_command.h"
 #include "cli/plan_command.h"
+#include "cli/question.h"
 #include "cli/routing_command.h"
 
 namespace CLI {
@@ -36,6 +37,9 @@ inline constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
 
 // A command with the flag that every one has.
 CLI::App* add(CLI::App& app, const char* name, const char* what, const char* example, bool& json);
+
+// What plan, size and compare are asked, but for the model, the cluster and its devices.
+void add_question(CLI::App& c, QuestionFlags& f);
 
 // code: the exit code of the command that ran. All arguments outlive the parsing.
 void add_training(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);

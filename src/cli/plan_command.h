@@ -5,22 +5,11 @@
 #include <vector>
 
 #include "cli/commands.h"
-#include "graph/practice.h"
+#include "cli/question.h"
 
 namespace tessera::cli {
 
-struct PlanFlags {
-  std::string model, cluster;          // shipped ones by name, or config.json and cluster YAML
-  std::int32_t devices = 0;            // 0: of the cluster
-  std::int64_t global_batch_size = 0;  // 0: about 4 M tokens, a multiple of the devices
-  std::int64_t sequence_length = 0;    // 0: what the model was made for, at most 8192
-  std::string precision = "bf16";
-  double capacity_factor = 0.0;
-  std::string practice = graph::kDefaultPractice;
-  std::string routing = "balanced";
-  std::string placement;          // where experts live; empty: in order
-  std::string calibration;        // file instead of the device's shipped one
-  std::vector<std::string> pins;  // "tp=8"
+struct PlanFlags : QuestionFlags {
   std::int32_t top = 10;
   double memory = 1.0;  // of the usable memory
   std::int32_t threads = 0;
