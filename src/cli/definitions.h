@@ -10,6 +10,7 @@
 #include "cli/plan_command.h"
 #include "cli/question.h"
 #include "cli/routing_command.h"
+#include "cli/size_command.h"
 
 namespace CLI {
 class App;
@@ -26,6 +27,7 @@ struct AllFlags {
   ScheduleFlags schedule;
   ModelFlags model;
   PlanFlags plan;
+  SizeFlags size;
   SimulateFlags simulate;
   ValidateFlags validate;
   CalibrateFlags calibrate;
@@ -44,6 +46,7 @@ void add_question(CLI::App& c, QuestionFlags& f);
 // code: the exit code of the command that ran. All arguments outlive the parsing.
 void add_training(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
 void add_planning(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
+void add_sizing(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
 void add_experts(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
 
 }  // namespace tessera::cli

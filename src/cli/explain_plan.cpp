@@ -114,6 +114,10 @@ cost::Candidate parse_layout(const std::string& text, const cost::Setup& setup) 
   return c;
 }
 
+std::string layout_json(const cost::Candidate& c) {
+  return flags_of(c).dump();
+}
+
 report::Style inner_of(const report::Style& style) {
   report::Style inner = style;
   inner.width -= 2;

@@ -12,6 +12,9 @@ namespace tessera::cli {
 // named is 1, dp is what is left, ZeRO 1, the schedule by vpp. Error{config} with every problem.
 [[nodiscard]] cost::Candidate parse_layout(const std::string& text, const cost::Setup& setup);
 
+// The degrees and choices by the names of flags. JSON text.
+[[nodiscard]] std::string layout_json(const cost::Candidate& c);
+
 // A section of a page: a title, then lines that stand inside of it.
 [[nodiscard]] report::Style inner_of(const report::Style& style);
 [[nodiscard]] std::string titled(const std::string& title, const std::string& lines,

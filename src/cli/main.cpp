@@ -84,6 +84,7 @@ int run(int argc, char** argv) {
   int code = 0;
   tessera::cli::add_training(app, all, terminal, code);
   tessera::cli::add_planning(app, all, terminal, code);
+  tessera::cli::add_sizing(app, all, terminal, code);
   tessera::cli::add_experts(app, all, terminal, code);
   try {
     app.parse(argc, argv);

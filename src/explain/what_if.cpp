@@ -6,6 +6,8 @@
 #include <array>
 
 #include "base/text.h"
+#include "explain/sizing.h"
+#include "search/search.h"
 #include "search/space.h"
 
 namespace tessera::explain {
@@ -15,7 +17,7 @@ namespace {
 using cost::Candidate;
 using cost::Setup;
 
-constexpr double kTwice = 2.0;
+constexpr double kTwice = 2.0, kMoreMemory = 1.5;
 
 // Walks over the levers; each adds its changes.
 class Changes {
@@ -185,19 +187,19 @@ class Changes {
     for (const Change& c : out_) {
       const bool layout = c.lever < Lever::capacity;
       const double needs = c.priced.cost.memory.reserved();
-      if (!layout || !c.priced.valid() || c.priced.fits || needs > 1.5 * usable()) continue;
+      if (!layout || !c.priced.valid() || c.priced.fits ||
+          needs > kMoreMemory * search::usable_memory(setup_))
+        continue;
       if (best == nullptr || c.priced.seconds() < best->priced.seconds()) best = &c;
     }
     if (best == nullptr) return;
     Change change = *best;
     change.lever = Lever::memory;
-    change.text = fmt::format("memory x 1.5: {}", best->text);
-    change.setup.calibration.usable_memory = Bytes(change.setup.calibration.usable_memory.value / 2 * 3);
-    change.setup.cluster.memory = Bytes(change.setup.cluster.memory.value / 2 * 3);
+    change.text = fmt::format("memory x {}: {}", kMoreMemory, best->text);
+    change.setup = upgraded(change.setup, Upgrade::memory, kMoreMemory);
     change.priced = price(change.setup, change.candidate);
     out_.push_back(std::move(change));
   }
-  [[nodiscard]] double usable() const { return static_cast<double>(setup_.calibration.usable_memory.value); }
 
   const Setup& setup_;
   const Candidate& base_;

@@ -13,8 +13,8 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr const char* kCommands[] = {"train",    "generate", "eval",      "convert", "tokenize",
-                                     "schedule", "validate", "calibrate", "plan",    "simulate"};
+constexpr const char* kCommands[] = {"train",    "generate",  "eval", "convert",  "tokenize", "schedule",
+                                     "validate", "calibrate", "plan", "simulate", "size"};
 
 TEST_F(Program, HelpListsEveryCommandAndIsGood) {
   const Outcome help = run("--help");

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "explain/pricing.h"
+#include "search/search.h"
 #include "spec/presets.h"
 
 namespace tessera::testing {
@@ -96,6 +97,82 @@ TEST(Sizing, NumbersThatAreNoneAreAllNamed) {
     EXPECT_EQ(e.problems().size(), 3U);
     EXPECT_THAT(e.what(), HasSubstr("tokens is 0"));
   }
+}
+
+TEST(Sizing, FewestIsBracketedByEighthsBelowIt) {
+  const explain::Sizing sizing = explain::size_training(
+      setup_of("llama-3-8b", 512), {}, {.tokens = 2e12, .deadline_days = 60, .most_devices = 1024});
+  ASSERT_GE(sizing.fewest, 1);
+  const Size& fewest = sizing.sizes[sizing.fewest];
+  const Size& before = sizing.sizes[sizing.fewest - 1];
+  EXPECT_LE(fewest.days, 60);
+  EXPECT_GT(before.days, 60);
+  EXPECT_LE(fewest.devices, before.devices * 2);
+  // What is between them was tried, or would need an MFU that no size reaches.
+  for (const std::int32_t n : sizing.hopeless) EXPECT_LT(n, fewest.devices);
+}
+
+TEST(Sizing, ADeadlineThatNobodyMeetsNamesTheNearest) {
+  const explain::Sizing sizing = explain::size_training(
+      setup_of("llama-3-8b", 512), {}, {.tokens = 1e14, .deadline_days = 1, .devices = {8, 64}});
+  ASSERT_GE(sizing.nearest, 0);
+  EXPECT_EQ(sizing.sizes[sizing.nearest].devices, 64);
+}
+
+TEST(Sizing, ABatchThatDividesOverNoLayoutIsNotCalledAWantOfMemory) {
+  const explain::Sizing sizing =
+      explain::size_training(setup_of("llama-3-8b", 512), {}, {.tokens = 1e12, .devices = {64, 100'000}});
+  EXPECT_THAT(sizing.undivided, ::testing::ElementsAre(100'000));
+  EXPECT_TRUE(sizing.too_small.empty());
+}
+
+// A hundred thousand devices in seconds; the bound is generous for slow machines and sanitizers.
+TEST(Sizing, AHundredThousandDevicesAreAnsweredInSeconds) {
+  cost::Setup setup = setup_of("llama-3.1-405b", 8192);
+  const explain::Sizing sizing =
+      explain::size_training(setup, {}, {.tokens = 40e12, .deadline_days = 60, .most_devices = 100'000});
+  ASSERT_GE(sizing.fewest, 0);
+  EXPECT_EQ(sizing.sizes.back().devices, 98'304);
+  EXPECT_LT(sizing.seconds, 120.0);
+}
+
+TEST(Marginal, EachIsThePriceOfThePlanOnTheBetterMachine) {
+  const cost::Setup setup = setup_of("mixtral-8x7b", 512);
+  const explain::SizingOptions options{.tokens = 1e12,
+                                       .price_per_device_hour = 2.0,
+                                       .reliability = {.device_mtbf_hours = 5e4, .checkpoint_seconds = 30},
+                                       .devices = {64}};
+  const explain::Sizing sizing = explain::size_training(setup, {}, options);
+  ASSERT_EQ(sizing.sizes.size(), 1U);
+  const Size& base = sizing.sizes.front();
+  cost::Setup sized = setup;
+  sized.cluster = spec::with_devices(setup.cluster, 64);
+  const std::vector<explain::Marginal> all = explain::marginal_values(sized, {}, options, base);
+  EXPECT_GE(all.size(), 9U);
+  for (const explain::Marginal& m : all) {
+    SCOPED_TRACE(explain::name(m.upgrade));
+    EXPECT_LE(m.size.days, base.days);
+    EXPECT_GE(m.worth(base), 0.0);
+    const cost::Setup better = explain::upgraded(sized, m.upgrade, m.factor);
+    EXPECT_EQ(explain::price(better, m.size.candidate).seconds(), m.size.cost.seconds());
+    // At the price that a device hour may have, both cost the same.
+    EXPECT_NEAR(m.size.price * (1.0 + m.worth(base)), base.price, 1e-9 * base.price);
+  }
+}
+
+TEST(Upgrade, ChangesWhatItSaysAndKeepsAClusterThatIsValid) {
+  using explain::Upgrade;
+  const cost::Setup setup = setup_of("llama-3-8b", 512);
+  const double usable = search::usable_memory(setup);
+  EXPECT_NEAR(search::usable_memory(explain::upgraded(setup, Upgrade::memory, 1.5)), 1.5 * usable, 1.0);
+  const cost::Setup domain = explain::upgraded(setup, Upgrade::domain, 4);
+  EXPECT_EQ(domain.cluster.tiers.front().size, 32);
+  Problems problems;
+  spec::validate(domain.cluster, "cluster", problems);
+  EXPECT_TRUE(problems.empty());
+  const cost::Setup network = explain::upgraded(setup, Upgrade::network, 2);
+  EXPECT_EQ(network.cluster.tiers[0], setup.cluster.tiers[0]);
+  EXPECT_EQ(network.cluster.tiers[1].bandwidth.value, 2 * setup.cluster.tiers[1].bandwidth.value);
 }
 
 }  // namespace
