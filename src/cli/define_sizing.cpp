@@ -1,4 +1,4 @@
-// size.
+// size and compare.
 #include <CLI/CLI.hpp>
 #include <cstdint>
 
@@ -55,10 +55,55 @@ void add_size(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code)
   c->callback([&] { code = size(f, terminal); });
 }
 
+void add_compare(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.compare;
+  CLI::App* c = add(app, "compare",
+                    "Two models, two clusters, two plans, or a mixture of experts and its dense partner",
+                    "tessera compare mixtral-8x7b dgx-h100 --equal active-compute --devices 64\n"
+                    "  tessera compare llama-3-70b qwen2-72b dgx-h100\n"
+                    "  tessera compare deepseek-v3 h800 gb200-nvl72 --devices 2048\n"
+                    "  tessera compare before.json after.json\n"
+                    "docs/howto/compare.md tells how to read it.",
+                    f.json);
+  c->add_option("things", f.things, "Two models and a cluster, a model and two clusters, two plans")
+      ->required()
+      ->expected(2, 3);
+  c->add_option("--equal", f.equal,
+                "Set the one model, a mixture of experts, against a dense one: active-compute, total-memory")
+      ->check(CLI::IsMember({"active-compute", "total-memory"}));
+  c->add_option("--devices", f.devices, "Devices of each (default: all of the cluster)")->check(positive());
+  c->add_option("--tokens", f.tokens, "To train on, for days and price")->capture_default_str();
+  c->add_option("--price", f.price, "Of a device and hour (default: the cluster's)")->check(not_negative());
+  c->add_option("--gain", f.gain,
+                "Times the tokens of the mixture that the dense model needs for the same loss (default: 3, "
+                "published, at equal active compute; else none)")
+      ->check(not_negative());
+  c->add_option("--uneven", f.routing_excess,
+                "Uneven routing: rows of the busiest expert beyond the mean, 0.7 is 1.7 times the mean")
+      ->check(not_negative())
+      ->capture_default_str();
+  c->add_option("--power", f.alpha, "Exponent of the power law of routing that nothing balances")
+      ->check(CLI::Range(0.01, 10.0))
+      ->capture_default_str();
+  c->add_option("--serve-batch", f.serve_batch, "Sequences that are served at once")
+      ->check(positive())
+      ->capture_default_str();
+  c->add_option("--serve-context", f.serve_context, "Tokens of each")
+      ->check(positive())
+      ->capture_default_str();
+  c->add_option("--memory", f.memory, "Share of the usable memory that a plan may reserve")
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  c->add_option("--threads", f.threads, "Of the search (default: all cores)")->check(CLI::Range(1, 1024));
+  add_question(*c, f);
+  c->callback([&] { code = compare(f, terminal); });
+}
+
 }  // namespace
 
 void add_sizing(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   add_size(app, all, terminal, code);
+  add_compare(app, all, terminal, code);
 }
 
 }  // namespace tessera::cli

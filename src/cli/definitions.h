@@ -5,6 +5,7 @@
 
 #include "cli/calibrate_command.h"
 #include "cli/commands.h"
+#include "cli/compare_command.h"
 #include "cli/model_command.h"
 #include "cli/place_command.h"
 #include "cli/plan_command.h"
@@ -28,6 +29,7 @@ struct AllFlags {
   ModelFlags model;
   PlanFlags plan;
   SizeFlags size;
+  CompareFlags compare;
   SimulateFlags simulate;
   ValidateFlags validate;
   CalibrateFlags calibrate;

@@ -351,6 +351,8 @@ LoadFigures load_figures(const RoutingLoad& load, std::int32_t num_experts, std:
     mean.dropped += f.dropped / load.num_layers;
     for (const auto& [n, parts] : f.parts) mean.parts[n] += parts / load.num_layers;
   }
+  // Nothing dropped: the fullest has at least the mean, whatever the rounding of shares says.
+  if (capacity_factor <= 0.0) mean.slowest_rank = std::max(1.0, mean.slowest_rank);
   return mean;
 }
 

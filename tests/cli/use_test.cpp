@@ -14,7 +14,7 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 constexpr const char* kCommands[] = {"train",    "generate",  "eval", "convert",  "tokenize", "schedule",
-                                     "validate", "calibrate", "plan", "simulate", "size"};
+                                     "validate", "calibrate", "plan", "simulate", "size",     "compare"};
 
 TEST_F(Program, HelpListsEveryCommandAndIsGood) {
   const Outcome help = run("--help");

@@ -233,5 +233,12 @@ TEST(RoutingLoad, RefusesPlacementsThatDoNotFit) {
   EXPECT_EQ(what(other), "the routing has layer 7, the placement has not");
 }
 
+// Shares that sum to a little less than 1 make no rank faster than the mean.
+TEST(RoutingLoad, WithoutDropsTheFullestRankHasTheMeanAtLeast) {
+  std::vector<double> shares(7, 1.0 / 7.0);
+  shares[0] -= 1e-16;
+  EXPECT_EQ(load_figures(histogram(shares), 7, 2, 1, 0.0).slowest_rank, 1.0);
+}
+
 }  // namespace
 }  // namespace tessera::cost
