@@ -127,7 +127,26 @@ void add_plan(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code)
   c->add_flag("--what-if", f.what_if, "What each single change of the best one brings");
   c->add_option("--against", f.against,
                 "Compare the best one with this layout: tp=8,pp=4,mbs=1 (the rest 1, dp what is left)");
-  c->callback([&] { code = plan(f, terminal); });
+  CLI::Option* robust =
+      c->add_option("--robust", f.quantile,
+                    "Also the best at a quantile (default 0.9) under slow nodes, a busy network and uneven "
+                    "routing")
+          ->type_name("[QUANTILE]")
+          ->expected(0, 1);
+  c->add_option("--scenarios", f.scenarios, "Of --robust")
+      ->check(CLI::Range(1, 100'000))
+      ->capture_default_str();
+  c->add_option("--network-spread", f.network_spread, "Of --robust: how busy the network gets, one sigma")
+      ->check(CLI::Range(0.0, 1e3))
+      ->capture_default_str();
+  c->add_option("--uneven", f.routing_excess,
+                "Of --robust: rows of the busiest expert beyond the mean, one sigma")
+      ->check(CLI::Range(0.0, 1e3))
+      ->capture_default_str();
+  c->callback([&f, &code, &terminal, robust] {
+    f.robust = robust->count() > 0;
+    code = plan(f, terminal);
+  });
 }
 
 void add_simulated_layout(CLI::App& c, SimulateFlags& f) {

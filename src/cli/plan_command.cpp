@@ -6,10 +6,12 @@
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/text.h"
 #include "cli/explain_plan.h"
 #include "cli/placed_load.h"
+#include "cli/robust_plan.h"
 #include "plan/plan.h"
 #include "report/plan_table.h"
 #include "report/waterfall.h"
@@ -27,7 +29,7 @@ constexpr double kDenseBand = 0.12, kMoeBand = 0.14;
 
 search::Options options_of(const PlanFlags& flags, const cost::Setup& setup) {
   search::Options o;
-  o.top = flags.top;
+  o.top = flags.robust ? std::max(flags.top, kRobustCandidates) : flags.top;
   o.threads = flags.threads;
   o.memory_fraction = flags.memory;
   o.distinct = flags.all_choices ? search::Distinct::candidates : search::Distinct::layouts;
@@ -35,7 +37,7 @@ search::Options options_of(const PlanFlags& flags, const cost::Setup& setup) {
     o.refine = search::simulated(setup);
     o.account = search::simulated_parts(setup);
   }
-  o.refined = std::max(32, 2 * flags.top);
+  o.refined = std::max(32, 2 * o.top);
   return o;
 }
 
@@ -163,7 +165,7 @@ Json to_json(const cost::Setup& setup, const search::Rejection& r) {
 }
 
 void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::Result& r, double band,
-                const std::vector<Comparison>& others) {
+                const std::vector<Comparison>& others, const std::optional<RobustPlan>& robust) {
   Json best = Json::array(), rejections = Json::array();
   for (const search::Ranked& x : r.best) best.push_back(to_json(setup, x));
   for (const search::Rejection& x : r.rejections) rejections.push_back(to_json(setup, x));
@@ -185,20 +187,40 @@ void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::
   for (const Comparison& c : others)
     j[c.other_name == "yours" ? "against" : "runner_up"] = Json::parse(against_json(setup, c));
   if (flags.what_if) j["what_if"] = Json::parse(what_if_json(setup, r.best.front().candidate));
+  if (robust) j["robust"] = Json::parse(robust_json(*robust));
   if (const std::string load = load_json(setup, r.best.front().candidate.ep); !load.empty())
     j["expert_load"] = Json::parse(load);
   std::printf("%s\n", j.dump(2).c_str());
 }
 
+// Under the scenarios; then the list is as long as asked for.
+RobustPlan robust_of(const PlanFlags& flags, double quantile, const cost::Setup& setup,
+                     search::Result& result) {
+  RobustPlan robust = robust_plan(setup, result,
+                                  {.quantile = quantile,
+                                   .scenarios = flags.scenarios,
+                                   .network_spread = flags.network_spread,
+                                   .routing_excess = flags.routing_excess,
+                                   .memory_fraction = flags.memory,
+                                   .threads = flags.threads});
+  if (std::ssize(result.best) > flags.top) result.best.resize(static_cast<std::size_t>(flags.top));
+  return robust;
+}
+
 }  // namespace
 
 int plan(const PlanFlags& flags, const Terminal& terminal) {
+  const double quantile = parse_quantile(flags.quantile);
   const Question q = read_question(flags);
   const search::Options options = options_of(flags, q.setup);
-  const search::Result result = search::search(q.setup, q.space, options);
+  search::Result result = search::search(q.setup, q.space, options);
   if (result.best.empty()) throw nothing_found(flags, q, result, options);
+  std::optional<RobustPlan> robust;
+  if (flags.robust) robust = robust_of(flags, quantile, q.setup, result);
   if (!flags.output.empty()) {
-    plan::Plan best = plan::make_plan(cost::to_job(q.setup, result.best.front().candidate));
+    const cost::Candidate& chosen =
+        robust ? robust->candidates[static_cast<std::size_t>(robust->choice)] : result.best.front().candidate;
+    plan::Plan best = plan::make_plan(cost::to_job(q.setup, chosen));
     best.planned_for = {.cluster = q.setup.cluster, .practice = q.setup.practice.name};
     plan::write_plan(flags.output, best);
   }
@@ -212,7 +234,7 @@ int plan(const PlanFlags& flags, const Terminal& terminal) {
     others.push_back({"the best", "yours", best, parse_layout(flags.against, q.setup)});
   }
   if (flags.json) {
-    print_json(flags, q.setup, result, band, others);
+    print_json(flags, q.setup, result, band, others, robust);
     return 0;
   }
   const report::PlanView view{.setup = &q.setup,
@@ -235,7 +257,15 @@ int plan(const PlanFlags& flags, const Terminal& terminal) {
                                what_if_text(q.setup, best, inner_of(terminal.style)), terminal.style)
                             .c_str());
   }
-  if (!flags.output.empty()) std::printf("\nwrote %s: the plan of the best one\n", flags.output.c_str());
+  if (robust) {
+    std::printf("\n%s", titled("The robust choice", robust_text(*robust, flags.top, inner_of(terminal.style)),
+                               terminal.style)
+                            .c_str());
+  }
+  if (!flags.output.empty()) {
+    std::printf("\nwrote %s: the plan of the %s\n", flags.output.c_str(),
+                robust ? "robust choice" : "best one");
+  }
   return 0;
 }
 

@@ -18,6 +18,10 @@ struct PlanFlags : QuestionFlags {
   std::string output;        // plan.json of the best one
   std::string against;       // a layout of the user's: "tp=8,pp=4"
   bool what_if = false;      // the table of single changes
+  bool robust = false;       // the choice under scenarios, too
+  std::string quantile;      // of it; empty: the default
+  std::int32_t scenarios = 64;
+  double network_spread = 0.2, routing_excess = 0.7;  // of the scenarios
   bool json = false;
 };
 int plan(const PlanFlags& flags, const Terminal& terminal);
