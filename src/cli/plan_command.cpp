@@ -193,7 +193,7 @@ void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::
   std::printf("%s\n", j.dump(2).c_str());
 }
 
-// Under the scenarios; then the list is as long as asked for.
+// Under the scenarios, with all of the memory: what --memory leaves free is for them. Then the list is as long as asked for.
 RobustPlan robust_of(const PlanFlags& flags, double quantile, const cost::Setup& setup,
                      search::Result& result) {
   RobustPlan robust = robust_plan(setup, result,
@@ -201,7 +201,6 @@ RobustPlan robust_of(const PlanFlags& flags, double quantile, const cost::Setup&
                                    .scenarios = flags.scenarios,
                                    .network_spread = flags.network_spread,
                                    .routing_excess = flags.routing_excess,
-                                   .memory_fraction = flags.memory,
                                    .threads = flags.threads});
   if (std::ssize(result.best) > flags.top) result.best.resize(static_cast<std::size_t>(flags.top));
   return robust;

@@ -275,7 +275,8 @@ std::vector<Robust> robust_times(const cost::Setup& setup, std::span<const cost:
 }
 
 std::int32_t robust_choice(std::span<const Robust> times) {
-  const auto best = std::ranges::min_element(times, {}, &Robust::quantile_seconds);
+  const auto best = std::ranges::min_element(
+      times, {}, [](const Robust& r) { return std::pair(r.quantile_seconds, r.overflows); });
   return static_cast<std::int32_t>(best - times.begin());
 }
 

@@ -70,7 +70,7 @@ struct Robust {
                                                std::span<const cost::Candidate> candidates,
                                                const RobustOptions& options);
 
-// Index of the candidate with the shortest quantile; of equals the first.
+// Index of the candidate with the shortest quantile; of equals the one that overflows least, then the first.
 [[nodiscard]] std::int32_t robust_choice(std::span<const Robust> times);
 
 // Seconds at the quantile beyond the nominal step under each disturbance alone.

@@ -94,9 +94,11 @@ std::string robust_sentence(const RobustView& view) {
   const std::string p = quantile_name(view.options->quantile);
   if (!std::isfinite(best.quantile_seconds)) {
     return fmt::format(
-        "None of these layouts has the memory for {} of {} scenarios: --memory 0.9 leaves room for uneven "
-        "routing.",
-        fixed(view.options->quantile * view.options->scenarios, 0), view.options->scenarios);
+        "None of these layouts keeps within memory in {} of {} scenarios; layout {} runs out least often, in "
+        "{}. "
+        "--memory 0.9 plans layouts that leave room for uneven routing.",
+        std::ceil(view.options->quantile * view.options->scenarios - 1e-9), view.options->scenarios,
+        choice + 1, best.overflows);
   }
   if (choice == 0) {
     return fmt::format(
