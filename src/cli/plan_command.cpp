@@ -193,7 +193,8 @@ void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::
   std::printf("%s\n", j.dump(2).c_str());
 }
 
-// Under the scenarios, with all of the memory: what --memory leaves free is for them. Then the list is as long as asked for.
+// Under the scenarios, with all of the memory: what --memory leaves free is for them. Then the list is as
+// long as asked for.
 RobustPlan robust_of(const PlanFlags& flags, double quantile, const cost::Setup& setup,
                      search::Result& result) {
   RobustPlan robust = robust_plan(setup, result,
