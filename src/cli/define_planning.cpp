@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cli/definitions.h"
+#include "cli/framework_files.h"
 
 namespace tessera::cli {
 
@@ -127,6 +128,7 @@ void add_plan(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code)
   c->add_flag("--what-if", f.what_if, "What each single change of the best one brings");
   c->add_option("--against", f.against,
                 "Compare the best one with this layout: tp=8,pp=4,mbs=1 (the rest 1, dp what is left)");
+  add_framework_flags(*c, f);
   CLI::Option* robust =
       c->add_option("--robust", f.quantile,
                     "Also the best at a quantile (default 0.9) under slow nodes, a busy network and uneven "
@@ -270,6 +272,7 @@ void add_planning(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
   add_schedule(app, all, terminal, code);
   add_model(app, all, terminal, code);
   add_plan(app, all, terminal, code);
+  add_emit(app, all, code);
   add_simulate(app, all, terminal, code);
   add_validate(app, all, code);
   add_calibrate(app, all, terminal, code);

@@ -6,6 +6,7 @@
 #include "cli/calibrate_command.h"
 #include "cli/commands.h"
 #include "cli/compare_command.h"
+#include "cli/framework_files.h"
 #include "cli/model_command.h"
 #include "cli/place_command.h"
 #include "cli/plan_command.h"
@@ -30,6 +31,7 @@ struct AllFlags {
   PlanFlags plan;
   SizeFlags size;
   CompareFlags compare;
+  EmitFlags emit;
   SimulateFlags simulate;
   ValidateFlags validate;
   CalibrateFlags calibrate;
@@ -50,5 +52,6 @@ void add_training(CLI::App& app, AllFlags& all, const Terminal& terminal, int& c
 void add_planning(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
 void add_sizing(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
 void add_experts(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code);
+void add_emit(CLI::App& app, AllFlags& all, int& code);  // called of add_planning
 
 }  // namespace tessera::cli

@@ -10,6 +10,7 @@
 
 #include "base/text.h"
 #include "cli/explain_plan.h"
+#include "cli/framework_files.h"
 #include "cli/placed_load.h"
 #include "cli/robust_plan.h"
 #include "plan/plan.h"
@@ -165,7 +166,8 @@ Json to_json(const cost::Setup& setup, const search::Rejection& r) {
 }
 
 void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::Result& r, double band,
-                const std::vector<Comparison>& others, const std::optional<RobustPlan>& robust) {
+                const std::vector<Comparison>& others, const std::optional<RobustPlan>& robust,
+                const FrameworkFiles& files) {
   Json best = Json::array(), rejections = Json::array();
   for (const search::Ranked& x : r.best) best.push_back(to_json(setup, x));
   for (const search::Rejection& x : r.rejections) rejections.push_back(to_json(setup, x));
@@ -190,6 +192,9 @@ void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::
   if (robust) j["robust"] = Json::parse(robust_json(*robust));
   if (const std::string load = load_json(setup, r.best.front().candidate.ep); !load.empty())
     j["expert_load"] = Json::parse(load);
+  if (const std::string from = files.from_json(setup); !from.empty()) j["from"] = Json::parse(from);
+  if (const std::string made = files.emitted_json(setup, r.best.front()); !made.empty())
+    j["emitted"] = Json::parse(made);
   std::printf("%s\n", j.dump(2).c_str());
 }
 
@@ -209,7 +214,9 @@ RobustPlan robust_of(const PlanFlags& flags, double quantile, const cost::Setup&
 
 }  // namespace
 
-int plan(const PlanFlags& flags, const Terminal& terminal) {
+int plan(const PlanFlags& asked, const Terminal& terminal) {
+  const FrameworkFiles files(asked);
+  const PlanFlags& flags = files.flags();
   const double quantile = parse_quantile(flags.quantile);
   const Question q = read_question(flags);
   const search::Options options = options_of(flags, q.setup);
@@ -233,8 +240,13 @@ int plan(const PlanFlags& flags, const Terminal& terminal) {
   if (!flags.against.empty()) {
     others.push_back({"the best", "yours", best, parse_layout(flags.against, q.setup)});
   }
+  if (const auto yours = files.candidate()) others.push_back({"the best", "yours", best, *yours});
   if (flags.json) {
-    print_json(flags, q.setup, result, band, others, robust);
+    print_json(flags, q.setup, result, band, others, robust, files);
+    return 0;
+  }
+  if (files.emits_alone()) {
+    std::printf("%s", files.emitted(q.setup, result.best.front()).c_str());
     return 0;
   }
   const report::PlanView view{.setup = &q.setup,
@@ -257,6 +269,7 @@ int plan(const PlanFlags& flags, const Terminal& terminal) {
                                what_if_text(q.setup, best, inner_of(terminal.style)), terminal.style)
                             .c_str());
   }
+  std::printf("%s", files.page(q.setup, result.best.front(), terminal.style).c_str());
   if (robust) {
     std::printf("\n%s", titled("The robust choice", robust_text(*robust, flags.top, inner_of(terminal.style)),
                                terminal.style)

@@ -98,10 +98,25 @@ std::string field_of(std::string_view flag, Framework f) {
   return name == "seq_length" ? "data.seq_length" : fmt::format("{}.config.{}", kModel, name);
 }
 
+// "([0]*3+[1]*58)" as a list: configurations do not compute it.
+std::vector<std::string> written_out(const std::string& pattern) {
+  std::vector<std::string> out;
+  for (const std::string& run : split(pattern.substr(1, pattern.size() - 2), '+')) {
+    const std::size_t star = run.find('*');
+    const std::int64_t times = std::stoll(run.substr(star + 1));
+    out.insert(out.end(), static_cast<std::size_t>(times), run.substr(1, star - 2));
+  }
+  return out;
+}
+
 Setting as_field(const Setting& s, std::string path, As as) {
   Setting out = s;
   out.section.clear();
   out.name = std::move(path);
+  if (s.name == "moe-layer-freq") {
+    out.kind = ValueKind::list;
+    out.values = written_out(s.values.front());
+  }
   if (out.kind == ValueKind::flag) {
     out.kind = ValueKind::boolean;
     out.values = {as == As::negated ? "false" : "true"};

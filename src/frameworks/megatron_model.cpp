@@ -168,6 +168,7 @@ void check_megatron_model(Arguments& args, Interpretation& in) {
   check("num-attention-heads", m.num_attention_heads);
   if (!m.moe || spec::moe_layers(m).empty() || m.moe->moe_intermediate_size > 0)
     check("ffn-hidden-size", m.intermediate_size);
+  args.accept("ffn-hidden-size");
   if (args.on("group-query-attention", in.problems)) check("num-query-groups", m.num_key_value_heads);
   if (!m.mla) check("kv-channels", m.head_dim);
   if (m.mla) {

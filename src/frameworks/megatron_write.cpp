@@ -20,14 +20,26 @@ std::string stage_layout(const Launch& l) {
   std::vector<std::string> stages;
   for (std::size_t s = 0; s < counts.size(); ++s) {
     std::string stage = s == 0 ? "E" : "";
-    if (counts[s] > 0) stage += fmt::format("t*{}", counts[s]);
+    if (counts[s] > 0) stage += counts[s] == 1 ? "t" : fmt::format("t*{}", counts[s]);
     if (s + 1 == counts.size()) {
       if (const auto mtp = l.job.model.num_nextn_predict_layers; mtp > 0) stage += fmt::format(",m*{}", mtp);
       stage += stage.empty() ? "L" : ",L";
     }
     stages.push_back(std::move(stage));
   }
-  return join(stages, "|");
+  std::string out;
+  for (std::size_t s = 0; s < stages.size();) {
+    std::size_t run = s + 1;
+    while (run + 1 < stages.size() && stages[run] == stages[s]) ++run;
+    if (run - s >= 3) {
+      out += fmt::format("({}|)*{}{}", stages[s], run - s, stages[run].starts_with(",") ? "" : ",");
+      s = run;
+    } else {
+      out += stages[s] + (s + 1 < stages.size() ? "|" : "");
+      ++s;
+    }
+  }
+  return out;
 }
 
 void stages(const Launch& l, Settings& out) {

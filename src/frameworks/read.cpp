@@ -87,6 +87,10 @@ Source from_json(std::string_view text, std::string_view file) {
     throw Error(ErrorKind::config, "the file is no JSON object", std::string(file),
                 "give a DeepSpeed configuration");
   }
+  if (const Value* format = root.find("format"); format != nullptr && format->text == "tessera-plan") {
+    throw Error(ErrorKind::config, "the file is a plan of Tessera's own", std::string(file),
+                "play it with tessera simulate, or write it for a framework with tessera emit");
+  }
   Source out{.arguments = Arguments(std::string(file), ""), .carried = {}, .notes = {}};
   if (const Value* own = root.find("tessera"); own != nullptr) {
     for (const auto& [key, value] : own->members) {

@@ -457,7 +457,7 @@ class Shell {
     }
   }
   void joined(Builder& b, const ShellWord& w) {
-    const bool fresh = !b.open;
+    const bool fresh = !b.open || b.words.back().text.empty();
     append(b, w.text);
     if (fresh) b.words.back().line = w.line;
     if (!w.unresolved.empty() && b.words.back().unresolved.empty()) b.words.back().unresolved = w.unresolved;

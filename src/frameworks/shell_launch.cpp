@@ -95,6 +95,7 @@ void add_arguments(const std::vector<ShellWord>& words, std::size_t from, Launch
       continue;
     }
     const bool loose = !open || !open->values.empty();
+    if (w.unresolved == "$@" || w.unresolved == "$*") continue;  // arguments of the script
     if (loose && !w.unresolved.empty() && w.text.size() <= w.unresolved.size() + 3) {
       out.notes.push_back(
           fmt::format("line {}: {} is set nowhere in the file: what it holds is not read", w.line, w.text));

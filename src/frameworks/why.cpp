@@ -109,7 +109,8 @@ std::string_view argument_of(Framework f, std::string_view name_of_switch) {
 
 std::string why_carried(Framework f, const Carried& c, const Launch& l) {
   const spec::ParallelSpec& p = l.job.parallel;
-  if (c.key == "train.zero_stage" && p.dp * p.cp == 1) return {};  // nothing to share
+  if (c.key == "train.zero_stage" && p.dp * p.cp == 1) return {};     // nothing to share
+  if (c.key == "parallel.sequence_parallel" && p.tp == 1) return {};  // nothing to cut
   if (c.key == "parallel.dp" || c.key == "train.overlap_param_gather" ||
       c.key == "train.overlap_grad_reduce" || c.key == "parallel.overlap_p2p_comm" ||
       c.key == "parallel.tp_comm_overlap")

@@ -130,10 +130,11 @@ std::string script(const Settings& s, const Launch& l, const Beside& b) {
     out += ")\n";
   }
   out += fmt::format(
-      "# Made-up data: put your own in its place.\nDATA_ARGS=(\n  --mock-data\n  --tokenizer-type "
+      "# Made-up data: put your own in its place. The tokenizer adds one word to its size.\nDATA_ARGS=(\n  "
+      "--mock-data\n  --tokenizer-type "
       "NullTokenizer\n"
       "  --vocab-size {}\n)\n\n",
-      l.job.model.vocab_size);
+      l.job.model.vocab_size - 1);
   out +=
       "torchrun --nproc-per-node \"$GPUS_PER_NODE\" --nnodes \"$NNODES\" --node-rank \"$NODE_RANK\" \\\n"
       "  --master-addr \"$MASTER_ADDR\" --master-port \"$MASTER_PORT\" \\\n  pretrain_gpt.py";
@@ -304,6 +305,8 @@ Written write(Framework f, const Launch& launch, const WriteOptions& options) {
   Written out{.text = {}, .notes = settings.notes};
   for (std::string& n : notes_of(f, carried, launch)) out.notes.push_back(std::move(n));
   Beside beside{.about = options.about, .notes = out.notes, .carried = {}};
+  if (launch.job.train.steps <= 1 && f != Framework::deepspeed)
+    beside.about.emplace_back("How long to train is yours to say: the steps stand at 1.");
   if (base != Framework::megatron)
     beside.carried.push_back({"devices", std::to_string(launch.job.parallel.world_size())});
   beside.carried.push_back({"practice", in_quotes(launch.practice.name)});
