@@ -1,7 +1,7 @@
 // Launch files: a plan written as the arguments or configuration that a training framework takes, and such
 // files read back. What a framework has no place for is never dropped: it stands in the file in lines of
-// Tessera's own ("# tessera: parallel.schedule = "zb-h1""; in JSON under "tessera"), so that reading gives the
-// same plan again, and a note says what the framework does instead.
+// Tessera's own ("# tessera: parallel.schedule = "zb-h1""; in JSON under "tessera"), so that reading gives
+// the same plan again, and a note says what the framework does instead.
 //
 //   const Written w = write(Framework::megatron, launch_of(job, practice, {}), {.about = {"predicted ..."}});
 //   const Reading r = read(read_text("run.sh"), "run.sh", {.model = &model, .devices = 256});
@@ -25,7 +25,8 @@ struct Written {
   std::string text;
   std::vector<std::string> notes;  // also in the file
 };
-// megatron: a bash script; megatron-bridge: YAML of overrides; torchtitan: TOML; deepspeed: JSON; nemo: Python.
+// megatron: a bash script; megatron-bridge: YAML of overrides; torchtitan: TOML; deepspeed: JSON; nemo:
+// Python.
 [[nodiscard]] Written write(Framework f, const Launch& launch, const WriteOptions& options);
 
 struct Listed {

@@ -66,7 +66,8 @@ void interpret_torchtitan(Arguments& args, Interpretation& in);
 [[nodiscard]] Settings deepspeed_settings(const Launch& l);
 void interpret_deepspeed(Arguments& args, Interpretation& in);
 
-// dp from the devices, and the batch; problems where something does not divide, by the names of the arguments.
+// dp from the devices, and the batch; problems where something does not divide, by the names of the
+// arguments.
 struct BatchNames {
   std::string_view tp, micro_batch, global_batch;
 };

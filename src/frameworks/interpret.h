@@ -8,7 +8,8 @@
 
 namespace tessera::frameworks {
 
-// REQUIRES of `in`: the model, the practice to start from, the devices. Throws Error{config} with all problems.
+// REQUIRES of `in`: the model, the practice to start from, the devices. Throws Error{config} with all
+// problems.
 void interpret(Framework f, Arguments& args, std::span<const Carried> carried, std::string_view file,
                Interpretation& in);
 

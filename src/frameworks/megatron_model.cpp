@@ -160,17 +160,12 @@ void check_dimension(Arguments& args, std::string_view name, std::int64_t of_mod
                   args.where(name), "name the model that the file trains, or correct the file");
 }
 
-void check_megatron_model(Arguments& args, Interpretation& in) {
+namespace {
+
+// Latent attention of the file and of the model.
+void check_latent(Arguments& args, Interpretation& in) {
   const ModelSpec& m = in.launch.job.model;
   const auto check = [&](std::string_view name, std::int64_t v) { check_dimension(args, name, v, in); };
-  check("num-layers", m.num_hidden_layers);
-  check("hidden-size", m.hidden_size);
-  check("num-attention-heads", m.num_attention_heads);
-  if (!m.moe || spec::moe_layers(m).empty() || m.moe->moe_intermediate_size > 0)
-    check("ffn-hidden-size", m.intermediate_size);
-  args.accept("ffn-hidden-size");
-  if (args.on("group-query-attention", in.problems)) check("num-query-groups", m.num_key_value_heads);
-  if (!m.mla) check("kv-channels", m.head_dim);
   if (m.mla) {
     check("q-lora-rank", m.mla->q_lora_rank);
     check("kv-lora-rank", m.mla->kv_lora_rank);
@@ -183,6 +178,22 @@ void check_megatron_model(Arguments& args, Interpretation& in) {
     in.problems.add("the file says --multi-latent-attention, the model has none",
                     args.where("multi-latent-attention"), "name the model that the file trains");
   }
+}
+
+}  // namespace
+
+void check_megatron_model(Arguments& args, Interpretation& in) {
+  const ModelSpec& m = in.launch.job.model;
+  const auto check = [&](std::string_view name, std::int64_t v) { check_dimension(args, name, v, in); };
+  check("num-layers", m.num_hidden_layers);
+  check("hidden-size", m.hidden_size);
+  check("num-attention-heads", m.num_attention_heads);
+  if (!m.moe || spec::moe_layers(m).empty() || m.moe->moe_intermediate_size > 0)
+    check("ffn-hidden-size", m.intermediate_size);
+  args.accept("ffn-hidden-size");
+  if (args.on("group-query-attention", in.problems)) check("num-query-groups", m.num_key_value_heads);
+  if (!m.mla) check("kv-channels", m.head_dim);
+  check_latent(args, in);
   const auto experts = args.integer("num-experts", in.problems).value_or(0);
   const std::int64_t of_model = m.moe ? m.moe->num_experts : 0;
   if (args.has("num-layers") && experts != of_model) {

@@ -1,7 +1,7 @@
 // The part of bash that launch scripts are made of: assignments of words and arrays, quotes, line
-// continuations, comments, ${NAME:-default}, $((arithmetic)), "${ARRAY[@]}". Nothing is run: a value that needs
-// the environment, an argument of the script or a command's output is marked by what it needs. Inside of this
-// room. Pure, thread safe.
+// continuations, comments, ${NAME:-default}, $((arithmetic)), "${ARRAY[@]}". Nothing is run: a value that
+// needs the environment, an argument of the script or a command's output is marked by what it needs. Inside
+// of this room. Pure, thread safe.
 #pragma once
 #include <cstdint>
 #include <string>
