@@ -111,7 +111,7 @@ void Arguments::refuse_contradictions(Problems& problems) const {
   std::map<std::string, const Argument*> first;
   for (const Argument& a : list_) {
     const auto [at, fresh] = first.try_emplace(a.name, &a);
-    if (fresh || at->second->values == a.values) continue;
+    if (fresh || !a.asked || at->second->values == a.values) continue;
     problems.add(fmt::format("{} is {} on line {} and {} on line {}", spelt(a.name), at->second->text(),
                              at->second->line, a.text(), a.line),
                  fmt::format("{}:{}: {}", file_, a.line, spelt(a.name)), "keep one of them");

@@ -45,7 +45,7 @@ class Arguments {
   std::optional<std::string> choice(std::string_view name, const std::vector<std::string>& known,
                                     Problems& problems);
 
-  // The same name twice with different values.
+  // The same name twice with different values, of those that were asked for.
   void refuse_contradictions(Problems& problems) const;
   [[nodiscard]] std::string where(std::string_view name) const;  // "run.sh:12: --num-layers"
   [[nodiscard]] std::string spelt(std::string_view name) const { return prefix_ + std::string(name); }

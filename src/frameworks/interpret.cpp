@@ -76,6 +76,7 @@ void interpret(Framework f, Arguments& args, std::span<const Carried> carried, s
   take_degrees(carried, in.launch.job.parallel);
   take_sequence(carried, in.launch.job.train);
   interpret_arguments(f, args, in);
+  args.refuse_contradictions(in.problems);
   in.problems.throw_if_any();
   if (carried.empty()) {
     spec::validate(in.launch.job, file, in.problems);

@@ -178,7 +178,6 @@ Reading read(std::string_view text, std::string_view file, const ReadOptions& op
   out.version = argument_list(out.framework).version;
   Problems problems;
   Source source = source_of(out.framework, text, file, problems);
-  source.arguments.refuse_contradictions(problems);
   problems.throw_if_any();
   out.carried = source.carried;
   const Head head = take_head(source.carried, file, problems);

@@ -142,8 +142,12 @@ LaunchLine find_launch(const ShellScript& script, std::string_view file, Problem
   if (!each) each = launcher_number(words, at, "--num-gpus");
   const auto total = nodes.value_or(launcher_number(words, at, "--num-nodes").value_or(0));
   if (each && total > 0 && *each * total < (1 << 20)) out.devices = static_cast<std::int32_t>(*each * total);
-  for (const std::int32_t line : script.branches)
-    out.notes.push_back(fmt::format("line {}: a branch or a loop, read as if all of it ran", line));
+  std::vector<std::string> lines;
+  for (const std::int32_t line : script.branches) lines.push_back(std::to_string(line));
+  if (!lines.empty()) {
+    out.notes.push_back(fmt::format("{} {}: branches and loops are read as if all of them ran",
+                                    lines.size() == 1 ? "line" : "lines", join(lines, ", ")));
+  }
   return out;
 }
 

@@ -218,9 +218,28 @@ mpirun -n 2 bash -c "torchrun --nproc-per-node 8 --nnodes 2 pretrain_gpt.py $ARG
   EXPECT_EQ(r.launch.job.train.global_batch_size, 64);
 }
 
+TEST_F(Script, SidesOfABranchMayDifferInWhatIsNotPricedAndInNothingElse) {
+  const std::string branch = R"(
+EXTRA=()
+if [[ "$DATA" == MOCK ]]; then
+  EXTRA+=("--mock-data" "--tokenizer-type NullTokenizer")
+else
+  EXTRA+=("--tokenizer-type HuggingFaceTokenizer" "--SIDE 2")
+fi
+)";
+  std::string text = with("--save \"$CHECKPOINTS\"", "${EXTRA[@]}");
+  text.insert(text.find("torchrun"), branch);
+  const auto side = [&](const std::string& flag) {
+    std::string out = text;
+    return out.replace(out.find("SIDE"), 4, flag);
+  };
+  EXPECT_EQ(reading(side("num-workers")).devices, 32);
+  EXPECT_THAT(errors(side("micro-batch-size")), HasSubstr("--micro-batch-size is 1 on line"));
+}
+
 TEST_F(Script, BranchesAndArgumentsFromOutsideAreTold) {
   const Reading r = reading(with("set -e", "if [ -z \"$X\" ]; then Y=1; fi"));
-  EXPECT_THAT(r.notes, Contains(HasSubstr("line 3: a branch or a loop")));
+  EXPECT_THAT(r.notes, Contains(HasSubstr("line 3: branches and loops are read as if all")));
   const Reading extra = reading(with("--save \"$CHECKPOINTS\"", "--save x $EXTRA_ARGS"));
   EXPECT_THAT(extra.notes, Contains(HasSubstr("$EXTRA_ARGS is set nowhere in the file")));
 }
