@@ -39,7 +39,7 @@ std::set<std::string> names_in(Framework f, const std::string& text) {
 }
 
 TEST(Names, EveryArgumentThatIsWrittenIsInTheFrameworksList) {
-  const std::vector<Launch> plans = drawn_plans(400);
+  const std::vector<Launch> plans = drawn_plans(180);
   for (const Framework f : kAll) {
     const ArgumentList list = argument_list(f);
     std::set<std::string> seen;

@@ -21,8 +21,8 @@ Reading written_and_read(Framework f, const Launch& plan, std::string& text) {
 }
 
 TEST(RoundTrip, EveryPlanComesBackFromEveryFrameworkThatIsRead) {
-  const std::vector<Launch> plans = drawn_plans(600);
-  ASSERT_EQ(plans.size(), 600u);
+  const std::vector<Launch> plans = drawn_plans(300);
+  ASSERT_EQ(plans.size(), 300u);
   for (const Framework f : kRead) {
     std::int32_t failed = 0;
     for (const Launch& plan : plans) {
