@@ -22,9 +22,9 @@ struct PlanFlags : QuestionFlags {
   std::string quantile;      // of it; empty: the default
   std::int32_t scenarios = 64;
   double network_spread = 0.2, routing_excess = 0.7;  // of the scenarios
-  std::string from;          // a launch file of the user's, to judge
-  std::string emit;          // the best one as arguments of this framework
-  std::string emit_to;       // into this file; empty: instead of the page
+  std::string from;                                   // a launch file of the user's, to judge
+  std::string emit;                                   // the best one as arguments of this framework
+  std::string emit_to;                                // into this file; empty: instead of the page
   bool json = false;
 };
 int plan(const PlanFlags& flags, const Terminal& terminal);
