@@ -156,8 +156,8 @@ def hierarchical_text(slot):
 def all_reduce_text(run):
     r = run["all_reduce"]
     return (f"An all-reduce of {r['bytes'] / 1e6:.1f} MB over the same four ranks: one ring {ms(r['flat_seconds'])}, hierarchical "
-            f"{ms(r['hierarchical_seconds'])}, {r['flat_seconds'] / r['hierarchical_seconds']:.2f} times as fast (reduce-scatter inside of\n"
-            "the nodes, all-reduce across, all-gather inside: two thirds of the ring's bytes cross).\n")
+            f"{ms(r['hierarchical_seconds'])}, {r['flat_seconds'] / r['hierarchical_seconds']:.2f} times as fast\n"
+            "(reduce-scatter inside of the nodes, all-reduce across, all-gather inside: two thirds of the ring's bytes cross).\n")
 
 
 def overlap_text(by_link):
