@@ -1,5 +1,7 @@
 // CheckpointWriter: one staging buffer a rank, one background thread.
 #include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -130,6 +132,8 @@ struct CheckpointWriter::State {
   }
 
   void run(const std::stop_token& stop) {
+    // Hashing and writing take what the ranks leave of their cores. Who waits for a checkpoint leaves all.
+    (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), 19);
     std::unique_lock lock(mutex);
     while (changed.wait(lock, stop, [this] { return writing(); })) {
       lock.unlock();
