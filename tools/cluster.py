@@ -216,9 +216,10 @@ def ranks_command(options):
     command = [options.program] + options.rest
     try:
         with open("/proc/self/autogroup", encoding="ascii") as file:
-            weight = file.read().split()[-1]
+            words = file.read().split()
     except OSError:
-        return command
+        words = []
+    weight = words[-1] if words else "0"  # empty where a control group schedules this process, not its session
     if weight == "0":
         return command
     return ["bash", "-c", f'{{ echo {weight} >/proc/self/autogroup; }} 2>/dev/null; exec "$@"', "rank"] + command
