@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/kernels.h"
+#include "support/emulated_place.h"
 
 namespace tessera::kernels {
 
@@ -28,6 +29,7 @@ inline std::vector<Implementation> implementations() {
     out.push_back({"cpu_avx512", [] { return cpu::make_cpu(cpu::avx512()); }});
   if (cpu::supported(cpu::avx2())) out.push_back({"cpu_avx2", [] { return cpu::make_cpu(cpu::avx2()); }});
   out.push_back({"cpu_generic", [] { return cpu::make_cpu(cpu::generic()); }});
+  out.push_back({"cuda_emulated", &emulated::make});
   return out;
 }
 

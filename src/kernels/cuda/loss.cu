@@ -1,0 +1,131 @@
+// Embedding and vocab-parallel cross entropy: a block for each token.
+#include <cmath>
+#include <limits>
+
+#include "kernels/cuda/backend.h"
+
+namespace tessera::kernels::TESSERA_CUDA_NAMESPACE {
+namespace {
+
+template <class S>
+__global__ void embedding_all(S* y, const std::int32_t* ids, const S* table, std::int64_t begin,
+                              std::int64_t vocab, std::int64_t n, std::int64_t width) {
+  for (std::int64_t i = first_element(); i < n; i += element_stride()) {
+    const std::int64_t row = ids[i / width] - begin;
+    y[i] = row >= 0 && row < vocab ? table[row * width + i % width] : S(0);
+  }
+}
+
+// The block of the first token with an id adds the rows of all tokens with it, in ascending order; the other
+// blocks have nothing to do. So no two blocks write a row, and the order of the additions is fixed.
+template <class S>
+__global__ void embedding_wgrad_tokens(S* dtable, const S* dy, const std::int32_t* ids, std::int64_t begin,
+                                       std::int64_t vocab, std::int64_t tokens, std::int64_t width) {
+  const std::int64_t t = blockIdx.x, row = ids[t] - begin;
+  if (row < 0 || row >= vocab) return;
+  int earlier = 0;
+  for (std::int64_t u = threadIdx.x; u < t; u += blockDim.x) earlier += ids[u] == ids[t] ? 1 : 0;
+  if (block_sum(earlier) > 0) return;
+  for (std::int64_t u = t; u < tokens; ++u) {
+    if (ids[u] != ids[t]) continue;
+    for (std::int64_t h = threadIdx.x; h < width; h += blockDim.x) {
+      dtable[row * width + h] += dy[u * width + h];
+    }
+  }
+}
+
+template <class S>
+__global__ void cross_entropy_stats_rows(S* stats, const S* logits, const std::int32_t* targets,
+                                         std::int64_t begin, std::int64_t tokens, std::int64_t vocab) {
+  const std::int64_t t = blockIdx.x;
+  const S* z = logits + t * vocab;
+  S largest = -std::numeric_limits<S>::infinity();
+  for (std::int64_t v = threadIdx.x; v < vocab; v += blockDim.x) largest = z[v] > largest ? z[v] : largest;
+  largest = block_max(largest);
+  S sum = 0;
+  for (std::int64_t v = threadIdx.x; v < vocab; v += blockDim.x) sum += std::exp(z[v] - largest);
+  sum = block_sum(sum);
+  if (threadIdx.x != 0) return;
+  const std::int64_t target = targets[t];
+  const bool here = target >= 0 && target >= begin && target < begin + vocab;
+  stats[t] = largest;
+  stats[tokens + t] = sum;
+  stats[2 * tokens + t] = here ? z[target - begin] : S(0);
+}
+
+template <class S>
+__global__ void cross_entropy_join_all(S* loss, S* lse, const S* stats, const std::int32_t* targets,
+                                       std::int64_t shares, std::int64_t tokens) {
+  for (std::int64_t t = first_element(); t < tokens; t += element_stride()) {
+    S largest = stats[t];
+    for (std::int64_t p = 1; p < shares; ++p) {
+      const S other = stats[p * 3 * tokens + t];
+      largest = other > largest ? other : largest;
+    }
+    S sum = 0, target = 0;
+    for (std::int64_t p = 0; p < shares; ++p) {
+      const S* at = stats + p * 3 * tokens + t;
+      sum += at[tokens] * std::exp(at[0] - largest);
+      target += at[2 * tokens];
+    }
+    lse[t] = largest + std::log(sum);
+    loss[t] = targets[t] < 0 ? S(0) : lse[t] - target;
+  }
+}
+
+template <class S>
+__global__ void cross_entropy_backward_all(S* logits, const S* lse, const std::int32_t* targets,
+                                           std::int64_t begin, S weight, std::int64_t n, std::int64_t vocab) {
+  for (std::int64_t i = first_element(); i < n; i += element_stride()) {
+    const std::int64_t t = i / vocab, target = targets[t];
+    const S hit = target == begin + i % vocab ? S(1) : S(0);
+    logits[i] = target < 0 ? S(0) : weight * (std::exp(logits[i] - lse[t]) - hit);
+  }
+}
+
+}  // namespace
+
+void Backend::do_embedding(Tensor y, Tensor ids, Tensor table, std::int64_t vocab_begin) {
+  with_scalar(y, [&](auto zero) {
+    using S = decltype(zero);
+    const std::int64_t n = y.num_elements();
+    launch(stream_, over_elements(n), &embedding_all<S>, y.as<S>(), ids.as<std::int32_t>(), table.as<S>(),
+           vocab_begin, table.dim(0), n, table.dim(1));
+  });
+}
+
+void Backend::do_embedding_wgrad(Tensor dtable, Tensor dy, Tensor ids, std::int64_t vocab_begin) {
+  with_scalar(dtable, [&](auto zero) {
+    using S = decltype(zero);
+    launch(stream_, over_rows(ids.dim(0)), &embedding_wgrad_tokens<S>, dtable.as<S>(), dy.as<S>(),
+           ids.as<std::int32_t>(), vocab_begin, dtable.dim(0), ids.dim(0), dtable.dim(1));
+  });
+}
+
+void Backend::do_cross_entropy_stats(Tensor stats, Tensor logits, Tensor targets, std::int64_t vocab_begin) {
+  with_scalar(logits, [&](auto zero) {
+    using S = decltype(zero);
+    launch(stream_, over_rows(logits.dim(0)), &cross_entropy_stats_rows<S>, stats.as<S>(), logits.as<S>(),
+           targets.as<std::int32_t>(), vocab_begin, logits.dim(0), logits.dim(1));
+  });
+}
+
+void Backend::do_cross_entropy_join(Tensor loss, Tensor lse, Tensor stats, Tensor targets) {
+  with_scalar(loss, [&](auto zero) {
+    using S = decltype(zero);
+    launch(stream_, over_elements(stats.dim(2)), &cross_entropy_join_all<S>, loss.as<S>(), lse.as<S>(),
+           stats.as<S>(), targets.as<std::int32_t>(), stats.dim(0), stats.dim(2));
+  });
+}
+
+void Backend::do_cross_entropy_backward(Tensor logits, Tensor lse, Tensor targets, std::int64_t vocab_begin,
+                                        double weight) {
+  with_scalar(logits, [&](auto zero) {
+    using S = decltype(zero);
+    const std::int64_t n = logits.num_elements();
+    launch(stream_, over_elements(n), &cross_entropy_backward_all<S>, logits.as<S>(), lse.as<S>(),
+           targets.as<std::int32_t>(), vocab_begin, static_cast<S>(weight), n, logits.dim(1));
+  });
+}
+
+}  // namespace tessera::kernels::TESSERA_CUDA_NAMESPACE
