@@ -15,7 +15,8 @@ foreach(source IN LISTS cuda_sources)
   file(CONFIGURE OUTPUT ${output} CONTENT "#include \"kernels/cuda/${name}.cu\"\n")
   list(APPEND emulated_sources ${output})
 endforeach()
-add_library(tessera_emulated STATIC ${emulated_sources} tests/support/emulation.cpp tests/support/emulated_place.cpp)
+add_library(tessera_emulated STATIC ${emulated_sources} tests/support/emulation.cpp
+  tests/support/emulated_place.cpp tests/support/run_emulated.cpp)
 target_include_directories(tessera_emulated PRIVATE tests src)
 target_compile_definitions(tessera_emulated PRIVATE TESSERA_EMULATED)
 target_compile_options(tessera_emulated PRIVATE -include support/emulation.h -Wno-sign-conversion -Wno-conversion -Wno-sign-compare)
@@ -50,6 +51,12 @@ foreach(room IN LISTS TESSERA_ROOMS ITEMS house cli)
   add_test(NAME ${room} COMMAND test_${room})
   set_tests_properties(${room} PROPERTIES TIMEOUT 1200)
 endforeach()
+
+# The kernel tests on a GPU alone: ctest -L gpu. Without one they are skipped with the reason.
+if(TARGET test_kernels)
+  add_test(NAME kernels_gpu COMMAND test_kernels --gtest_filter=*/cuda_f*:Cuda.*)
+  set_tests_properties(kernels_gpu PROPERTIES LABELS gpu TIMEOUT 600)
+endif()
 
 # Programs that run under mpirun: add_mpi_test(NAME PROCESSES PROGRAM [ARGUMENTS...]). --oversubscribe and the
 # permission for root are Open MPI's; MPICH needs neither.

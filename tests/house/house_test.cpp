@@ -21,7 +21,7 @@ RoomTable rooms() {
 }
 
 bool is_cpp(const SourceFile& file) {
-  return file.path.ends_with(".cpp") || file.path.ends_with(".h");
+  return file.path.ends_with(".cpp") || file.path.ends_with(".cu") || file.path.ends_with(".h");
 }
 bool is_test(const SourceFile& file) {
   return file.path.ends_with("_test.cpp");

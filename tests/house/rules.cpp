@@ -162,8 +162,8 @@ std::string to_text(const std::vector<Finding>& findings) {
 
 std::vector<SourceFile> read_tree(const std::filesystem::path& root) {
   namespace fs = std::filesystem;
-  static const std::set<std::string> extensions = {".h",    ".cpp", ".inc",  ".cmake", ".txt", ".md", ".py",
-                                                   ".yaml", ".yml", ".json", ".sh",    ".svg", ""};
+  static const std::set<std::string> extensions = {".h",  ".cpp",  ".cu",  ".inc",  ".cmake", ".txt", ".md",
+                                                   ".py", ".yaml", ".yml", ".json", ".sh",    ".svg", ""};
   std::vector<SourceFile> files;
   for (auto it = fs::recursive_directory_iterator(root); it != fs::recursive_directory_iterator(); ++it) {
     const std::string name = it->path().filename().string();

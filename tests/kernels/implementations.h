@@ -6,6 +6,7 @@
 // Each runs against the f64 reference in f32 and f64, the gradient checks in f64, the error paths, and the
 // row-split tests.
 #pragma once
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <ostream>
@@ -13,8 +14,10 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cuda/cuda_kernels.h"
 #include "kernels/kernels.h"
 #include "support/emulated_place.h"
+#include "support/tensors.h"
 
 namespace tessera::kernels {
 
@@ -23,6 +26,15 @@ struct Implementation {
   std::function<std::unique_ptr<Kernels>()> make;
 };
 
+// Whether there is a GPU; then tests' tensors live where it sees them, and every launch ends before its call
+// returns, as on a CPU.
+inline bool gpu_to_test() {
+  setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+  if (cuda_devices().count == 0) return false;
+  test::allocation() = {&allocate_mapped, &free_mapped};
+  return true;
+}
+
 inline std::vector<Implementation> implementations() {
   std::vector<Implementation> out = {{"reference", &make_reference}};
   if (cpu::supported(cpu::avx512()))
@@ -30,6 +42,7 @@ inline std::vector<Implementation> implementations() {
   if (cpu::supported(cpu::avx2())) out.push_back({"cpu_avx2", [] { return cpu::make_cpu(cpu::avx2()); }});
   out.push_back({"cpu_generic", [] { return cpu::make_cpu(cpu::generic()); }});
   out.push_back({"cuda_emulated", &emulated::make});
+  if (gpu_to_test()) out.push_back({"cuda", [] { return make_cuda(0); }});
   return out;
 }
 

@@ -134,6 +134,7 @@ class Launch {
       for (std::size_t i = 0; i < threads; ++i) fibers_[i]->state = State::ready;
       released = threads;
     }
+    if (released == 0) fibers_.clear();  // they would go on where they stand
     TESSERA_CHECK(released > 0, "threads of an emulated block wait at different points");
     return true;
   }

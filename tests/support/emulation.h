@@ -38,8 +38,8 @@ struct Position {
 void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel);
 void block_barrier();
 void warp_barrier();
-// Eight bytes of each lane of this warp, other ones at every second call: whoever writes them again has met all
-// lanes since they were read.
+// Eight bytes of each lane of this warp, other ones at every second call: whoever writes them again has met
+// all lanes since they were read.
 [[nodiscard]] std::uint64_t* warp_words();
 [[nodiscard]] void* dynamic_shared();
 

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <limits>
@@ -92,6 +93,26 @@ inline void poison(const Tensor& t) {
   std::memset(t.raw(), 0xee, static_cast<std::size_t>(t.bytes().value));
 }
 
+// Where the tensors of tests live: the heap, or memory that a GPU addresses too, where one is tested.
+struct Allocation {
+  void* (*take)(std::size_t) = &std::malloc;
+  void (*give)(void*) = &std::free;
+};
+inline Allocation& allocation() {
+  static Allocation one;
+  return one;
+}
+template <class T>
+struct TestMemory {
+  using value_type = T;
+  TestMemory() = default;
+  template <class U>
+  TestMemory(const TestMemory<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(allocation().take(n * sizeof(T))); }
+  void deallocate(T* p, std::size_t) { allocation().give(p); }
+  friend bool operator==(const TestMemory&, const TestMemory&) { return true; }
+};
+
 class Owned {
  public:
   Owned() = default;  // the empty tensor
@@ -145,7 +166,7 @@ class Owned {
     std::swap(tensor_, other.tensor_);
   }
 
-  std::vector<std::uint8_t> memory_;
+  std::vector<std::uint8_t, TestMemory<std::uint8_t>> memory_;
   std::int64_t begin_ = 0;
   Tensor tensor_;
 };

@@ -2,14 +2,25 @@
 #include "kernels/cuda/cuda_kernels.h"
 
 namespace tessera::kernels {
+namespace {
+
+constexpr const char* kMend =
+    "install the CUDA toolkit (nvcc), configure again and read what CMake says of it";
+
+}  // namespace
 
 DeviceList cuda_devices() {
   return {.count = 0, .why_none = "this build has no CUDA"};
 }
 
 std::unique_ptr<Kernels> make_cuda(std::int32_t) {
-  throw Error(ErrorKind::unsupported, "this build has no CUDA", "CUDA",
-              "install the CUDA toolkit (nvcc), configure again and read what CMake says about CUDA");
+  throw Error(ErrorKind::unsupported, "this build has no CUDA", "CUDA", kMend);
 }
+
+void* allocate_mapped(std::size_t) {
+  throw Error(ErrorKind::unsupported, "this build has no CUDA", "CUDA", kMend);
+}
+
+void free_mapped(void*) {}
 
 }  // namespace tessera::kernels

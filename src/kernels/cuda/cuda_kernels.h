@@ -5,6 +5,7 @@
 //
 //   if (const DeviceList list = cuda_devices(); list.count > 0) auto kernels = make_cuda(0);
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -20,7 +21,12 @@ struct DeviceList {
 [[nodiscard]] DeviceList cuda_devices();
 
 // Error{unsupported} naming the reason where there is no such device. Calls of one object come from one
-// thread; synchronise() of the result of make_cuda waits for all of its work.
+// thread.
 [[nodiscard]] std::unique_ptr<Kernels> make_cuda(std::int32_t device);
+
+// Memory that host and device both address, across the bus: for tests, not for training. Error{io} when there
+// is none.
+[[nodiscard]] void* allocate_mapped(std::size_t bytes);
+void free_mapped(void* memory);
 
 }  // namespace tessera::kernels

@@ -1,5 +1,6 @@
 // What the CUDA sources need of the language and the runtime. They are compiled twice: by nvcc for GPUs, into
-// namespace cuda, and by the host compiler for tests, into namespace emulated, over tests/support/emulation.h.
+// namespace cuda, and by the host compiler for tests, into namespace emulated, over
+// tests/support/emulation.h.
 //
 // Conventions of all kernels: blocks are multiples of 32 threads, sums have a fixed order (no atomic
 // additions), so results are the same in every run and do not depend on the grid.

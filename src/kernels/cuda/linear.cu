@@ -1,6 +1,6 @@
 // Products of matrices: tiles of 64 x 64 in shared memory, 4 x 4 outputs a thread, each output a sum of
-// sums of 128 terms in ascending order. This is the backend's own, exact to the order of its sums; it is not the fast way on tensor
-// cores.
+// sums of 128 terms in ascending order. This is the backend's own, exact to the order of its sums; it is not
+// the fast way on tensor cores.
 #include "kernels/cuda/backend.h"
 
 namespace tessera::kernels::TESSERA_CUDA_NAMESPACE {

@@ -62,4 +62,14 @@ std::unique_ptr<Kernels> make_cuda(std::int32_t device) {
   return std::make_unique<cuda::Backend>(std::make_unique<cuda::DevicePlace>(device));
 }
 
+void* allocate_mapped(std::size_t bytes) {
+  void* memory = nullptr;
+  cuda::check(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped), "cudaHostAlloc");
+  return memory;
+}
+
+void free_mapped(void* memory) {
+  cudaFreeHost(memory);
+}
+
 }  // namespace tessera::kernels
