@@ -12,6 +12,7 @@
 #include "ckpt/safetensors.h"
 #include "exec/run_state.h"
 #include "run.h"
+#include "support/emulated_place.h"
 
 namespace tessera::testing {
 namespace {
@@ -172,13 +173,16 @@ spec::Job job_of(const Case& c, const Expected& e, spec::Precision precision) {
   return job;
 }
 
-void expect_loss_and_gradients(const Expected& expected, const spec::Job& job, double bound) {
+using MakeKernels = std::unique_ptr<kernels::Kernels> (*)();
+
+void expect_loss_and_gradients(const Expected& expected, const spec::Job& job, double bound,
+                               MakeKernels make_kernels = &kernels::make_cpu) {
   const FixtureBatch batch(expected, job.train.sequence_length);
   const auto weights = ckpt::open_hf_folder(expected.folder);
-  const RunResult got =
-      run_job(job, {.steps = 1, .cpu_kernels = true, .data = &batch, .start = [&](exec::RankEngine& e) {
-                      exec::load_state(e, *weights, exec::StateParts::weights);
-                    }});
+  const RunResult got = run_job(
+      job, {.steps = 1, .make_kernels = make_kernels, .data = &batch, .start = [&](exec::RankEngine& e) {
+              exec::load_state(e, *weights, exec::StateParts::weights);
+            }});
   EXPECT_TRUE(relative_error(expected.f64("loss"), {got.steps[0].ce_loss}) < bound);
   std::size_t compared = 0;
   for (const ckpt::HfTensor& t : ckpt::hf_tensors(job.model)) {
@@ -205,6 +209,31 @@ TEST_P(Golden, LossAndEveryGradientEqualTransformersInF64) {
 TEST_P(GoldenF32, LossAndEveryGradientEqualTransformers) {
   const Expected expected(GetParam().name);
   expect_loss_and_gradients(expected, job_of({"one", {}}, expected, spec::Precision::f32), kBoundF32);
+}
+
+// The whole step on the kernels of the CUDA backend, compiled for the host (docs/gpu.md).
+class GoldenCuda : public ::testing::TestWithParam<Param> {};
+
+TEST_P(GoldenCuda, LossAndEveryGradientEqualTransformersInF64) {
+  const Expected expected(GetParam().family.name);
+  expect_loss_and_gradients(expected, job_of(GetParam().c, expected, spec::Precision::f64), kBound,
+                            &kernels::emulated::make);
+}
+
+TEST_P(GoldenCuda, LossAndEveryGradientEqualTransformersInF32) {
+  const Expected expected(GetParam().family.name);
+  expect_loss_and_gradients(expected, job_of(GetParam().c, expected, spec::Precision::f32), kBoundF32,
+                            &kernels::emulated::make);
+}
+
+std::vector<Param> cuda_params() {
+  std::vector<Param> out;
+  for (const Family& f : families()) {
+    out.push_back({f, {"one", {}}});
+    if (f.cuts_sequences) out.push_back({f, {"tp2_cp2", {.tp = 2, .cp = 2, .etp = f.moe ? 2 : 1}}});
+    if (f.most_ep >= 4) out.push_back({f, {"tp2_dp2_ep4", {.tp = 2, .dp = 2, .ep = 4}, 1}});
+  }
+  return out;
 }
 
 // What one forward pass leaves on the ranks, gathered: rows of [T, columns] tensors by name.
@@ -335,6 +364,7 @@ std::string name_of(const ::testing::TestParamInfo<Param>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, Golden, ::testing::ValuesIn(all_params(false)), name_of);
+INSTANTIATE_TEST_SUITE_P(Layouts, GoldenCuda, ::testing::ValuesIn(cuda_params()), name_of);
 INSTANTIATE_TEST_SUITE_P(Layouts, GoldenValues, ::testing::ValuesIn(all_params(true)), name_of);
 INSTANTIATE_TEST_SUITE_P(Layouts, GoldenBalancing, ::testing::ValuesIn(balancing_params()), name_of);
 INSTANTIATE_TEST_SUITE_P(Families, GoldenF32, ::testing::ValuesIn(families()),

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -33,7 +34,9 @@ struct RunOptions {
   std::int64_t steps = 3;
   bool worker = false;  // bucket reductions on a CommWorker
   std::int64_t ignore_every = 0;
-  bool cpu_kernels = false;                 // else the reference
+  bool cpu_kernels = false;  // else the reference
+  // Instead of both, of each rank.
+  std::function<std::unique_ptr<kernels::Kernels>()> make_kernels = nullptr;
   const exec::BatchSource* data = nullptr;  // instead of synthetic tokens
   comm::World* world = nullptr;  // instead of threads; the result then holds what the local ranks have
   std::function<void(exec::RankEngine&)> start = nullptr;  // instead of initialise()

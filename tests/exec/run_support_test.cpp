@@ -69,6 +69,15 @@ void gather(exec::RankEngine& engine, bool gradients, GlobalTensors& out) {
 
 }  // namespace
 
+namespace {
+
+std::unique_ptr<kernels::Kernels> kernels_of(const RunOptions& options) {
+  if (options.make_kernels) return options.make_kernels();
+  return options.cpu_kernels ? kernels::make_cpu() : kernels::make_reference();
+}
+
+}  // namespace
+
 RunResult run_job(const spec::Job& job, const RunOptions& options) {
   const plan::Plan plan = plan::make_plan(job);
   const SyntheticTokens synthetic(job.model.vocab_size, job.train.sequence_length, options.ignore_every);
@@ -88,7 +97,7 @@ RunResult run_job(const spec::Job& job, const RunOptions& options) {
         {.plan = &plan,
          .data = options.data != nullptr ? options.data : &synthetic,
          .rank = rank,
-         .kernels = options.cpu_kernels ? kernels::make_cpu() : kernels::make_reference(),
+         .kernels = kernels_of(options),
          .communicators = [&](std::span<const Rank> members,
                               std::string_view label) { return world.communicator(rank, members, label); },
          .worker = worker.get(),
