@@ -49,7 +49,7 @@ foreach(room IN LISTS TESSERA_ROOMS ITEMS house cli)
   # Warnings of sign and conversion are for the product; tests compare literals with sizes all day.
   target_compile_options(test_${room} PRIVATE -Wno-sign-conversion -Wno-conversion -Wno-sign-compare -Wno-shadow)
   add_test(NAME ${room} COMMAND test_${room})
-  set_tests_properties(${room} PROPERTIES TIMEOUT 1200)
+  set_tests_properties(${room} PROPERTIES TIMEOUT 1200 ENVIRONMENT "${TESSERA_TEST_ENVIRONMENT_${room}}")
 endforeach()
 
 # The kernel tests on a GPU alone: ctest -L gpu. Without one they are skipped with the reason.

@@ -1,0 +1,30 @@
+# What stands on cuBLASLt and cuDNN: cuda/*.cpp where the toolkit and cuDNN are installed, absent/*.cpp elsewhere.
+# TESSERA_HAVE_CUDALIB says which. Plain C++: the host compiler does it, nvcc is not needed.
+find_package(nlohmann_json REQUIRED)
+target_link_libraries(tessera_cudalib PRIVATE nlohmann_json::nlohmann_json)
+
+set(TESSERA_HAVE_CUDALIB OFF)
+if(NOT "${TESSERA_CUDA}" STREQUAL "OFF")
+  find_package(CUDAToolkit 13.0 QUIET)
+  if(CUDAToolkit_FOUND)
+    find_path(TESSERA_CUDNN_INCLUDE cudnn_version.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+    find_library(TESSERA_CUDNN_LIBRARY cudnn HINTS ${CUDAToolkit_LIBRARY_DIR})
+    if(TESSERA_CUDNN_INCLUDE AND TESSERA_CUDNN_LIBRARY)
+      set(TESSERA_HAVE_CUDALIB ON)
+    endif()
+  endif()
+endif()
+
+file(GLOB cuda_sources CONFIGURE_DEPENDS ${dir}/cuda/*.cpp)
+file(GLOB absent_sources CONFIGURE_DEPENDS ${dir}/absent/*.cpp)
+if(TESSERA_HAVE_CUDALIB)
+  message(STATUS "cuDNN: ${TESSERA_CUDNN_LIBRARY}")
+  set_source_files_properties(${absent_sources} PROPERTIES HEADER_FILE_ONLY ON)
+  target_include_directories(tessera_cudalib SYSTEM PRIVATE ${TESSERA_CUDNN_INCLUDE})
+  # A program that calls nothing of this room does not load the libraries when it starts.
+  target_link_options(tessera_cudalib INTERFACE LINKER:--as-needed)
+  target_link_libraries(tessera_cudalib PRIVATE CUDA::cudart_static CUDA::cublasLt ${TESSERA_CUDNN_LIBRARY})
+else()
+  message(STATUS "cuDNN: the CUDA toolkit 13.0 or cuDNN was not found, built without")
+  set_source_files_properties(${cuda_sources} PROPERTIES HEADER_FILE_ONLY ON)
+endif()
