@@ -1,6 +1,7 @@
 #include "cli/compare_command.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -27,8 +28,8 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 using explain::Side;
 
-// OLMoE (arXiv 2409.02060 section 4.1): a mixture with 1.3 of 6.9 G parameters active reaches the loss of the
-// dense model of as many active ones with about a third of the tokens. Artetxe et al. (arXiv 2112.10684) saw
+// OLMoE (arXiv 2409.02060): a mixture with 1.3 of 6.9 G parameters active reaches the loss of the dense
+// model of as many active ones with about a third of the tokens. Artetxe et al. (arXiv 2112.10684) saw
 // about 4 at small budgets and less at large ones.
 constexpr double kPublishedGain = 3.0;
 constexpr const char* kGainSource = "OLMoE, arXiv 2409.02060; --gain says another";
@@ -110,8 +111,9 @@ Side plan_of(const CompareFlags& flags, const std::string& model, const std::str
   return explain::planned_side(name, question.setup, question.space, o);
 }
 
+// Stages that the plan cuts otherwise than layouts are priced are told in the note.
 Side side_of_plan(const CompareFlags& flags, const std::string& path, const std::string& cluster,
-                  const explain::CompareOptions& o) {
+                  const explain::CompareOptions& o, std::string& note) {
   SimulateFlags s;
   s.plan = path;
   s.cluster = cluster;
@@ -119,6 +121,16 @@ Side side_of_plan(const CompareFlags& flags, const std::string& path, const std:
   s.placement = flags.placement;
   s.calibration = flags.calibration;
   const SimulateInput input = read_simulate_input(s);
+  const cost::StageSplit cut(input.setup.model, input.candidate.pp * input.candidate.vpp,
+                             input.setup.practice.balanced_stages);
+  std::vector<std::int32_t> priced;
+  for (std::int32_t i = 0; i < cut.num_stages(); ++i) priced.push_back(cut.layers(i));
+  if (priced != input.stage_layers) {
+    note += fmt::format(
+        "{}{}: the layers of its stages ({}) are priced as they go most evenly; tessera simulate plays them "
+        "as they are.",
+        note.empty() ? "" : " ", base_name(path), fmt::join(input.stage_layers, " "));
+  }
   return explain::fixed_side(base_name(path), input.setup, input.candidate, o);
 }
 
@@ -175,10 +187,10 @@ Pair pair_of(const CompareFlags& flags, explain::CompareOptions& o) {
   }
   if (flags.equal.empty() && (is(0, 0, 2) || is(0, 1, 2))) {
     const std::string cluster = t.clusters.empty() ? "" : t.clusters[0];
-    return {.first = side_of_plan(flags, t.plans[0], cluster, o),
-            .second = side_of_plan(flags, t.plans[1], cluster, o),
-            .title = fmt::format("{} and {}", base_name(t.plans[0]), base_name(t.plans[1])),
-            .note = ""};
+    Pair pair{.title = fmt::format("{} and {}", base_name(t.plans[0]), base_name(t.plans[1])), .note = ""};
+    pair.first = side_of_plan(flags, t.plans[0], cluster, o, pair.note);
+    pair.second = side_of_plan(flags, t.plans[1], cluster, o, pair.note);
+    return pair;
   }
   throw Error(
       ErrorKind::config,
@@ -251,6 +263,7 @@ void print_json(const Pair& pair, const explain::CompareOptions& o, const std::v
             {"a", to_json(pair.first, o)},
             {"b", to_json(pair.second, o)},
             {"findings", std::move(found)}};
+  if (!pair.note.empty()) j["note"] = pair.note;
   if (v.mixture >= 0) {
     j["mixture_against_dense"] = {{"cost_ratio", v.cost_ratio},
                                   {"cost_ratio_uneven_routing", v.uneven_cost_ratio},

@@ -1,6 +1,7 @@
 #include "cli/framework_files.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -103,6 +104,17 @@ std::string listed(const std::vector<Listed>& list) {
 
 bool same_stages(const cost::Setup& setup, const Reading& r) {
   return cost::to_job(setup, candidate_of(r)).parallel.stage_layers == r.launch.job.parallel.stage_layers;
+}
+
+std::vector<std::string> notes_of(const cost::Setup& setup, const Reading& r) {
+  std::vector<std::string> notes = r.notes;
+  if (same_stages(setup, r)) return notes;
+  const std::vector<std::int32_t>& layers = r.launch.job.parallel.stage_layers;
+  notes.push_back(fmt::format(
+      "the layers of its stages ({}) are priced as they go most evenly: what its own cut costs is "
+      "not in the figures",
+      layers.empty() ? "even" : fmt::format("{}", fmt::join(layers, " "))));
+  return notes;
 }
 
 Json json_of(const std::vector<Listed>& list) {
@@ -211,9 +223,7 @@ std::string FrameworkFiles::verdict(const cost::Setup& setup, const report::Styl
   if (!changes.empty()) out += "\n";
   if (!changes.empty()) say("Set otherwise than the plans above are priced, each alone:");
   for (const Change& c : changes) say(fmt::format("  {:>+9.1f} ms  {}", c.seconds * 1e3, c.text));
-  std::vector<std::string> notes = r.notes;
-  if (!same_stages(setup, r))
-    notes.emplace_back("the layers of its stages are priced as they go most evenly");
+  std::vector<std::string> notes = notes_of(setup, r);
   for (const frameworks::Carried& c : r.carried) {
     if (c.key != "devices" && c.key != "practice")
       notes.push_back(fmt::format("{} = {} is of Tessera's own line {}", c.key, c.value, c.line));
@@ -248,7 +258,8 @@ std::string FrameworkFiles::page(const cost::Setup& setup, const search::Ranked&
   if (!emit_) return out;
   const frameworks::Written w = written(setup, best);
   write_atomically(flags_.emit_to, w.text);
-  say(fmt::format("wrote {}: the best one for {}", flags_.emit_to, title(*emit_)));
+  say(fmt::format("wrote {}: the {} for {}", flags_.emit_to, flags_.robust ? "robust choice" : "best one",
+                  title(*emit_)));
   for (const std::string& n : w.notes) say("- " + n);
   return out;
 }
@@ -271,7 +282,7 @@ std::string FrameworkFiles::from_json(const cost::Setup& setup) const {
               {"reserved_bytes", own.cost.memory.reserved()},
               {"fits", own.fits},
               {"set_otherwise", std::move(changes)},
-              {"notes", r.notes},
+              {"notes", notes_of(setup, r)},
               {"carried", std::move(carried)},
               {"unknown", json_of(r.unknown)},
               {"not_priced", json_of(r.not_priced)}}

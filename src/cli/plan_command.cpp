@@ -167,7 +167,7 @@ Json to_json(const cost::Setup& setup, const search::Rejection& r) {
 
 void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::Result& r, double band,
                 const std::vector<Comparison>& others, const std::optional<RobustPlan>& robust,
-                const FrameworkFiles& files) {
+                const search::Ranked& chosen, const FrameworkFiles& files) {
   Json best = Json::array(), rejections = Json::array();
   for (const search::Ranked& x : r.best) best.push_back(to_json(setup, x));
   for (const search::Rejection& x : r.rejections) rejections.push_back(to_json(setup, x));
@@ -193,7 +193,7 @@ void print_json(const PlanFlags& flags, const cost::Setup& setup, const search::
   if (const std::string load = load_json(setup, r.best.front().candidate.ep); !load.empty())
     j["expert_load"] = Json::parse(load);
   if (const std::string from = files.from_json(setup); !from.empty()) j["from"] = Json::parse(from);
-  if (const std::string made = files.emitted_json(setup, r.best.front()); !made.empty())
+  if (const std::string made = files.emitted_json(setup, chosen); !made.empty())
     j["emitted"] = Json::parse(made);
   std::printf("%s\n", j.dump(2).c_str());
 }
@@ -223,11 +223,14 @@ int plan(const PlanFlags& asked, const Terminal& terminal) {
   search::Result result = search::search(q.setup, q.space, options);
   if (result.best.empty()) throw nothing_found(flags, q, result, options);
   std::optional<RobustPlan> robust;
-  if (flags.robust) robust = robust_of(flags, quantile, q.setup, result);
+  search::Ranked chosen = result.best.front();  // what is written
+  if (flags.robust) {
+    const std::vector<search::Ranked> all = result.best;  // the list becomes as short as asked for
+    robust = robust_of(flags, quantile, q.setup, result);
+    chosen = all[static_cast<std::size_t>(robust->choice)];
+  }
   if (!flags.output.empty()) {
-    const cost::Candidate& chosen =
-        robust ? robust->candidates[static_cast<std::size_t>(robust->choice)] : result.best.front().candidate;
-    plan::Plan best = plan::make_plan(cost::to_job(q.setup, chosen));
+    plan::Plan best = plan::make_plan(cost::to_job(q.setup, chosen.candidate));
     best.planned_for = {.cluster = q.setup.cluster, .practice = q.setup.practice.name};
     plan::write_plan(flags.output, best);
   }
@@ -242,11 +245,11 @@ int plan(const PlanFlags& asked, const Terminal& terminal) {
   }
   if (const auto yours = files.candidate()) others.push_back({"the best", "yours", best, *yours});
   if (flags.json) {
-    print_json(flags, q.setup, result, band, others, robust, files);
+    print_json(flags, q.setup, result, band, others, robust, chosen, files);
     return 0;
   }
   if (files.emits_alone()) {
-    std::printf("%s", files.emitted(q.setup, result.best.front()).c_str());
+    std::printf("%s", files.emitted(q.setup, chosen).c_str());
     return 0;
   }
   const report::PlanView view{.setup = &q.setup,
@@ -269,7 +272,7 @@ int plan(const PlanFlags& asked, const Terminal& terminal) {
                                what_if_text(q.setup, best, inner_of(terminal.style)), terminal.style)
                             .c_str());
   }
-  std::printf("%s", files.page(q.setup, result.best.front(), terminal.style).c_str());
+  std::printf("%s", files.page(q.setup, chosen, terminal.style).c_str());
   if (robust) {
     std::printf("\n%s", titled("The robust choice", robust_text(*robust, flags.top, inner_of(terminal.style)),
                                terminal.style)
