@@ -65,6 +65,16 @@ TEST_F(Program, FromJudgesTheUsersScript) {
       << "what the file leaves out costs time";
 }
 
+TEST_F(Program, FromSaysWhichStagesItDoesNotPriceAsTheyAre) {
+  const std::string script = std::string(kScript).substr(0, std::string(kScript).rfind(" --log-intervall"));
+  write("mine.sh", script + " --decoder-last-pipeline-num-layers 14\n");
+  const Outcome page = run("plan llama-3-8b dgx-h100 --from mine.sh --top 1");
+  ASSERT_EQ(page.code, 0) << page.errors;
+  EXPECT_THAT(page.output, HasSubstr("the layers of its stages (18 14) are priced as they go most evenly"));
+  const json j = json::parse(run("plan llama-3-8b dgx-h100 --from mine.sh --top 1 --json").output);
+  EXPECT_THAT(j["from"]["notes"].dump(), HasSubstr("the layers of its stages (18 14)"));
+}
+
 TEST_F(Program, FromSaysWhenALayoutDoesNotFit) {
   std::string script = kScript;
   const auto swap = [&](const std::string& from, const std::string& to) {
