@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -31,7 +32,7 @@ class Launch {
 
   void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel) {
     kernel_ = &kernel;
-    shared_.assign(shared_bytes + 64, std::byte{0xff});  // NaN, for whoever reads what nobody wrote
+    shared_.resize(shared_bytes + 64);
     const std::size_t threads = std::size_t{block.x} * block.y * block.z;
     grow(threads);
     half_ = (threads + 31) / 32 * 32;
@@ -94,6 +95,7 @@ class Launch {
   }
 
   void run_block(dim3 index, dim3 grid, dim3 block, std::size_t threads) {
+    std::fill(shared_.begin(), shared_.end(), std::byte{0xff});  // NaN, for whoever reads what nobody wrote
     std::size_t i = 0;
     for (unsigned z = 0; z < block.z; ++z) {
       for (unsigned y = 0; y < block.y; ++y) {

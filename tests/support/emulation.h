@@ -5,7 +5,8 @@
 // the shuffles are real meeting points. Found here, and reported as Error{internal}: threads that wait at
 // different points for ever, a barrier that some threads of the block have left. Odd blocks take their
 // threads in descending order, so code that leans on an order between two barriers gives other results. Not
-// found: races between blocks, reads of shared memory that nobody wrote, what memory ordering does on a GPU.
+// found: races between blocks, reads of __shared__ variables that nobody wrote (dynamic shared memory begins
+// as NaN), what memory ordering does on a GPU.
 // Launches are finished when `launch` returns. One thread of the process runs one launch at a time.
 #pragma once
 #include <cmath>

@@ -97,13 +97,19 @@ __device__ T warp_max(T value) {
   }
   return value;
 }
+// A number of each warp, for all threads of the block, all of which must call. A barrier has to stand behind
+// the last read.
+template <class T>
+__device__ const T* of_warps(T value) {
+  __shared__ T part[kWarp];
+  if (lane() == 0) part[warp()] = value;
+  __syncthreads();
+  return part;
+}
 // The sum over the block, warps in ascending order, for all of its threads, all of which must call.
 template <class T>
 __device__ T block_sum(T value) {
-  __shared__ T part[kWarp];
-  value = warp_sum(value);
-  if (lane() == 0) part[warp()] = value;
-  __syncthreads();
+  const T* part = of_warps(warp_sum(value));
   T sum = 0;
   for (int w = 0; w < num_warps(); ++w) sum += part[w];
   __syncthreads();
@@ -111,10 +117,7 @@ __device__ T block_sum(T value) {
 }
 template <class T>
 __device__ T block_max(T value) {
-  __shared__ T part[kWarp];
-  value = warp_max(value);
-  if (lane() == 0) part[warp()] = value;
-  __syncthreads();
+  const T* part = of_warps(warp_max(value));
   T largest = part[0];
   for (int w = 1; w < num_warps(); ++w) largest = part[w] > largest ? part[w] : largest;
   __syncthreads();
