@@ -52,11 +52,16 @@ foreach(room IN LISTS TESSERA_ROOMS ITEMS house cli)
   set_tests_properties(${room} PROPERTIES TIMEOUT 1200 ENVIRONMENT "${TESSERA_TEST_ENVIRONMENT_${room}}")
 endforeach()
 
-# The kernel tests on a GPU alone: ctest -L gpu. Without one they are skipped with the reason.
-if(TARGET test_kernels)
-  add_test(NAME kernels_gpu COMMAND test_kernels --gtest_filter=*/cuda_f*:Cuda.*)
-  set_tests_properties(kernels_gpu PROPERTIES LABELS gpu TIMEOUT 600)
-endif()
+# What runs on a GPU alone: ctest -L gpu. Without one they are skipped with the reason.
+function(add_gpu_test room filter)
+  if(TARGET test_${room})
+    add_test(NAME ${room}_gpu COMMAND test_${room} --gtest_filter=${filter})
+    set_tests_properties(${room}_gpu PROPERTIES LABELS gpu TIMEOUT 600)
+  endif()
+endfunction()
+add_gpu_test(kernels "*/cuda_f*:*/cuda_bf16:Cuda.*")
+add_gpu_test(cudalib "OnGpu.*")
+add_gpu_test(exec "GoldenGpu.*")
 
 # Programs that run under mpirun: add_mpi_test(NAME PROCESSES PROGRAM [ARGUMENTS...]). --oversubscribe and the
 # permission for root are Open MPI's; MPICH needs neither.

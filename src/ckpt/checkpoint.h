@@ -26,6 +26,7 @@
 
 #include "base/ids.h"
 #include "layout/layout.h"
+#include "tensor/memory.h"
 #include "tensor/tensor.h"
 
 namespace tessera::ckpt {
@@ -79,7 +80,11 @@ class CheckpointWriter {
   // exactly once (else Error{internal}). A rank that owns nothing stages no pieces. Memory is taken the first
   // time only. An error of the background thread (Error{io}: disk full, folder gone) comes out of the next
   // stage() or wait() of every rank, and nothing more is written; the checkpoints before it remain.
-  void stage(Rank rank, const Meta& meta, std::span<const Piece> pieces);
+  // Pieces may lie in `memory`, whose queued work is waited for.
+  void stage(Rank rank, const Meta& meta, std::span<const Piece> pieces, tensor::Memory& memory);
+  void stage(Rank rank, const Meta& meta, std::span<const Piece> pieces) {
+    stage(rank, meta, pieces, *tensor::make_host_memory());
+  }
   void wait();
 
  private:

@@ -45,7 +45,7 @@ void check_piece(const Piece& piece) {
   TESSERA_CHECK_EQ(piece.data.num_elements(), area(piece.slice), piece.name);
 }
 
-void fill(Slot& slot, std::span<const Piece> pieces) {
+void fill(Slot& slot, std::span<const Piece> pieces, tensor::Memory& memory) {
   std::int64_t bytes = 0;
   for (const Piece& piece : pieces) {
     check_piece(piece);
@@ -59,7 +59,7 @@ void fill(Slot& slot, std::span<const Piece> pieces) {
   std::byte* to = slot.memory.data();
   for (const Piece& piece : pieces) {
     if (area(piece.slice) == 0) continue;
-    std::memcpy(to, piece.data.raw(), static_cast<std::size_t>(piece.data.bytes().value));
+    memory.copy(tensor::Tensor(to, piece.data.dtype(), piece.data.shape()), piece.data);
     slot.pieces.push_back({.name = piece.name,
                            .num_dims = piece.num_dims,
                            .global = piece.global,
@@ -68,6 +68,7 @@ void fill(Slot& slot, std::span<const Piece> pieces) {
                            .data = to});
     to += staged_bytes(piece);
   }
+  memory.synchronise();
 }
 
 }  // namespace
@@ -178,7 +179,8 @@ CheckpointWriter::~CheckpointWriter() {
   state_->thread.join();
 }
 
-void CheckpointWriter::stage(Rank rank, const Meta& meta, std::span<const Piece> pieces) {
+void CheckpointWriter::stage(Rank rank, const Meta& meta, std::span<const Piece> pieces,
+                             tensor::Memory& memory) {
   State& s = *state_;
   const std::int32_t place = rank.value - s.options.first_rank;
   TESSERA_CHECK(place >= 0 && place < s.local, "the rank is one of the writer's");
@@ -188,7 +190,7 @@ void CheckpointWriter::stage(Rank rank, const Meta& meta, std::span<const Piece>
     std::unique_lock lock(s.mutex);
     s.wait(lock, [&] { return !slot.staged; });
   }
-  fill(slot, pieces);
+  fill(slot, pieces, memory);
   const std::lock_guard lock(s.mutex);
   if (s.num_staged == 0) s.meta = meta;
   TESSERA_CHECK_EQ(meta.step, s.meta.step, "all ranks stage the same step");

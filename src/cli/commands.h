@@ -20,6 +20,7 @@ struct TrainFlags {
   std::string job;
   std::vector<std::string> overrides;  // "train.steps=50"
   std::string start_from;              // Hugging Face folder or checkpoint
+  std::string device = "cpu";          // or cuda
   std::string placement;               // file of `tessera place`
   std::int64_t rebalance = 0;          // steps between two moves of experts; 0: they stay
   double most_moved = 1.0;             // share of a layer's slots that one move may fill anew

@@ -23,6 +23,9 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
       ->allow_extra_args(false);  // one value each: the job may come behind it
   c->add_option("--start-from", f.start_from,
                 "Take the first weights from a Hugging Face folder or a checkpoint");
+  c->add_option("--device", f.device, "Where ranks compute: cpu, or cuda for this machine's GPUs in turn")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
   c->add_option("--placement", f.placement,
                 "Where experts live: a file of `tessera place` for the job's expert ranks and nodes");
   c->add_option("--rebalance", f.rebalance,

@@ -1,9 +1,9 @@
 #include <fmt/format.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <system_error>
@@ -17,11 +17,11 @@
 #include "cli/report_error.h"
 #include "cli/stop_signals.h"
 #include "cli/supervisor.h"
+#include "cli/train_device.h"
 #include "cli/weights.h"
 #include "exec/generator.h"
 #include "exec/trainer.h"
 #include "graph/dispatch_form.h"
-#include "kernels/peak.h"
 #include "place/formats.h"
 #include "plan/plan.h"
 #include "report/run_summary.h"
@@ -32,12 +32,6 @@ namespace tessera::cli {
 namespace fs = std::filesystem;
 
 namespace {
-
-std::int32_t available_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
 
 std::vector<report::FileRow> files_of(const exec::RunSummary& s, const PreparedData& data,
                                       const fs::path& output) {
@@ -54,19 +48,17 @@ std::vector<report::FileRow> files_of(const exec::RunSummary& s, const PreparedD
   return rows;
 }
 
-void fill_speed(report::RunView& view, const exec::RunSummary& s, const kernels::Peaks& peaks,
-                const spec::Job& job) {
-  const std::int32_t busy_cores = std::min(view.cores, view.ranks);
-  const bool f64 = job.train.precision == spec::Precision::f64;
-  const FlopsPerSecond peak = f64 ? peaks.fma_f64 : peaks.fma_f32;
+void fill_speed(report::RunView& view, const exec::RunSummary& s, const TrainDevice& device) {
   view.speed.tokens_per_s = s.mean.tokens_per_second;
   view.speed.step = Seconds(s.mean.time.value / static_cast<double>(std::max<std::int64_t>(1, s.mean.step)));
+  if (!device.peak) return;
+  const std::int32_t busy = std::min(device.units, view.ranks);
   view.speed.mfu = s.mean.mfu;
   view.speed.mfu_full = s.mean.mfu_full;
   view.speed.hfu = s.mean.hfu;
-  view.speed.peak = peak * static_cast<double>(busy_cores);
-  view.speed.peak_source = fmt::format("measured {} FMA peak ({}), {} x {:.1f} GFLOP/s", f64 ? "f64" : "f32",
-                                       kernels::instruction_set(), busy_cores, peak.value * 1e-9);
+  view.speed.peak = *device.peak * static_cast<double>(busy);
+  view.speed.peak_source =
+      fmt::format("{}, {} x {:.1f} GFLOP/s", device.peak_source, busy, device.peak->value * 1e-9);
 }
 
 void fill_bubble(report::RunView& view, const exec::RunSummary& s, const plan::Plan& plan) {
@@ -85,12 +77,12 @@ void fill_bubble(report::RunView& view, const exec::RunSummary& s, const plan::P
 }
 
 report::RunView view_of(const exec::RunSummary& s, const plan::Plan& plan, const PreparedData& data,
-                        const kernels::Peaks& peaks, std::int32_t cores) {
+                        const TrainDevice& device) {
   const spec::Job& job = plan.job;
   report::RunView view;
   view.title = job.output.folder.empty() ? "run" : fs::path(job.output.folder).filename().string();
   view.ranks = plan.layout.world_size();
-  view.cores = cores;
+  view.cores = device.units;
   view.seconds = s.seconds;
   view.first_step = s.first_step;
   view.losses = s.losses;
@@ -106,7 +98,7 @@ report::RunView view_of(const exec::RunSummary& s, const plan::Plan& plan, const
   }
   view.files = files_of(s, data, job.output.folder);
   if (s.losses.empty()) return view;  // nothing ran: no speed, no memory worth a line
-  fill_speed(view, s, peaks, job);
+  fill_speed(view, s, device);
   for (const exec::AxisUse& a : s.mean.axes) {
     view.axes.push_back(
         {.axis = std::string(a.axis), .bytes_per_step = a.bytes, .total = a.total, .exposed = a.exposed});
@@ -139,12 +131,11 @@ std::string ranks_text(std::int32_t ranks, const comm::ProcessWorld* world) {
                      world->processes() == 1 ? "" : "es", world->hosts(), world->hosts() == 1 ? "" : "s");
 }
 
-void print_plan(const plan::Plan& plan, const PreparedData& data, const kernels::Peaks& peaks,
-                std::int32_t cores, const std::string& ranks) {
+void print_plan(const plan::Plan& plan, const PreparedData& data, const TrainDevice& device,
+                const std::string& ranks) {
   std::printf("%s", plan::describe(plan).c_str());
   std::printf("data: %s\n", data.description.c_str());
-  std::printf("machine: %d cores, %.1f GFLOP/s f32 FMA peak per core (%s), %s\n\n", cores,
-              peaks.fma_f32.value * 1e-9, std::string(kernels::instruction_set()).c_str(), ranks.c_str());
+  std::printf("machine: %s, %s\n\n", device.text.c_str(), ranks.c_str());
   std::fflush(stdout);
 }
 
@@ -337,9 +328,12 @@ int print_left(const exec::RunSummary& s) {
   return kLeft;
 }
 
-int print_dry_run(const plan::Plan& plan, bool json) {
-  const std::string text =
-      json ? plan::to_json(plan) : plan::describe(plan) + "\n" + plan::describe(exec::plan_memory(plan));
+int print_dry_run(const plan::Plan& plan, const TrainFlags& flags) {
+  const auto memory = [&] {
+    const TrainDevice device = open_device(flags.device, plan.job, 1, false);
+    return plan::describe(exec::plan_memory(plan, device.compute.kernels));
+  };
+  const std::string text = flags.json ? plan::to_json(plan) : plan::describe(plan) + "\n" + memory();
   std::printf("%s%s", text.c_str(), text.ends_with('\n') ? "" : "\n");
   return 0;
 }
@@ -369,7 +363,7 @@ void read_placement(spec::Job& job, const TrainFlags& flags) {
 
 // With the slots of --placement, and those that --rebalance begins with.
 spec::Job read_placed_job(const TrainFlags& flags) {
-  spec::Job job = spec::read_job(flags.job, flags.overrides, spec::JobUse::train);
+  spec::Job job = spec::read_job(flags.job, flags.overrides, use_on(flags.device));
   if (!flags.placement.empty()) read_placement(job, flags);
   prepare_rebalancing(job, flags);
   return job;
@@ -382,11 +376,10 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
   const bool leads = world == nullptr || world->process() == 0;
   if (!leads) world->run([](Rank) {});
   const Prepared p = prepare(job, flags);
-  const kernels::Peaks peaks = leads ? kernels::measure_peaks() : kernels::Peaks{};
+  const TrainDevice device = open_device(flags.device, job, world == nullptr ? 1 : world->hosts(), leads);
   if (world != nullptr && leads) world->run([](Rank) {});
-  const std::int32_t cores = available_cores() * (world == nullptr ? 1 : world->hosts());
   if (!flags.json) {
-    print_plan(plan, p.data, peaks, cores, ranks_text(plan.layout.world_size(), world));
+    print_plan(plan, p.data, device, ranks_text(plan.layout.world_size(), world));
     print_start(job, p);
   }
   const fs::path output = job.output.folder;
@@ -395,14 +388,14 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
   std::vector<std::string> warnings = p.notes;
   {
     ProgressPrinter progress(job, flags, terminal);
-    const bool f64 = job.train.precision == spec::Precision::f64;
     signals.arm();
     summary = exec::train(plan,
-                          {.world = world,
+                          {.compute = device.compute,
+                           .world = world,
                            .train = p.data.train,
                            .validation = p.data.validation,
-                           .cores = cores,
-                           .peak_per_core = f64 ? peaks.fma_f64 : peaks.fma_f32,
+                           .cores = device.units,
+                           .peak_per_core = device.peak.value_or(FlopsPerSecond(std::nan(""))),
                            .output = output,
                            .dump_routing = flags.dump_routing,
                            .dump_routing_tokens = flags.dump_routing_tokens,
@@ -417,7 +410,7 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
     warnings.insert(warnings.end(), summary.notes.begin(), summary.notes.end());
   }
   if (!leads) return 0;  // the first process has the summary, and the exit code
-  report::RunView view = view_of(summary, plan, p.data, peaks, cores);
+  report::RunView view = view_of(summary, plan, p.data, device);
   view.warnings.insert(view.warnings.begin(), warnings.begin(), warnings.end());
   if (flags.json) {
     print_json_summary(summary, view);
@@ -459,8 +452,9 @@ int train(const TrainFlags& flags, const Terminal& terminal) {
   }
   const spec::Job job = read_placed_job(flags);
   if (flags.print_config) return is_first() ? print_config(job, flags.json) : 0;
+  require_device(flags.device);
   const plan::Plan plan = plan::make_plan(job);
-  if (flags.dry_run) return is_first() ? print_dry_run(plan, flags.json) : 0;
+  if (flags.dry_run) return is_first() ? print_dry_run(plan, flags) : 0;
   if (flags.restarts > 0 || !flags.launcher.empty()) return supervise_job(flags, job);
   if (!is_launched()) {
     if (flags.launch.ranks_per_process > 0 && flags.launch.ranks_per_process != plan.layout.world_size())

@@ -52,7 +52,7 @@ class Checker {
                 std::move(mend));
   }
   void memory(const Tensor& x, std::string_view which) const {
-    if (x.device() != tensor::Device::cpu)
+    if (!comm_.moves(x.device()))
       fail(fmt::format("`{}` lies on a device, but this communicator moves host memory", which),
            "pass a tensor in host memory");
     if (x.raw() == nullptr && x.num_elements() > 0)
@@ -62,7 +62,8 @@ class Checker {
   void sums(const Tensor& x, bool integers) const {
     const bool real = x.dtype() == DType::f64 || x.dtype() == DType::f32;
     const bool whole = x.dtype() == DType::i64 || x.dtype() == DType::i32;
-    if (real || (integers && whole)) return;
+    const bool narrow = x.dtype() == DType::bf16 && x.device() != tensor::Device::cpu && !integers;
+    if (real || narrow || (integers && whole)) return;
     fail(fmt::format("dtype {} cannot be summed by this call", tensor::name(x.dtype())),
          integers ? "use f64, f32, i64 or i32" : "use f64 or f32");
   }

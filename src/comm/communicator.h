@@ -86,10 +86,12 @@ class Communicator {
   void set_whereabouts(const Whereabouts* whereabouts) { whereabouts_ = whereabouts; }
   // Calls of different steps, layers, micro-batches or phases do not match: a rank that leaves out one of
   // many equal calls is found at once. Only for groups whose ranks go through a step alike, on one thread.
-  void compare_sites(bool compare) { compares_sites_ = compare; }
+  virtual void compare_sites(bool compare) { compares_sites_ = compare; }
+  // Whether tensors of this device's memory may be passed.
+  [[nodiscard]] virtual bool moves(tensor::Device device) const { return device == tensor::Device::cpu; }
 
   // In place, ring: N-1 reduce-scatter steps and N-1 all-gather steps; chunks are ceil(n / N) elements (last
-  // ones may be short or empty). f64, f32; sum.
+  // ones may be short or empty). f64, f32, on a GPU bf16; sum. So are reduce_scatter and reduce_scatter_v.
   void all_reduce(Tensor x);
   // In place, every rank adds all contributions in rank order. For few elements. f64, f32, i64, i32; sum or
   // max.

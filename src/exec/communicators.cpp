@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "comm/staged.h"
+
 namespace tessera::exec {
 
 using layout::Axis;
@@ -43,9 +45,10 @@ std::vector<Rank> tie_members(const layout::Layout& layout, Rank rank, bool tied
 }  // namespace
 
 Communicators make_communicators(const layout::Layout& layout, Rank rank, bool tied,
-                                 std::int32_t dispatch_nodes, const CommFactory& factory) {
+                                 std::int32_t dispatch_nodes, const CommFactory& factory,
+                                 const std::shared_ptr<tensor::Memory>& memory) {
   const auto make = [&](const std::vector<Rank>& members, std::string_view label) {
-    return members.size() == 1 ? comm::make_self(label) : factory(members, label);
+    return comm::make_staged(members.size() == 1 ? comm::make_self(label) : factory(members, label), memory);
   };
   std::vector<Rank> everyone;
   everyone.reserve(static_cast<std::size_t>(layout.world_size()));
@@ -63,7 +66,7 @@ Communicators make_communicators(const layout::Layout& layout, Rank rank, bool t
   c.etp = make(e.group(rank, {Axis::etp}), "etp");
   const layout::NodeGroups nodes = layout::expert_nodes(layout, rank, dispatch_nodes);
   c.ep_inter = make(nodes.across, "ep_inter");
-  c.ep_intra = dispatch_nodes > 1 ? make(nodes.inside, "ep_intra") : comm::make_self("ep_intra");
+  c.ep_intra = make(dispatch_nodes > 1 ? nodes.inside : std::vector<Rank>{rank}, "ep_intra");
   c.tie = make(tie_members(layout, rank, tied), "tie");
   c.world = make(everyone, "world");
   return c;

@@ -42,6 +42,7 @@ struct Communicators {
 
 // dispatch_nodes: nodes that hierarchical dispatch tells apart in an ep group; 1: none.
 [[nodiscard]] Communicators make_communicators(const layout::Layout& layout, Rank rank, bool tied,
-                                               std::int32_t dispatch_nodes, const CommFactory& factory);
+                                               std::int32_t dispatch_nodes, const CommFactory& factory,
+                                               const std::shared_ptr<tensor::Memory>& memory);
 
 }  // namespace tessera::exec

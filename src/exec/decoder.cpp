@@ -49,30 +49,31 @@ nn::KvCache::Options Decoder::cache_options() const {
   return o;
 }
 
-Bytes Decoder::build_ladder(Arena& arena, std::vector<Rung>& ladder, std::int64_t most,
-                            ForwardModel::Parts parts) {
+ArenaSize Decoder::build_ladder(Arena& arena, std::vector<Rung>& ladder, std::int64_t most,
+                                ForwardModel::Parts parts) {
   ladder.clear();
-  Bytes scratch;
+  ArenaSize scratch;
   for (const std::int64_t rows : widths(most, options_.forward.parallel.tp))
     ladder.push_back({.rows = rows, .stage = model_.make_stage(rows, 1, parts, true)});
   // Nothing lives from one call to the next, so all widths share their memory.
-  const std::int64_t packed = arena.mark();
-  std::int64_t end = packed;
+  const ArenaSize packed = arena.mark();
+  ArenaSize end = packed;
   for (Rung& r : ladder) {
     r.stage->reserve_live({.live = 1, .deferred = 0, .gradient = 0}, arena);
-    scratch = std::max(scratch, r.stage->scratch_bytes());
-    end = std::max(end, arena.mark());
+    scratch = scratch.join(r.stage->scratch_size());
+    end = end.join(arena.mark());
     arena.release(packed);
   }
-  if (end > packed) (void)arena.take(tensor::DType::u8, {end - packed});
+  arena.cover(end);
   return scratch;
 }
 
-Bytes Decoder::build(Arena& arena) {
+ArenaSize Decoder::build(Arena& arena) {
   using tensor::DType;
   const spec::ModelSpec& m = options_.forward.model;
-  Bytes scratch = build_ladder(arena, prefill_, options_.chunk, ForwardModel::Parts::without_head);
-  scratch = std::max(scratch, build_ladder(arena, decode_, options_.slots, ForwardModel::Parts::all));
+  const ArenaSize prefill = build_ladder(arena, prefill_, options_.chunk, ForwardModel::Parts::without_head);
+  const ArenaSize scratch =
+      prefill.join(build_ladder(arena, decode_, options_.slots, ForwardModel::Parts::all));
   cache_ = std::make_unique<nn::KvCache>(cache_options(), arena);
   const std::int64_t rows = std::max(prefill_.back().rows, decode_.back().rows);
   for (Tensor* t : {&ids_, &targets_, &slots_, &positions_}) *t = arena.take(DType::i32, {rows});
@@ -144,16 +145,13 @@ Tensor Decoder::gather_logits(Tensor local, std::int64_t rows) {
   for (std::int32_t r = 0; r < tp; ++r)
     sizes.push_back(layout::vocab_share(m.vocab_size, r, tp).size * local.rows());
   comms.tp->all_gather_v(gathered_.narrow_rows(0, local.rows() * m.vocab_size), local.flat(), sizes);
-  const std::int64_t element = tensor::size_of(local.dtype());
-  const auto* from = static_cast<const std::byte*>(gathered_.raw());
-  auto* to = static_cast<std::byte*>(logits_.raw());
+  const std::int64_t width = local.rows();
   for (std::int32_t r = 0; r < tp; ++r) {
     const layout::VocabShare share = layout::vocab_share(m.vocab_size, r, tp);
-    for (std::int64_t t = 0; t < local.rows(); ++t) {
-      std::memcpy(to + (t * m.vocab_size + share.begin) * element, from,
-                  static_cast<std::size_t>(share.size * element));
-      from += share.size * element;
-    }
+    model_.kernels().move_columns(
+        logits_.narrow_rows(0, width),
+        gathered_.narrow_rows(share.begin * width, share.size * width).reshaped({width, share.size}),
+        {.width = share.size, .to = {.first = share.begin}, .from = {}});
   }
   return logits_.narrow_rows(0, rows);
 }

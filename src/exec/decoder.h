@@ -60,8 +60,9 @@ class Decoder {
     std::int64_t rows = 0;
     std::unique_ptr<Stage> stage;
   };
-  Bytes build(Arena& arena);
-  Bytes build_ladder(Arena& arena, std::vector<Rung>& ladder, std::int64_t most, ForwardModel::Parts parts);
+  ArenaSize build(Arena& arena);
+  ArenaSize build_ladder(Arena& arena, std::vector<Rung>& ladder, std::int64_t most,
+                         ForwardModel::Parts parts);
   [[nodiscard]] nn::KvCache::Options cache_options() const;
   Rung& rung(std::vector<Rung>& ladder, std::int64_t most) const;
   void run(Rung& rung, std::span<const DecodeRow> rows);

@@ -81,38 +81,47 @@ void visit_rows(const std::vector<SlotParts>& slots, const std::vector<std::int3
   }
 }
 
-void copy(const Tensor& to, const Tensor& from) {
-  std::memcpy(to.raw(), from.raw(), static_cast<std::size_t>(to.bytes().value));
-}
+// A tensor with memory of its own.
+struct Held {
+  Held(const std::shared_ptr<tensor::Memory>& memory, DType dtype, const tensor::Shape& shape)
+      : buffer(memory, Tensor(nullptr, dtype, shape).bytes(), tensor::Reach::own),
+        tensor(buffer.data(), dtype, shape, memory->device()) {}
+  tensor::Buffer buffer;
+  Tensor tensor;
+};
+using MemoryPtr = std::shared_ptr<tensor::Memory>;
 
 // The experts of one layer inside the flat tensor of a bucket.
-void exchange(const Tensor& flat, const std::vector<SlotParts>& slots, const Route& route, Communicator& ep) {
+void exchange(const MemoryPtr& memory, const Tensor& flat, const std::vector<SlotParts>& slots,
+              const Route& route, Communicator& ep) {
   const std::int64_t row = slots.front().elements();
   const auto n = std::ssize(slots);
-  tensor::Buffer memory(Bytes(2 * n * row * size_of(flat.dtype())));
-  const Tensor sent(memory.data(), flat.dtype(), {n, row});
-  const Tensor received(static_cast<std::byte*>(memory.data()) + sent.bytes().value, flat.dtype(), {n, row});
+  const Held both(memory, flat.dtype(), {2, n, row});
+  const Tensor sent = both.tensor.narrow_rows(0, 1).reshaped({n, row});
+  const Tensor received = both.tensor.narrow_rows(1, 1).reshaped({n, row});
   const Tensor out = sent.reshaped({n * row}), in = received.reshaped({n * row});
   visit_rows(slots, route.sent_slots, [&](std::int64_t at, const Part& p) {
-    copy(out.narrow_rows(at, p.size), flat.narrow_rows(p.offset, p.size));
+    memory->copy(out.narrow_rows(at, p.size), flat.narrow_rows(p.offset, p.size));
   });
   ep.all_to_all_v(received, route.received, sent, route.sent);
   visit_rows(slots, route.received_slots, [&](std::int64_t at, const Part& p) {
-    copy(flat.narrow_rows(p.offset, p.size), in.narrow_rows(at, p.size));
+    memory->copy(flat.narrow_rows(p.offset, p.size), in.narrow_rows(at, p.size));
   });
+  memory->synchronise();  // before `both` goes
 }
 
 // `owned` is this rank's part of a tensor of the bucket; whole: where all of it lies, empty where nowhere.
 template <class Exchange>
-void with_whole(const optim::Bucket& bucket, const Tensor& owned, const Tensor& whole,
-                const Exchange& exchange_all) {
+void with_whole(const MemoryPtr& memory, const optim::Bucket& bucket, const Tensor& owned,
+                const Tensor& whole, const Exchange& exchange_all) {
   if (!bucket.sharded) return exchange_all(whole);
-  tensor::Buffer memory(bucket.grad.bytes());
-  const Tensor gathered(memory.data(), owned.dtype(), {bucket.grad.num_elements()});
+  const Held held(memory, owned.dtype(), {bucket.grad.num_elements()});
+  const Tensor gathered = held.tensor;
   bucket.group->all_gather(gathered, owned);
   exchange_all(gathered);
-  copy(owned, bucket.owned_part(gathered));
-  if (!whole.empty()) copy(whole, gathered);
+  memory->copy(owned, bucket.owned_part(gathered));
+  if (!whole.empty()) memory->copy(whole, gathered);
+  memory->synchronise();
 }
 
 }  // namespace
@@ -120,6 +129,7 @@ void with_whole(const optim::Bucket& bucket, const Tensor& owned, const Tensor& 
 void move_experts(ParamStore& store, const Communicators& comms, kernels::Kernels& kernels,
                   const layout::Layout& from, const layout::Layout& to) {
   Communicator& ep = *comms.ep;
+  const MemoryPtr& memory = kernels.memory();
   for (std::size_t b = 0; b < store.buckets().size(); ++b) {
     optim::Bucket& bucket = store.buckets()[b];
     LayerSlots layers = slots_in(store, static_cast<std::int32_t>(b));
@@ -131,12 +141,13 @@ void move_experts(ParamStore& store, const Communicators& comms, kernels::Kernel
     const auto exchange_all = [&](const Tensor& flat) {
       for (const auto& [layer, slots] : layers) {
         const Route route = route_of(from, to, layer, static_cast<std::int32_t>(slots.size()), ep);
-        exchange(flat, slots, route, ep);
+        exchange(memory, flat, slots, route, ep);
       }
     };
-    with_whole(bucket, bucket.owned_value(), bucket.keeps_value ? bucket.value : Tensor{}, exchange_all);
-    with_whole(bucket, bucket.m, bucket.sharded ? Tensor{} : bucket.m, exchange_all);
-    with_whole(bucket, bucket.v, bucket.sharded ? Tensor{} : bucket.v, exchange_all);
+    with_whole(memory, bucket, bucket.owned_value(), bucket.keeps_value ? bucket.value : Tensor{},
+               exchange_all);
+    with_whole(memory, bucket, bucket.m, bucket.sharded ? Tensor{} : bucket.m, exchange_all);
+    with_whole(memory, bucket, bucket.v, bucket.sharded ? Tensor{} : bucket.v, exchange_all);
     store.pack_bucket(kernels, b);
   }
 }

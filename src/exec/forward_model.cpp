@@ -97,35 +97,35 @@ ForwardModel::ForwardModel(const ForwardOptions& options, Rank rank, const CommF
       rank_(rank),
       layout_(layout_of(main_model(options))),
       kernels_(options.kernels()),
-      comms_(make_communicators(layout_, rank, options.model.tie_word_embeddings, 1, factory)) {}
+      comms_(make_communicators(layout_, rank, options.model.tie_word_embeddings, 1, factory,
+                                kernels_->memory())) {}
 
-void ForwardModel::set_up(const std::function<Bytes(Arena&)>& build) {
+void ForwardModel::set_up(const std::function<ArenaSize(Arena&)>& build) {
   const auto once = [&](Arena& arena) {
     store_ = std::make_unique<ParamStore>(
         layout::parameters(options_.model, layout_, rank_),
         StoreOptions{.dtype = options_.dtype, .training = false, .tied = options_.model.tie_word_embeddings},
         comms_, *kernels_, arena);
-    cos_ = arena.take(options_.dtype, {options_.context, options_.model.rotated_dim() / 2});
-    sin_ = arena.take(options_.dtype, {options_.context, options_.model.rotated_dim() / 2});
+    cos_ = arena.take(tensor::stats_of(options_.dtype), {options_.context, options_.model.rotated_dim() / 2});
+    sin_ = arena.take(tensor::stats_of(options_.dtype), {options_.context, options_.model.rotated_dim() / 2});
     return build(arena);
   };
   Arena counting;
-  const Bytes scratch = once(counting);
-  arena_ = Arena(counting.used());
-  scratch_ = Arena(scratch);
+  const ArenaSize scratch = once(counting);
+  arena_ = Arena(kernels_->memory(), counting.size());
+  scratch_ = Arena(kernels_->memory(), scratch);
   (void)once(arena_);
-  fill_rope_tables(options_.model, {.length = options_.context}, cos_, sin_);
+  fill_rope_tables(options_.model, {.length = options_.context}, cos_, sin_, *kernels_->memory());
 }
 
 void ForwardModel::load(const ckpt::WeightSource& source) {
-  for (const StoredParam& p : store_->params()) {
-    if (p.shares_value_of >= 0) continue;
+  store_->write_values([&](const StoredParam& p) {
     source.read({.name = p.spec.name,
                  .num_dims = p.spec.num_dims,
                  .global = p.spec.global,
                  .slice = p.spec.slice,
                  .data = p.value});
-  }
+  });
   store_->pack(*kernels_);
 }
 

@@ -40,7 +40,7 @@ class ForwardModel {
 
   // Takes the weights' memory, then what `build` takes; build returns the scratch memory that running needs.
   // Called twice, over a counting arena and over the real one.
-  void set_up(const std::function<Bytes(Arena&)>& build);
+  void set_up(const std::function<ArenaSize(Arena&)>& build);
   void load(const ckpt::WeightSource& source);
 
   // Inside `build`. rows: sequences of one call times their length, a multiple of tp. cached: rows are single

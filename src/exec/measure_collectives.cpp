@@ -37,7 +37,7 @@ class Collectives {
     using graph::Call;
     const std::int64_t ranks = comm_.size(), part = n / ranks;
     const std::int64_t turns = std::clamp<std::int64_t>(kTurned / (n * kElement), 1, 64);
-    arena_.release(0);
+    arena_.release({});
     const Tensor wholes = arena_.take(DType::f32, {turns, n}), others = arena_.take(DType::f32, {turns, n});
     const Tensor pieces = arena_.take(DType::f32, {turns, part});
     const auto turn = [&](const Tensor& t, std::int64_t i) { return t.narrow_rows(i % turns, 1).flat(); };

@@ -115,11 +115,13 @@ void StepGatherer::put_routers(RankEngine& engine) {
       if (bias.empty()) continue;
       double least = kInfinity;
       double most = -kInfinity;
-      for (std::int64_t e = 0; e < bias.num_elements(); ++e) {
-        const double b = bias.dtype() == tensor::DType::f64 ? bias.as<double>()[e] : bias.as<float>()[e];
-        least = std::min(least, b);
-        most = std::max(most, b);
-      }
+      on_host(*engine.kernels().memory(), bias, tensor::Access::read, [&](const Tensor& here) {
+        for (std::int64_t e = 0; e < here.num_elements(); ++e) {
+          const double b = here.dtype() == tensor::DType::f64 ? here.as<double>()[e] : here.as<float>()[e];
+          least = std::min(least, b);
+          most = std::max(most, b);
+        }
+      });
       put(row, kBiasLeast, least);
       put(row, kBiasMost, most);
     }

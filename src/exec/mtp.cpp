@@ -4,8 +4,6 @@
 #include <span>
 #include <utility>
 
-#include "nn/columns.h"
-
 namespace tessera::exec {
 
 using kernels::Write;
@@ -45,7 +43,7 @@ Microbatch shifted(const Microbatch& mb, Tensor ids_T, Tensor targets_T) {
 }
 
 // Columns of one half of cat, or all of a matrix of H columns.
-nn::ColumnPlace half(std::int64_t which, std::int64_t width) {
+kernels::ColumnPlace half(std::int64_t which, std::int64_t width) {
   return {.first = which * width, .stride = width};
 }
 
@@ -144,11 +142,11 @@ void HeadWithMtp::join(Context& ctx, Slots slots, const Microbatch& mb, MtpDepth
   const Frame frame(ctx.scratch);
   const Tensor n_tH = ctx.scratch.take(dims_.dtype, {dims_.local_tokens(), width});
   d.embedding_norm.forward(ctx.kernels, n_tH, s.embedding_norm, s.e_tH);
-  nn::move_columns(s.cat_tC, n_tH,
-                   {.blocks = 1, .width = width, .to = half(0, width), .from = half(0, width)});
+  ctx.kernels.move_columns(s.cat_tC, n_tH,
+                           {.blocks = 1, .width = width, .to = half(0, width), .from = half(0, width)});
   d.stream_norm.forward(ctx.kernels, n_tH, s.stream_norm, s.before_tH);
-  nn::move_columns(s.cat_tC, n_tH,
-                   {.blocks = 1, .width = width, .to = half(1, width), .from = half(0, width)});
+  ctx.kernels.move_columns(s.cat_tC, n_tH,
+                           {.blocks = 1, .width = width, .to = half(1, width), .from = half(0, width)});
   ctx.kernels.linear(s.u_tH, s.cat_tC, d.proj_HC.weight);
 }
 
@@ -177,10 +175,10 @@ void HeadWithMtp::part(Context& ctx, Slots slots, const Microbatch& mb, MtpDepth
   const Tensor dcat_tC = ctx.scratch.take(dims_.dtype, {dims_.local_tokens(), 2 * width});
   const Tensor g_embedding_tH = ctx.scratch.take(dims_.dtype, {dims_.local_tokens(), width});
   ctx.kernels.linear_dgrad(dcat_tC, f.g_tH, d.proj_HC.weight);
-  nn::move_columns(f.de_tH, dcat_tC,
-                   {.blocks = 1, .width = width, .to = half(0, width), .from = half(0, width)});
-  nn::move_columns(f.dh_tH, dcat_tC,
-                   {.blocks = 1, .width = width, .to = half(0, width), .from = half(1, width)});
+  ctx.kernels.move_columns(f.de_tH, dcat_tC,
+                           {.blocks = 1, .width = width, .to = half(0, width), .from = half(0, width)});
+  ctx.kernels.move_columns(f.dh_tH, dcat_tC,
+                           {.blocks = 1, .width = width, .to = half(0, width), .from = half(1, width)});
   d.embedding_norm.dgrad(ctx.kernels, g_embedding_tH, f.de_tH, s.e_tH, s.embedding_norm, Write::overwrite);
   d.embedding->backward_input(ctx, slots, mb, g_embedding_tH);
   d.stream_norm.dgrad(ctx.kernels, g_before_tH, f.dh_tH, s.before_tH, s.stream_norm, Write::accumulate);

@@ -1,7 +1,6 @@
 #include "exec/param_store.h"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <utility>
 
@@ -37,7 +36,7 @@ ParamStore::ParamStore(std::vector<ParamSpec> specs, const StoreOptions& options
   }
   for (StoredParam& p : params_) {
     if (!p.spec.buffer) continue;
-    p.value = arena_.take(options_.dtype, shape_of(p.spec));
+    p.value = arena_.take(value_dtype(), shape_of(p.spec));
     bytes_.values += p.value.bytes();
   }
   // A tied copy on the same rank shares the embedding's value, so that bucket comes first.
@@ -80,7 +79,7 @@ void ParamStore::make_buckets(StageId stage, GradGroup group) {
         continue;
       }
       open.push_back(i);
-      open_bytes += s.num_elements() * size_of(options_.dtype);
+      open_bytes += s.num_elements() * size_of(value_dtype());
     }
     if (open_bytes >= options_.bucket_bytes || options_.zero_stage == 3) {
       close_bucket(open);
@@ -92,7 +91,7 @@ void ParamStore::make_buckets(StageId stage, GradGroup group) {
 
 void ParamStore::close_bucket(Members& members) {
   if (members.empty()) return;
-  const std::int64_t element = size_of(options_.dtype);
+  const std::int64_t element = size_of(value_dtype());
   const auto index = static_cast<std::int32_t>(buckets_.size());
   optim::Bucket bucket;
   std::int64_t n = 0;
@@ -114,7 +113,7 @@ void ParamStore::close_bucket(Members& members) {
   bucket.keeps_value = !bucket.sharded || options_.zero_stage < 3;
   bucket.counted = !first.tied_copy;
   n = round_up(n, bucket.group->size() * (tensor::kAlignment / element));
-  bucket.grad = bucket.value = Tensor(nullptr, options_.dtype, {n});
+  bucket.grad = bucket.value = Tensor(nullptr, value_dtype(), {n});
   // Members are in backward order.
   Span span{.stage = first.stage, .first = unit_of(first), .last = unit_of(params_[members.back()].spec)};
   if (first.tied_copy) {
@@ -158,12 +157,12 @@ void ParamStore::share_buffers() {
       spans_[b].value_buffer = assign(values, b, value_turns[bucket.group]);
   }
   for (const Buffer& x : values) {
-    value_buffers_.push_back(arena_.take(options_.dtype, {x.elements}));
+    value_buffers_.push_back(arena_.take(value_dtype(), {x.elements}));
     bytes_.values += value_buffers_.back().bytes();
   }
   for (const Buffer& x : grads) {
     if (!options_.training) break;
-    grad_buffers_.push_back(arena_.take(options_.dtype, {x.elements}));
+    grad_buffers_.push_back(arena_.take(value_dtype(), {x.elements}));
     bytes_.gradients += grad_buffers_.back().bytes();
   }
 }
@@ -174,7 +173,7 @@ void ParamStore::take_memory(std::size_t b) {
   const std::int64_t n = bucket.grad.num_elements();
   const std::int64_t owned = bucket.owned_size();
   const auto take = [&](std::int64_t elements, Bytes& sum) {
-    Tensor t = arena_.take(options_.dtype, {elements});
+    Tensor t = arena_.take(value_dtype(), {elements});
     sum += t.bytes();
     return t;
   };
@@ -250,25 +249,30 @@ void fill_normal(const StoredParam& p, std::uint64_t seed, double range) {
 }  // namespace
 
 void ParamStore::write_values(const std::function<void(const StoredParam&)>& write) {
+  tensor::Memory& memory = *kernels_.memory();
+  const auto write_one = [&](const StoredParam& p) {
+    on_host(memory, p.value, tensor::Access::write, [&](const Tensor& value) {
+      StoredParam here = p;
+      here.value = value;
+      write(here);
+    });
+  };
   for (const StoredParam& p : params_) {
-    if (p.spec.buffer) write(p);
+    if (p.spec.buffer) write_one(p);
   }
   // Bucket by bucket: they may share the memory that is written.
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     if (spans_[b].shares_value_of >= 0) continue;
     optim::Bucket& bucket = buckets_[b];
-    if (!bucket.keeps_value)
-      std::memset(bucket.value.raw(), 0, static_cast<std::size_t>(bucket.value.bytes().value));
-    for (const std::size_t i : members_[b]) write(params_[i]);
-    if (bucket.keeps_value) continue;
-    std::memcpy(bucket.value_shard.raw(), bucket.owned_part(bucket.value).raw(),
-                static_cast<std::size_t>(bucket.value_shard.bytes().value));
+    if (!bucket.keeps_value) memory.clear(bucket.value);
+    for (const std::size_t i : members_[b]) write_one(params_[i]);
+    if (!bucket.keeps_value) memory.copy(bucket.value_shard, bucket.owned_part(bucket.value));
   }
 }
 
 void ParamStore::initialise(std::uint64_t seed, double range) {
   write_values([&](const StoredParam& p) {
-    const bool f64 = options_.dtype == DType::f64;
+    const bool f64 = value_dtype() == DType::f64;
     if (p.spec.init == layout::Init::normal) {
       f64 ? fill_normal<double>(p, seed, range) : fill_normal<float>(p, seed, range);
       return;

@@ -22,6 +22,7 @@
 namespace tessera::exec {
 
 using tensor::Arena;
+using tensor::ArenaSize;
 using tensor::DType;
 using tensor::Tensor;
 
@@ -37,7 +38,7 @@ struct StoredParam {
 };
 
 struct StoreOptions {
-  DType dtype = DType::f32;
+  DType dtype = DType::f32;  // of activations; values, gradients and state have tensor::stats_of it
   std::int64_t bucket_bytes = std::int64_t{4} << 20;
   std::int32_t zero_stage = 0;
   std::int32_t num_layers = 0;  // of the main model; MTP layers stand behind it, in the unit of the head
@@ -96,7 +97,8 @@ class ParamStore {
   }
 
   void initialise(std::uint64_t seed, double range);  // normal(0, range) or ones, by (name, global element)
-  // write(p) puts the value of each parameter into p.value (not of tied copies, which share another's).
+  // write(p) puts the value of each parameter into p.value, which the host addresses (not of tied copies,
+  // which share another's).
   void write_values(const std::function<void(const StoredParam&)>& write);
   // The same memory under other names: between slots experts changed places. REQUIRES equal shapes in the
   // same order.
@@ -109,6 +111,7 @@ class ParamStore {
   void sum_tied(kernels::Kernels& kernels, Communicator& tie);
 
  private:
+  [[nodiscard]] DType value_dtype() const { return tensor::stats_of(options_.dtype); }
   using Members = std::vector<std::size_t>;  // indices into params_
   void make_buckets(StageId stage, layout::GradGroup group);
   void close_bucket(Members& members);

@@ -1,7 +1,6 @@
 // The actions of a schedule, as the rank engine runs them: which slots, which messages.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <utility>
 
@@ -16,11 +15,6 @@ namespace {
 // One number per (direction, stage, micro-batch); the world sum at the end of a step separates the steps.
 std::int64_t tag_of(bool forward, StageId sender, MicrobatchId mb) {
   return (std::int64_t{sender.value} * 2 + (forward ? 0 : 1)) << 32 | mb.value;
-}
-
-void copy(Tensor to, Tensor from) {
-  TESSERA_CHECK_EQ(to.bytes().value, from.bytes().value, "stages hand over equal shapes");
-  std::memcpy(to.raw(), from.raw(), static_cast<std::size_t>(to.bytes().value));
 }
 }  // namespace
 
@@ -168,6 +162,7 @@ void RankEngine::run_timed(std::size_t i) {
   t.start_ns = wall_ns();
   const std::int64_t cpu = thread_cpu_ns();
   run(actions()[i]);
+  if (observer_ != nullptr) options_.kernels->memory()->synchronise();  // what a GPU has queued belongs to it
   t.cpu_ns = thread_cpu_ns() - cpu;
   t.end_ns = wall_ns();
   if (observer_ != nullptr) observer_->action(actions()[i], t);
@@ -221,7 +216,8 @@ void RankEngine::run_forward(StageState& s, MicrobatchId mb) {
   const std::int32_t live = live_slot(s, mb);
   claim_output(s, live);
   if (s.previous_here != nullptr) {
-    copy(s.stage->input(live), s.previous_here->stage->output(live_slot(*s.previous_here, mb)));
+    options_.kernels->memory()->copy(s.stage->input(live),
+                                     s.previous_here->stage->output(live_slot(*s.previous_here, mb)));
   }
   s.stage->forward(*ctx_, {.live = live, .deferred = 0, .gradient = 0}, microbatch(mb));
   if (probe_) probe_forward(s, mb);
@@ -236,8 +232,8 @@ void RankEngine::pull_gradient(StageState& s, MicrobatchId mb) {
   if (s.next_here == nullptr && !s.stage->cut().has_head) return;
   claim_gradient(s, mb);
   if (s.next_here == nullptr) return;
-  copy(s.stage->gradient(gradient_slot(s, mb)),
-       s.next_here->stage->gradient(gradient_slot(*s.next_here, mb)));
+  options_.kernels->memory()->copy(s.stage->gradient(gradient_slot(s, mb)),
+                                   s.next_here->stage->gradient(gradient_slot(*s.next_here, mb)));
 }
 
 void RankEngine::run_backward_input(StageState& s, MicrobatchId mb) {

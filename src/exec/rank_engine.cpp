@@ -24,8 +24,9 @@ DType dtype_of(spec::Precision p) {
   switch (p) {
     case spec::Precision::f64:
       return DType::f64;
-    case spec::Precision::f32:
     case spec::Precision::bf16:
+      return DType::bf16;
+    case spec::Precision::f32:
     case spec::Precision::fp16:
     case spec::Precision::fp8:
     case spec::Precision::fp8_block:
@@ -34,6 +35,10 @@ DType dtype_of(spec::Precision p) {
       return DType::f32;  // the others are refused before a plan is run
   }
   return DType::f32;
+}
+
+spec::EngineOn engine_on(const kernels::Kernels& kernels) {
+  return kernels.takes_bf16() ? spec::EngineOn::gpu : spec::EngineOn::cpu;
 }
 
 // Replicas whose micro-batches meet in this rank's etp x ep group.
@@ -77,19 +82,21 @@ moe::DispatchForm to_moe(spec::DispatchForm f) {
 
 RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   const plan::Plan& plan = *options_.plan;
-  spec::require_engine_runs(plan.job, "job");  // a plan may hold more than the engine runs
-  comms_ = make_communicators(plan.layout, options_.rank, layout::shares_embedding(plan.job.model),
-                              graph::dispatch_nodes(plan.job), options_.communicators);
+  spec::require_engine_runs(plan.job, "job", engine_on(*options_.kernels));  // a plan may hold more than that
+  comms_ =
+      make_communicators(plan.layout, options_.rank, layout::shares_embedding(plan.job.model),
+                         graph::dispatch_nodes(plan.job), options_.communicators, options_.kernels->memory());
   Arena counting;
   build(counting, planned_);
-  planned_arena_ = counting.used();
+  planned_arena_ = counting.size();
   if (options_.dry_run) return;
-  arena_ = Arena(planned_arena_);
-  scratch_ = Arena(planned_scratch_);
+  const std::shared_ptr<tensor::Memory>& memory = options_.kernels->memory();
+  arena_ = Arena(memory, planned_arena_);
+  scratch_ = Arena(memory, planned_scratch_);
   plan::RankMemory real;
   build(arena_, real);
   TESSERA_CHECK(real == planned_, "the set-up takes what its dry run took");
-  fill_rope_tables(plan.job.model, sequence_cut(), cos_, sin_);
+  fill_rope_tables(plan.job.model, sequence_cut(), cos_, sin_, *memory);
   forget_frequencies();
   if (overlaps_dispatch() || runs_pairs()) {
     rows_worker_ = std::make_unique<comm::CommWorker>(
@@ -107,7 +114,7 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   for (Communicator* c : {comms_.tp.get(), comms_.cp.get()})
     c->compare_sites(options_.whereabouts != nullptr && !runs_pairs());
   if (runs_pairs()) {
-    pair_scratch_ = Arena(planned_scratch_);
+    pair_scratch_ = Arena(memory, planned_scratch_);
     pair_ctx_ = std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
                                                           .tp = *comms_.tp,
                                                           .scratch = pair_scratch_,
@@ -183,8 +190,8 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
                                                      .tied = layout::shares_embedding(job.model)},
                                         comms_, *options_.kernels, arena);
   moe_layers_ = spec::moe_layers(job.model);
-  cos_ = arena.take(d.dtype, {d.seq, job.model.rotated_dim() / 2});
-  sin_ = arena.take(d.dtype, {d.seq, job.model.rotated_dim() / 2});
+  cos_ = arena.take(d.stats(), {d.seq, job.model.rotated_dim() / 2});
+  sin_ = arena.take(d.stats(), {d.seq, job.model.rotated_dim() / 2});
   for (const StageId id : plan.layout.stages_of(options_.rank)) {
     stages_.emplace_back(
         Stage::Options{.model = job.model,
@@ -205,7 +212,7 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
   memory[MemoryKind::optimizer] = stored.optimizer;
   // The rest that the store took: values, and the rotary tables beside them.
   memory[MemoryKind::weights] = arena.used() - stored.packed - stored.gradients - stored.optimizer;
-  planned_scratch_ = Bytes(0);
+  planned_scratch_ = {};
   const auto grown = [&](MemoryKind kind, const auto& reserve) {
     const Bytes before = arena.used();
     reserve();
@@ -217,11 +224,11 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
     s.counts = slot_counts(stage.id());
     grown(MemoryKind::saved, [&] { stage.reserve_live(s.counts, arena); });
     grown(MemoryKind::deferred, [&] { stage.reserve_deferred(arena); });
-    planned_scratch_ = std::max(planned_scratch_, stage.scratch_bytes());
+    planned_scratch_ = planned_scratch_.join(stage.scratch_size());
     states_.push_back(std::move(s));
   }
   memory[MemoryKind::scratch] =
-      planned_scratch_ * (runs_pairs() ? 2 : 1) + options_.kernels->workspace_bytes();
+      planned_scratch_.all * (runs_pairs() ? 2 : 1) + options_.kernels->workspace_bytes();
   grown(MemoryKind::tokens, [&] { reserve_step_buffers(arena); });
   link_stages();
 }
@@ -233,10 +240,10 @@ void RankEngine::reserve_step_buffers(Arena& arena) {
   const std::int64_t experts = job.model.moe ? job.model.moe->num_experts : 0;
   const auto layers = std::ssize(moe_layers_);
   const bool mtp = job.model.num_nextn_predict_layers > 0;
-  sums_ = arena.take(DType::f64, {4 + layers + (mtp ? 1 : 0)});
+  sums_ = arena.take_shared(DType::f64, {4 + layers + (mtp ? 1 : 0)});
   counts_ = arena.take(DType::i64, {std::max<std::int64_t>(1, layers * (2 * experts + 1))});
   if (job.train.moe.aux_loss_unit == spec::BalanceUnit::global_batch && layers > 0) {
-    frequencies_ = arena.take(DType::f64, {layers, experts});
+    frequencies_ = arena.take_shared(DType::f64, {layers, experts});
   }
 }
 
@@ -298,9 +305,9 @@ RankEngine::StageState& RankEngine::state(StageId stage) {
 
 plan::RankMemory RankEngine::measured_memory() const {
   plan::RankMemory m = planned_;
-  m[plan::MemoryKind::scratch] += scratch_.peak() - planned_scratch_;
-  if (pair_) m[plan::MemoryKind::scratch] += pair_scratch_.peak() - planned_scratch_;
-  m[plan::MemoryKind::saved] += arena_.peak() - planned_arena_;
+  m[plan::MemoryKind::scratch] += scratch_.peak() - planned_scratch_.all;
+  if (pair_) m[plan::MemoryKind::scratch] += pair_scratch_.peak() - planned_scratch_.all;
+  m[plan::MemoryKind::saved] += arena_.peak() - planned_arena_.all;
   return m;
 }
 
@@ -344,18 +351,25 @@ void RankEngine::weights_changed() {
   store_->pack(*options_.kernels);
 }
 
-plan::RankMemory plan_memory(const plan::Plan& plan, Rank rank) {
+std::unique_ptr<kernels::Kernels> kernels_for(Rank rank, const MakeKernels& make) {
+  return make ? make(rank) : kernels::make_cpu();
+}
+
+plan::RankMemory plan_memory(const plan::Plan& plan, Rank rank, const MakeKernels& make) {
   const auto place = [&](std::span<const Rank> members, std::string_view label) {
     const auto at = std::ranges::find(members, rank) - members.begin();
     return comm::make_planned(static_cast<std::int32_t>(at), static_cast<std::int32_t>(members.size()),
                               label);
   };
-  const RankEngine engine(
-      {.plan = &plan, .rank = rank, .kernels = kernels::make_cpu(), .communicators = place, .dry_run = true});
+  const RankEngine engine({.plan = &plan,
+                           .rank = rank,
+                           .kernels = kernels_for(rank, make),
+                           .communicators = place,
+                           .dry_run = true});
   return engine.planned_memory();
 }
 
-plan::MemoryPlan plan_memory(const plan::Plan& plan) {
+plan::MemoryPlan plan_memory(const plan::Plan& plan, const MakeKernels& make) {
   const layout::Layout& l = plan.layout;
   // Sizes differ with the stages and with the remainders of what tp, cp and etp cut; dp, ep and edp cut
   // evenly.
@@ -367,7 +381,7 @@ plan::MemoryPlan plan_memory(const plan::Plan& plan) {
     const Place place{l.dense.coordinate(rank, Axis::pp), l.dense.coordinate(rank, Axis::tp),
                       l.dense.coordinate(rank, Axis::cp), l.expert.coordinate(rank, Axis::etp)};
     auto at = known.find(place);
-    if (at == known.end()) at = known.emplace(place, plan_memory(plan, rank)).first;
+    if (at == known.end()) at = known.emplace(place, plan_memory(plan, rank, make)).first;
     memory.ranks.push_back(at->second);
   }
   return memory;

@@ -7,6 +7,7 @@
 // one thread per engine.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -205,7 +206,7 @@ class RankEngine {
 
   Options options_;
   plan::RankMemory planned_;
-  Bytes planned_arena_, planned_scratch_;
+  tensor::ArenaSize planned_arena_, planned_scratch_;
   Arena arena_, scratch_,
       pair_scratch_;  // before the communicators, which take back unread messages before memory goes
   Communicators comms_;
@@ -235,9 +236,13 @@ class RankEngine {
   std::unique_ptr<comm::CommWorker> rows_worker_;
 };
 
+// Of a rank; null: kernels::make_cpu.
+using MakeKernels = std::function<std::unique_ptr<kernels::Kernels>(Rank)>;
+[[nodiscard]] std::unique_ptr<kernels::Kernels> kernels_for(Rank rank, const MakeKernels& make);
+
 // What a rank of the plan will take, by a dry run of its set-up; needs no communicators and takes no memory.
-[[nodiscard]] plan::RankMemory plan_memory(const plan::Plan& plan, Rank rank);
+[[nodiscard]] plan::RankMemory plan_memory(const plan::Plan& plan, Rank rank, const MakeKernels& make = {});
 // Of every rank; ranks that hold the same sizes are set up once.
-[[nodiscard]] plan::MemoryPlan plan_memory(const plan::Plan& plan);
+[[nodiscard]] plan::MemoryPlan plan_memory(const plan::Plan& plan, const MakeKernels& make = {});
 
 }  // namespace tessera::exec

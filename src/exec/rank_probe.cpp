@@ -18,9 +18,13 @@ bool all_finite(Tensor x) {
   return std::ranges::all_of(x.span<T>(), [](T v) { return std::isfinite(v); });
 }
 
-bool is_finite(const Tensor& x) {
+bool is_finite(tensor::Memory& memory, const Tensor& x) {
   if (x.empty()) return true;
-  return x.dtype() == DType::f64 ? all_finite<double>(x) : all_finite<float>(x);
+  bool finite = true;
+  on_host(memory, x, tensor::Access::read, [&](const Tensor& here) {
+    finite = here.dtype() == DType::f64 ? all_finite<double>(here) : all_finite<float>(here);
+  });
+  return finite;
 }
 
 // The unit of a stage as people count: from the embedding to the head.
@@ -55,7 +59,7 @@ void RankEngine::probe_forward(const StageState& s, MicrobatchId mb) {
   const layout::StageCut& cut = s.stage->cut();
   const std::int32_t live = live_slot(s, mb);
   for (std::size_t u = 0; u <= s.stage->num_units(); ++u) {
-    if (is_finite(s.stage->boundary(live, u))) continue;
+    if (is_finite(*options_.kernels->memory(), s.stage->boundary(live, u))) continue;
     // The stream before a stage's first unit came out of another stage, which names it itself.
     const std::int64_t place = cut.first_layer + static_cast<std::int64_t>(u) - (cut.has_embedding ? 1 : 0);
     probe_->note({Pass::forward, mb.value, place},
@@ -69,7 +73,9 @@ void RankEngine::probe_forward(const StageState& s, MicrobatchId mb) {
 }
 
 void RankEngine::probe_backward(const StageState& s, MicrobatchId mb) {
-  if (s.stage->cut().has_embedding || is_finite(s.stage->gradient(gradient_slot(s, mb)))) return;
+  if (s.stage->cut().has_embedding ||
+      is_finite(*options_.kernels->memory(), s.stage->gradient(gradient_slot(s, mb))))
+    return;
   probe_->note({Pass::backward, mb.value, 1 - 2 * std::int64_t{s.stage->cut().first_layer}},
                fmt::format("the gradient of the stream before layer {}, micro-batch {}",
                            s.stage->cut().first_layer, mb.value));
@@ -78,7 +84,9 @@ void RankEngine::probe_backward(const StageState& s, MicrobatchId mb) {
 void RankEngine::weight_done(StageState& s, std::int32_t position) {
   if (probe_) {
     for (const StoredParam& p : store_->params()) {
-      if (p.spec.stage != s.stage->id() || store_->unit_of(p.spec) != position || is_finite(p.grad)) continue;
+      if (p.spec.stage != s.stage->id() || store_->unit_of(p.spec) != position ||
+          is_finite(*options_.kernels->memory(), p.grad))
+        continue;
       probe_->note({Pass::backward, probe_->microbatch, -2 * std::int64_t{position}},
                    fmt::format("the gradient of {}, micro-batch {}", p.spec.name, probe_->microbatch));
     }
@@ -113,7 +121,7 @@ BadTensor RankEngine::first_of_all(const StepProbe& probe) {
 BadTensor RankEngine::find_bad_tensor(const StepOrder& order) {
   probe_ = std::make_unique<StepProbe>();
   for (const StoredParam& p : store_->params())
-    if (!is_finite(owned_value(*store_, p)))
+    if (!is_finite(*options_.kernels->memory(), owned_value(*store_, p)))
       probe_->note({Pass::weights, -1, position_of(p.spec)}, fmt::format("the weight {}", p.spec.name));
   begin_step(order);
   run_actions();

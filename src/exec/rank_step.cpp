@@ -236,8 +236,11 @@ void RankEngine::move_corrections() {
   const auto mean = r.bias_update_centred ? moe::CorrectionMean::centred : moe::CorrectionMean::uncentred;
   for (StageState& s : states_) {
     for (const Stage::Mixture& m : s.stage->mixtures()) {
-      moe::move_correction(m.moe->correction_E(), result_.routing[moe_index(m.layer)].chosen,
-                           r.bias_update_rate, mean);
+      on_host(*options_.kernels->memory(), m.moe->correction_E(), tensor::Access::read_write,
+              [&](const Tensor& bias_E) {
+                moe::move_correction(bias_E, result_.routing[moe_index(m.layer)].chosen, r.bias_update_rate,
+                                     mean);
+              });
     }
   }
 }

@@ -117,16 +117,21 @@ void fill(const std::vector<double>& f, double magnitude, const SequenceCut& cut
 }  // namespace
 
 void fill_rope_tables(const spec::ModelSpec& model, const SequenceCut& cut, tensor::Tensor cos_SP,
-                      tensor::Tensor sin_SP) {
+                      tensor::Tensor sin_SP, tensor::Memory& memory) {
   if (model.rotated_dim() == 0) return;
   TESSERA_CHECK_EQ(cos_SP.rows(), cut.rows(), "a row of the tables for each row of a sequence");
   const std::vector<double> f = rope_frequencies(model, cut.length);
   const double magnitude = rope_magnitude(model);
-  if (cos_SP.dtype() == tensor::DType::f64) {
-    fill<double>(f, magnitude, cut, cos_SP, sin_SP);
-  } else {
-    fill<float>(f, magnitude, cut, cos_SP, sin_SP);
-  }
+  using tensor::Tensor;
+  on_host(memory, cos_SP, tensor::Access::write, [&](const Tensor& cos) {
+    on_host(memory, sin_SP, tensor::Access::write, [&](const Tensor& sin) {
+      if (cos.dtype() == tensor::DType::f64) {
+        fill<double>(f, magnitude, cut, cos, sin);
+      } else {
+        fill<float>(f, magnitude, cut, cos, sin);
+      }
+    });
+  });
 }
 
 }  // namespace tessera::exec

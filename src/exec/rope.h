@@ -15,7 +15,7 @@
 
 #include "base/sequence_cut.h"
 #include "spec/model.h"
-#include "tensor/tensor.h"
+#include "tensor/memory.h"
 
 namespace tessera::exec {
 
@@ -29,6 +29,6 @@ namespace tessera::exec {
 
 // cos, sin: [rows of a sequence on the rank, rotated / 2], f32 or f64: row s is of position cut.position(s).
 void fill_rope_tables(const spec::ModelSpec& model, const SequenceCut& cut, tensor::Tensor cos_SP,
-                      tensor::Tensor sin_SP);
+                      tensor::Tensor sin_SP, tensor::Memory& memory);
 
 }  // namespace tessera::exec

@@ -58,13 +58,20 @@ std::vector<ckpt::Piece> owned_pieces(RankEngine& engine) {
 }
 
 void load_state(RankEngine& engine, const ckpt::WeightSource& source, StateParts parts) {
+  const auto read = [&](const ckpt::Piece& piece) {
+    on_host(*engine.kernels().memory(), piece.data, tensor::Access::write, [&](const Tensor& here) {
+      ckpt::Piece copy = piece;
+      copy.data = here;
+      source.read(copy);
+    });
+  };
   engine.store().write_values([&](const StoredParam& p) { source.read(piece_of(p, "", p.value)); });
   for (const StoredParam& p : engine.store().params()) {
     if (parts == StateParts::weights || p.spec.buffer) continue;
     const optim::Bucket& b = engine.store().buckets()[static_cast<std::size_t>(p.bucket)];
     if (!b.updated) continue;
-    for (const ckpt::Piece& m : owned_part(p, b, "optimizer.m.", b.m)) source.read(m);
-    for (const ckpt::Piece& v : owned_part(p, b, "optimizer.v.", b.v)) source.read(v);
+    for (const ckpt::Piece& m : owned_part(p, b, "optimizer.m.", b.m)) read(m);
+    for (const ckpt::Piece& v : owned_part(p, b, "optimizer.v.", b.v)) read(v);
   }
   const Tensor frequencies = engine.routing_frequencies();
   // A run whose balancing did not look back has written none: then the first step goes on from uniform ones.

@@ -73,7 +73,7 @@ class RankScorer {
       stage_ = model_.make_stage(o_.batch, o_.context, ForwardModel::Parts::all, false);
       stage_->reserve_live({.live = 1, .deferred = 0, .gradient = 0}, arena);
       for (Tensor* t : {&ids_, &targets_}) *t = arena.take(DType::i32, {o_.batch, o_.context});
-      return stage_->scratch_bytes();
+      return stage_->scratch_size();
     });
     model_.load(source);
   }

@@ -377,14 +377,14 @@ void Stage::reserve_unit_saved(Unit& unit, Arena& arena) {
 }
 
 void Stage::reserve_overlaid(Arena& arena, const std::function<void(Unit&)>& reserve) {
-  const std::int64_t base = arena.mark();
-  std::int64_t most = base;
+  const ArenaSize base = arena.mark();
+  ArenaSize most = base;
   for (Unit& unit : units_) {
     reserve(unit);
-    most = std::max(most, arena.mark());
+    most = most.join(arena.mark());
     arena.release(base);
   }
-  (void)arena.take(DType::u8, {most - base});
+  arena.cover(most);
 }
 
 void Stage::reserve_live(const SlotCounts& counts, Arena& arena) {
@@ -430,13 +430,13 @@ void Stage::reserve_deferred(Arena& arena) {
   if (!counts_.fused) reserve_overlaid(arena, recomputed);
 }
 
-Bytes Stage::scratch_bytes() const {
-  Bytes most;
+ArenaSize Stage::scratch_size() const {
+  ArenaSize most;
   for (const Unit& unit : units_) {
     for (const auto& layer : unit.layers) {
       Arena counting;
       layer->measure_scratch(counting);
-      most = std::max(most, counting.peak());
+      most = most.join(counting.size());
     }
   }
   return most;

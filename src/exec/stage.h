@@ -85,7 +85,7 @@ class Stage {
   // Set-up, in this order: the slots of live micro-batches and gradients, then those from I to W.
   void reserve_live(const SlotCounts& counts, Arena& arena);
   void reserve_deferred(Arena& arena);
-  [[nodiscard]] Bytes scratch_bytes() const;
+  [[nodiscard]] ArenaSize scratch_size() const;
 
   [[nodiscard]] const layout::StageCut& cut() const { return options_.cut; }
   [[nodiscard]] StageId id() const { return options_.id; }

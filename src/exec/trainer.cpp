@@ -56,7 +56,7 @@ class RankTraining {
         engine_({.plan = &run.plan,
                  .data = &run.batches,
                  .rank = rank,
-                 .kernels = kernels::make_cpu(),
+                 .kernels = kernels_for(rank, run.inputs.compute.kernels),
                  .communicators =
                      [this, rank](std::span<const Rank> members, std::string_view label) {
                        return run_.world.communicator(rank, members, label);
@@ -189,7 +189,7 @@ class RankTraining {
 }  // namespace
 
 RunSummary train(const plan::Plan& plan, const TrainInputs& inputs, const TrainHooks& hooks) {
-  spec::require_engine_runs(plan.job, "job");
+  spec::require_engine_runs(plan.job, "job", inputs.compute.on);
   const std::int64_t start = wall_ns();
   TrainingRun run(plan, inputs, hooks);
   run.world.set_lands_messages(plan.job.parallel.overlap_p2p_comm);

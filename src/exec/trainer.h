@@ -13,11 +13,19 @@
 #include "comm/world.h"
 #include "data/token_source.h"
 #include "exec/metrics.h"
+#include "exec/rank_engine.h"
 #include "plan/plan.h"
 
 namespace tessera::exec {
 
+// What the ranks of this process compute on.
+struct Compute {
+  MakeKernels kernels;
+  spec::EngineOn on = spec::EngineOn::cpu;
+};
+
 struct TrainInputs {
+  Compute compute;
   // The ranks of the plan; null: threads of this process. A world of several processes trains in all of them,
   // each with the same plan and inputs; the folders are shared.
   comm::World* world = nullptr;

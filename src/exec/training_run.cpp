@@ -190,7 +190,7 @@ void save(TrainingRun& run, RankEngine& engine, const RankState& state, std::int
                      .tokens = steps_done * job.train.global_batch_size * job.train.sequence_length,
                      .job_yaml = spec::to_yaml(job),
                      .hf_config = spec::to_hf_config(job.model)},
-                    pieces);
+                    pieces, *engine.kernels().memory());
 }
 
 std::int64_t roll_back(TrainingRun& run, RankEngine& engine, RankState& state, std::int64_t step) {

@@ -118,12 +118,12 @@ void UnitShards::reduce(std::size_t bucket) {
   optim::Bucket& b = store_.buckets()[bucket];
   if (b.group->size() == 1) return;
   if (worker_ != nullptr) {
-    uses_[bucket].gradients = worker_->post([reduced = &b] { optim::reduce(*reduced); });
+    uses_[bucket].gradients = worker_->post([reduced = &b, k = &kernels_] { optim::reduce(*reduced, *k); });
     if (!reduces_ahead_) wait(uses_[bucket].gradients);
     return;
   }
   const std::int64_t start = wall_ns();
-  optim::reduce(b);
+  optim::reduce(b, kernels_);
   exposed_ns_ += wall_ns() - start;
 }
 

@@ -18,7 +18,7 @@ inline std::string shape_text(const Tensor& t) {
 // The checks of one call. Dims are read from one named tensor and every other one is compared with it.
 class Call {
  public:
-  explicit Call(std::string_view op) : op_(op) {}
+  Call(std::string_view op, bool takes_bf16) : op_(op), takes_bf16_(takes_bf16) {}
 
   [[noreturn]] void fail(const std::string& what) const {
     throw Error(ErrorKind::internal, fmt::format("{}: {}", op_, what), fmt::format("kernels: {}", op_),
@@ -31,12 +31,20 @@ class Call {
     if (t.raw() == nullptr && t.num_elements() > 0)
       fail(fmt::format("{} {} has no memory", name, shape_text(t)));
   }
-  // The tensor that sets the dtype of the call: f64 or f32, of so many dims.
-  void leads(std::string_view name, const Tensor& t, std::int32_t num_dims) {
+  // The tensor that errors name beside another whose shape is wrong.
+  void shapes(std::string_view name, const Tensor& t) {
     lead_name_ = name;
     lead_ = t;
-    if (t.dtype() != DType::f64 && t.dtype() != DType::f32) {
-      fail(fmt::format("{} is {}, expected f64 or f32", name, shape_text(t)));
+  }
+  // The tensor that sets the dtype of the call: f64, f32 or, where the backend takes it, bf16; of so many
+  // dims.
+  void leads(std::string_view name, const Tensor& t, std::int32_t num_dims) {
+    shapes(name, t);
+    dtype_ = t.dtype();
+    const bool bf16 = t.dtype() == DType::bf16 && takes_bf16_;
+    if (t.dtype() != DType::f64 && t.dtype() != DType::f32 && !bf16) {
+      fail(fmt::format("{} is {}, expected {}", name, shape_text(t),
+                       takes_bf16_ ? "f64, f32 or bf16" : "f64 or f32"));
     }
     if (t.shape().num_dims() != num_dims) {
       fail(fmt::format("{} is {}, expected {} dims", name, shape_text(t), num_dims));
@@ -44,6 +52,11 @@ class Call {
     has_memory(name, t);
   }
   void leads(std::string_view name, const Tensor& t) { leads(name, t, t.shape().num_dims()); }
+  // The same where all tensors are statistics or parameters.
+  void leads_stats(std::string_view name, const Tensor& t, std::int32_t num_dims) {
+    takes_bf16_ = false;
+    leads(name, t, num_dims);
+  }
   void is(std::string_view name, const Tensor& t, DType dtype, const Shape& shape) const {
     if (t.dtype() != dtype || t.shape() != shape) {
       fail(fmt::format("{} is {}, expected {} {} with {} {}", name, shape_text(t), tensor::name(dtype),
@@ -51,8 +64,14 @@ class Call {
     }
     has_memory(name, t);
   }
-  void is(std::string_view name, const Tensor& t, const Shape& shape) const {
-    is(name, t, lead_.dtype(), shape);
+  void is(std::string_view name, const Tensor& t, const Shape& shape) const { is(name, t, dtype_, shape); }
+  // A statistic or parameter beside the activations that lead.
+  void is_stats(std::string_view name, const Tensor& t, const Shape& shape) const {
+    is(name, t, tensor::stats_of(dtype_), shape);
+  }
+  // Of the activations' type, or of their statistics'.
+  void is_either(std::string_view name, const Tensor& t, const Shape& shape) const {
+    is(name, t, t.dtype() == tensor::stats_of(dtype_) ? t.dtype() : dtype_, shape);
   }
   void is_index(std::string_view name, const Tensor& t, const Shape& shape) const {
     is(name, t, DType::i32, shape);
@@ -76,8 +95,10 @@ class Call {
 
  private:
   std::string_view op_;
+  bool takes_bf16_;
   std::string_view lead_name_;
   Tensor lead_;
+  DType dtype_ = DType::f64;
 };
 
 }  // namespace tessera::kernels

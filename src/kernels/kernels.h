@@ -1,12 +1,20 @@
 // Kernels: every numeric operation of the engine, behind one interface. A backend is a folder:
 //   ref/  naive templates, the f64 truth of all tests    cpu/  fast f32 (AVX2, AVX-512), f64 through the same
 //   code paths
-// One object per rank: it owns a fixed workspace and counts FLOPs. Not thread safe; two objects never share
-// state.
+// One object per rank: it owns a fixed workspace and counts FLOPs. Not thread safe, but for accumulate, which
+// a helper thread may call beside the others; two objects never share state.
+//
+// Tensors lie in memory() or on the host; on a GPU calls only queue their work there, and integer tensors are
+// in shared memory (tensor/memory.h).
 //
 // Shapes: T tokens (rows), H hidden, N/K output/input features of a linear, D = heads * head_dim, E experts,
-// K top-k, V vocabulary share, R dispatched rows. All matrices are row-major and contiguous, floating tensors
-// of one call share one dtype (f64 or f32). Order of arguments: outputs, inputs, options. What is written:
+// K top-k, V vocabulary share, R dispatched rows. All matrices are row-major and contiguous. The activations
+// of a call share one dtype: f64, f32 or, on backends that take it, bf16. What stands beside them is of
+// tensor::stats_of it, f32 beside bf16: statistics (rstd, mean, lse, group sums and dots, cross entropy's
+// stats and losses), tables of cos and sin, parameters and their gradients (norm weights, biases, sinks,
+// embedding tables, a linear's value), and all of the router, whose logits a linear writes in that type from
+// bf16 rows. Sums run in it too; a bf16 result is rounded once.
+// Order of arguments: outputs, inputs, options. What is written:
 // `=` overwrites, `+=` accumulates, stated per call. Outputs never alias inputs unless said.
 //
 // Every sum runs in an order that does not depend on the number of rows in the call, nor on how rows or
@@ -18,9 +26,11 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 
 #include "base/quantity.h"
 #include "tensor/arena.h"
+#include "tensor/memory.h"
 #include "tensor/tensor.h"
 
 namespace tessera::kernels {
@@ -29,7 +39,8 @@ using tensor::DType;
 using tensor::Tensor;
 
 // A linear weight [N, K] with the copy a backend packs from it. `packed` is opaque bytes (u8), may be empty
-// (no packing); after every change of `value` call Kernels::pack.
+// (no packing); after every change of `value` call Kernels::pack. Beside bf16 activations products take its
+// elements rounded to bf16, with a copy or without.
 struct Weight {
   Tensor value_NK;
   Tensor packed;
@@ -101,6 +112,17 @@ struct GroupNormOptions {
   std::int64_t count;  // terms of a sum: the width, or that of all ranks that hold a part of the group
 };
 
+// Blocks of columns moved between matrices with the same rows: heads that are taken apart and put together.
+struct ColumnPlace {
+  std::int64_t first = 0;
+  std::int64_t stride = 0;  // from one block to the next
+};
+struct ColumnMove {
+  std::int64_t blocks = 1;
+  std::int64_t width = 0;
+  ColumnPlace to, from;
+};
+
 enum class Activation : std::uint8_t {
   swiglu,          // silu(gate) up, silu(g) = g sigmoid(g)
   gelu,            // z Phi(z), Phi by the error function
@@ -143,6 +165,14 @@ struct AdamWOptions {
 class Kernels {
  public:
   virtual ~Kernels() = default;
+  Kernels(const Kernels&) = delete;
+  Kernels& operator=(const Kernels&) = delete;
+
+  // Where the tensors of this rank lie; copies there keep their place among the calls.
+  [[nodiscard]] const std::shared_ptr<tensor::Memory>& memory() const { return memory_; }
+
+  // Whether activations may be bf16.
+  [[nodiscard]] virtual bool takes_bf16() const { return false; }
 
   // Counters. FLOPs of GEMMs and attention since the last reset: 2 per multiply-add; attention counts the
   // pairs that mask and window keep, 2 (head_dim + v_dim) each forward, twice that backward. Other operations
@@ -152,7 +182,7 @@ class Kernels {
   [[nodiscard]] virtual Bytes workspace_bytes() const = 0;  // fixed, allocated at construction
 
   // Linear: y_TN = x_TK w_NK^T.
-  // Bytes of the packed copy of an [N, K] weight (0: this backend does not pack this dtype).
+  // Bytes of the packed copy of an [N, K] weight for activations of this dtype (0: it is not packed).
   [[nodiscard]] virtual Bytes packed_bytes(DType dtype, std::int64_t n, std::int64_t k) const = 0;
   void pack(Weight& w_NK);
   void linear(Tensor y_TN, Tensor x_TK, const Weight& w_NK);  // =
@@ -217,8 +247,9 @@ class Kernels {
   }
 
   // Causal attention on qkv [T, q | k | v]: out [T, heads * v_dim], lse [T, heads] = log-sum-exp of the
-  // scaled scores (kept for backward). sinks_h (may be empty): one more score of each head, not scaled, whose
-  // value is nothing; the weights of a row then sum to less than one, and lse includes it.
+  // scaled scores (kept for backward; a library's attention may keep them in another order). sinks_h (may be
+  // empty): one more score of each head, not scaled, whose value is nothing; the weights of a row then sum to
+  // less than one, and lse includes it.
   void attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks_h, const AttentionShape& shape);
   void attention(Tensor out, Tensor lse, Tensor qkv, const AttentionShape& shape) {
     attention(out, lse, qkv, {}, shape);
@@ -319,9 +350,14 @@ class Kernels {
   // dx_TH = or += sum_k rows[pos_TK], k ascending; pos < 0 skipped.
   void sum_rows(Tensor dx_TH, Tensor rows_RH, Tensor pos_TK, Write write);
 
+  // dst[t, to.first + b to.stride + j] = src[t, from.first + b from.stride + j], b < blocks, j < width. Other
+  // columns stay untouched. from.stride 0: the same block goes to every place; to.stride 0: its adjoint, the
+  // sum over b ascending. dst is not src.
+  void move_columns(Tensor dst_TC, Tensor src_TD, const ColumnMove& move);
+
   // Elementwise.
   void add(Tensor y, Tensor a, Tensor b);      // y = a + b; y may alias a
-  void accumulate(Tensor y, Tensor x);         // y += x
+  void accumulate(Tensor y, Tensor x);         // y += x; one of them may be of the other's stats_of
   void fill(Tensor y, double value);           // =
   [[nodiscard]] double sum(Tensor x);          // in f64, blocks of 256 then the blocks
   [[nodiscard]] double sum_squares(Tensor x);  // likewise
@@ -331,6 +367,9 @@ class Kernels {
   void adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options);
 
  protected:
+  explicit Kernels(std::shared_ptr<tensor::Memory> memory = tensor::make_host_memory())
+      : memory_(std::move(memory)) {}
+
   // Backends implement these; arguments are checked, FLOPs counted by the public functions.
   virtual void do_pack(Weight& w) = 0;
   virtual void do_linear(Tensor y, Tensor x, const Weight& w) = 0;
@@ -398,6 +437,7 @@ class Kernels {
   virtual void do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tensor rows, Tensor pos,
                                    Tensor weights) = 0;
   virtual void do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) = 0;
+  virtual void do_move_columns(Tensor dst, Tensor src, const ColumnMove& move) = 0;
   virtual void do_add(Tensor y, Tensor a, Tensor b) = 0;
   virtual void do_accumulate(Tensor y, Tensor x) = 0;
   virtual void do_fill(Tensor y, double value) = 0;
@@ -406,6 +446,7 @@ class Kernels {
   virtual void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) = 0;
 
  private:
+  std::shared_ptr<tensor::Memory> memory_;
   Flops flops_;
 };
 

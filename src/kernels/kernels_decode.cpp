@@ -35,7 +35,7 @@ void check_capacity(const Call& call, Tensor keys, Tensor positions, const Atten
 }  // namespace
 
 void Kernels::cache_append(Tensor cache, Tensor x, std::int64_t first, Tensor slots, Tensor positions) {
-  Call call("cache_append");
+  Call call("cache_append", takes_bf16());
   call.leads("cache", cache, 4);
   call.num_dims("x", x, 2);
   call.is("x", x, {x.dim(0), x.dim(1)});
@@ -49,7 +49,7 @@ void Kernels::cache_append(Tensor cache, Tensor x, std::int64_t first, Tensor sl
 
 void Kernels::decode_attention(Tensor out, Tensor q, Tensor keys, Tensor values, Tensor sinks, Tensor slots,
                                Tensor positions, const AttentionShape& shape) {
-  Call call("decode_attention");
+  Call call("decode_attention", takes_bf16());
   call.require(
       shape.heads > 0 && shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && shape.head_dim > 0,
       "kv_heads divides heads, and a head has columns");
@@ -63,7 +63,7 @@ void Kernels::decode_attention(Tensor out, Tensor q, Tensor keys, Tensor values,
   call.is("q", q, {rows, q.dim(1)});
   call.require(q.dim(1) >= shape.q_dim(), "q has the columns of all heads");
   call.is("out", out, {rows, shape.out_dim()});
-  if (!sinks.empty()) call.is("sinks", sinks, {shape.heads});
+  if (!sinks.empty()) call.is_stats("sinks", sinks, {shape.heads});
   check_rows(call, keys, slots, positions, rows);
   check_capacity(call, keys, positions, shape);
   const std::int32_t* at = positions.as<std::int32_t>();

@@ -70,144 +70,144 @@ void check_router(const Call& call, const RouterOptions& o, std::int64_t num_exp
 // --- bias
 
 void Kernels::add_bias(Tensor y, Tensor b) {
-  Call call("add_bias");
+  Call call("add_bias", takes_bf16());
   call.leads("y", y, 2);
-  call.is("b", b, {y.dim(1)});
+  call.is_stats("b", b, {y.dim(1)});
   do_add_bias(y, b);
 }
 
 void Kernels::bias_wgrad(Tensor db, Tensor dy, Write write) {
-  Call call("bias_wgrad");
+  Call call("bias_wgrad", takes_bf16());
   call.leads("dy", dy, 2);
-  call.is("db", db, {dy.dim(1)});
+  call.is_stats("db", db, {dy.dim(1)});
   do_bias_wgrad(db, dy, write);
 }
 
 // --- RMSNorm
 
 void Kernels::rms_norm(Tensor y, Tensor rstd, Tensor x, Tensor w, double eps) {
-  Call call("rms_norm");
+  Call call("rms_norm", takes_bf16());
   call.leads("x", x, 2);
   call.is("y", y, x.shape());
-  call.is("rstd", rstd, {x.dim(0)});
-  call.is("w", w, {x.dim(1)});
+  call.is_stats("rstd", rstd, {x.dim(0)});
+  call.is_stats("w", w, {x.dim(1)});
   do_rms_norm(y, rstd, x, w, eps);
 }
 
 void Kernels::rms_norm_apply(Tensor y, Tensor x, Tensor rstd, Tensor w) {
-  Call call("rms_norm_apply");
+  Call call("rms_norm_apply", takes_bf16());
   call.leads("x", x, 2);
   call.is("y", y, x.shape());
-  call.is("rstd", rstd, {x.dim(0)});
-  call.is("w", w, {x.dim(1)});
+  call.is_stats("rstd", rstd, {x.dim(0)});
+  call.is_stats("w", w, {x.dim(1)});
   do_rms_norm_apply(y, x, rstd, w);
 }
 
 void Kernels::rms_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor rstd, Tensor w, Write write) {
-  Call call("rms_norm_dgrad");
+  Call call("rms_norm_dgrad", takes_bf16());
   call.leads("x", x, 2);
   call.is("dx", dx, x.shape());
   call.is("dy", dy, x.shape());
-  call.is("rstd", rstd, {x.dim(0)});
-  call.is("w", w, {x.dim(1)});
+  call.is_stats("rstd", rstd, {x.dim(0)});
+  call.is_stats("w", w, {x.dim(1)});
   do_rms_norm_dgrad(dx, dy, x, rstd, w, write);
 }
 
 void Kernels::rms_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor rstd) {
-  Call call("rms_norm_wgrad");
+  Call call("rms_norm_wgrad", takes_bf16());
   call.leads("x", x, 2);
-  call.is("dw", dw, {x.dim(1)});
+  call.is_stats("dw", dw, {x.dim(1)});
   call.is("dy", dy, x.shape());
-  call.is("rstd", rstd, {x.dim(0)});
+  call.is_stats("rstd", rstd, {x.dim(0)});
   do_rms_norm_wgrad(dw, dy, x, rstd);
 }
 
 // --- LayerNorm
 
 void Kernels::layer_norm(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, double eps) {
-  Call call("layer_norm");
+  Call call("layer_norm", takes_bf16());
   call.leads("x", x, 2);
   call.is("y", y, x.shape());
-  call.is("mean", mean, {x.dim(0)});
-  call.is("rstd", rstd, {x.dim(0)});
-  call.is("w", w, {x.dim(1)});
-  call.is("b", b, {x.dim(1)});
+  call.is_stats("mean", mean, {x.dim(0)});
+  call.is_stats("rstd", rstd, {x.dim(0)});
+  call.is_stats("w", w, {x.dim(1)});
+  call.is_stats("b", b, {x.dim(1)});
   do_layer_norm(y, mean, rstd, x, w, b, eps);
 }
 
 void Kernels::layer_norm_apply(Tensor y, Tensor x, Tensor mean, Tensor rstd, Tensor w, Tensor b) {
-  Call call("layer_norm_apply");
+  Call call("layer_norm_apply", takes_bf16());
   call.leads("x", x, 2);
   call.is("y", y, x.shape());
-  call.is("mean", mean, {x.dim(0)});
-  call.is("rstd", rstd, {x.dim(0)});
-  call.is("w", w, {x.dim(1)});
-  call.is("b", b, {x.dim(1)});
+  call.is_stats("mean", mean, {x.dim(0)});
+  call.is_stats("rstd", rstd, {x.dim(0)});
+  call.is_stats("w", w, {x.dim(1)});
+  call.is_stats("b", b, {x.dim(1)});
   do_layer_norm_apply(y, x, mean, rstd, w, b);
 }
 
 void Kernels::layer_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor w,
                                Write write) {
-  Call call("layer_norm_dgrad");
+  Call call("layer_norm_dgrad", takes_bf16());
   call.leads("x", x, 2);
   call.is("dx", dx, x.shape());
   call.is("dy", dy, x.shape());
-  call.is("mean", mean, {x.dim(0)});
-  call.is("rstd", rstd, {x.dim(0)});
-  call.is("w", w, {x.dim(1)});
+  call.is_stats("mean", mean, {x.dim(0)});
+  call.is_stats("rstd", rstd, {x.dim(0)});
+  call.is_stats("w", w, {x.dim(1)});
   do_layer_norm_dgrad(dx, dy, x, mean, rstd, w, write);
 }
 
 void Kernels::layer_norm_wgrad(Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor mean, Tensor rstd) {
-  Call call("layer_norm_wgrad");
+  Call call("layer_norm_wgrad", takes_bf16());
   call.leads("x", x, 2);
-  call.is("dw", dw, {x.dim(1)});
-  call.is("db", db, {x.dim(1)});
+  call.is_stats("dw", dw, {x.dim(1)});
+  call.is_stats("db", db, {x.dim(1)});
   call.is("dy", dy, x.shape());
-  call.is("mean", mean, {x.dim(0)});
-  call.is("rstd", rstd, {x.dim(0)});
+  call.is_stats("mean", mean, {x.dim(0)});
+  call.is_stats("rstd", rstd, {x.dim(0)});
   do_layer_norm_wgrad(dw, db, dy, x, mean, rstd);
 }
 
 // --- norms of groups of columns
 
 void Kernels::group_squares(Tensor sums, Tensor x, const ColumnGroups& cols) {
-  Call call("group_squares");
+  Call call("group_squares", takes_bf16());
   call.leads("x", x, 2);
   check_groups(call, "x", x, cols);
-  call.is("sums", sums, {x.dim(0), cols.groups});
+  call.is_stats("sums", sums, {x.dim(0), cols.groups});
   do_group_squares(sums, x, cols);
 }
 
 void Kernels::group_norm(Tensor y, Tensor x, Tensor sums, Tensor w, const GroupNormOptions& options,
                          const ColumnGroups& cols) {
-  Call call("group_norm");
+  Call call("group_norm", takes_bf16());
   call.leads("x", x, 2);
   check_groups(call, "x", x, cols);
   check_count(call, options);
   call.num_dims("y", y, 2);
   call.is("y", y, {x.dim(0), y.dim(1)});
   check_groups(call, "y", y, cols);
-  call.is("sums", sums, {x.dim(0), cols.groups});
-  call.is("w", w, {cols.width});
+  call.is_stats("sums", sums, {x.dim(0), cols.groups});
+  call.is_stats("w", w, {cols.width});
   do_group_norm(y, x, sums, w, options, cols);
 }
 
 void Kernels::group_norm_dots(Tensor dots, Tensor dy, Tensor x, Tensor w, const ColumnGroups& cols) {
-  Call call("group_norm_dots");
+  Call call("group_norm_dots", takes_bf16());
   call.leads("x", x, 2);
   check_groups(call, "x", x, cols);
   call.num_dims("dy", dy, 2);
   call.is("dy", dy, {x.dim(0), dy.dim(1)});
   check_groups(call, "dy", dy, cols);
-  call.is("dots", dots, {x.dim(0), cols.groups});
-  call.is("w", w, {cols.width});
+  call.is_stats("dots", dots, {x.dim(0), cols.groups});
+  call.is_stats("w", w, {cols.width});
   do_group_norm_dots(dots, dy, x, w, cols);
 }
 
 void Kernels::group_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor sums, Tensor dots, Tensor w,
                                const GroupNormOptions& options, const ColumnGroups& cols) {
-  Call call("group_norm_dgrad");
+  Call call("group_norm_dgrad", takes_bf16());
   call.leads("x", x, 2);
   check_groups(call, "x", x, cols);
   check_count(call, options);
@@ -217,35 +217,35 @@ void Kernels::group_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor sums, Tens
   call.num_dims("dy", dy, 2);
   call.is("dy", dy, {x.dim(0), dy.dim(1)});
   check_groups(call, "dy", dy, cols);
-  call.is("sums", sums, {x.dim(0), cols.groups});
-  call.is("dots", dots, {x.dim(0), cols.groups});
-  call.is("w", w, {cols.width});
+  call.is_stats("sums", sums, {x.dim(0), cols.groups});
+  call.is_stats("dots", dots, {x.dim(0), cols.groups});
+  call.is_stats("w", w, {cols.width});
   do_group_norm_dgrad(dx, dy, x, sums, dots, w, options, cols);
 }
 
 void Kernels::group_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor sums, const GroupNormOptions& options,
                                const ColumnGroups& cols, Write write) {
-  Call call("group_norm_wgrad");
+  Call call("group_norm_wgrad", takes_bf16());
   call.leads("x", x, 2);
   check_groups(call, "x", x, cols);
   check_count(call, options);
   call.num_dims("dy", dy, 2);
   call.is("dy", dy, {x.dim(0), dy.dim(1)});
   check_groups(call, "dy", dy, cols);
-  call.is("sums", sums, {x.dim(0), cols.groups});
-  call.is("dw", dw, {cols.width});
+  call.is_stats("sums", sums, {x.dim(0), cols.groups});
+  call.is_stats("dw", dw, {cols.width});
   do_group_norm_wgrad(dw, dy, x, sums, options, cols, write);
 }
 
 void Kernels::clamp(Tensor x, double limit, std::int64_t first, std::int64_t width) {
-  Call call("clamp");
+  Call call("clamp", takes_bf16());
   call.leads("x", x, 2);
   check_within(call, "x", x, first, width);
   do_clamp(x, limit, first, width);
 }
 
 void Kernels::clamp_backward(Tensor dx, Tensor x, double limit, std::int64_t first, std::int64_t width) {
-  Call call("clamp_backward");
+  Call call("clamp_backward", takes_bf16());
   call.leads("x", x, 2);
   check_within(call, "x", x, first, width);
   call.num_dims("dx", dx, 2);
@@ -257,7 +257,7 @@ void Kernels::clamp_backward(Tensor dx, Tensor x, double limit, std::int64_t fir
 // --- attention
 
 void Kernels::rope(Tensor x, Tensor cos, Tensor sin, const RopeShape& shape, bool adjoint, Tensor positions) {
-  Call call("rope");
+  Call call("rope", takes_bf16());
   call.require(shape.seq >= 0 && shape.heads >= 0 && shape.first >= 0 && shape.rotated >= 0,
                "a rope shape has no negative dims");
   if (shape.rotated % 2 != 0) call.fail(fmt::format("rotated={} is odd", shape.rotated));
@@ -269,8 +269,8 @@ void Kernels::rope(Tensor x, Tensor cos, Tensor sin, const RopeShape& shape, boo
     check_within(call, "x", x, shape.first, (shape.heads - 1) * shape.stride + shape.rotated);
   }
   call.num_dims("cos", cos, 2);
-  call.is("cos", cos, {cos.dim(0), shape.rotated / 2});
-  call.is("sin", sin, cos.shape());
+  call.is_stats("cos", cos, {cos.dim(0), shape.rotated / 2});
+  call.is_stats("sin", sin, cos.shape());
   if (!positions.empty()) {
     call.is_index("positions", positions, {x.dim(0)});
     call.in_range("positions", positions, 0, cos.dim(0));
@@ -281,21 +281,21 @@ void Kernels::rope(Tensor x, Tensor cos, Tensor sin, const RopeShape& shape, boo
 }
 
 void Kernels::attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks, const AttentionShape& shape) {
-  Call call("attention");
+  Call call("attention", takes_bf16());
   check_attention(call, shape);
   const std::int64_t t = shape.batch * shape.seq;
   call.leads("qkv", qkv, 2);
   call.is("qkv", qkv, {t, shape.qkv_dim()});
   call.is("out", out, {t, shape.out_dim()});
-  call.is("lse", lse, {t, shape.heads});
-  if (!sinks.empty()) call.is("sinks", sinks, {shape.heads});
+  call.is_stats("lse", lse, {t, shape.heads});
+  if (!sinks.empty()) call.is_stats("sinks", sinks, {shape.heads});
   flops_ += attention_flops(shape);
   do_attention(out, lse, qkv, sinks, shape);
 }
 
 void Kernels::attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                                  Tensor sinks, const AttentionShape& shape) {
-  Call call("attention_backward");
+  Call call("attention_backward", takes_bf16());
   check_attention(call, shape);
   const std::int64_t t = shape.batch * shape.seq;
   call.leads("qkv", qkv, 2);
@@ -303,10 +303,10 @@ void Kernels::attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor
   call.is("dqkv", dqkv, {t, shape.qkv_dim()});
   call.is("dout", dout, {t, shape.out_dim()});
   call.is("out", out, {t, shape.out_dim()});
-  call.is("lse", lse, {t, shape.heads});
+  call.is_stats("lse", lse, {t, shape.heads});
   if (!sinks.empty() || !dsinks.empty()) {
-    call.is("sinks", sinks, {shape.heads});
-    call.is("dsinks", dsinks, {shape.heads});
+    call.is_stats("sinks", sinks, {shape.heads});
+    call.is_stats("dsinks", dsinks, {shape.heads});
   }
   flops_ += 2 * attention_flops(shape);
   do_attention_backward(dqkv, dsinks, dout, qkv, out, lse, sinks, shape);
@@ -315,7 +315,7 @@ void Kernels::attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor
 // --- activations
 
 void Kernels::activation(Tensor h, Tensor z, const ActivationOptions& options) {
-  Call call("activation");
+  Call call("activation", takes_bf16());
   check_activation(call, options);
   call.leads("h", h, 2);
   call.is("z", z, {h.dim(0), activation_columns(options, h.dim(1))});
@@ -323,7 +323,7 @@ void Kernels::activation(Tensor h, Tensor z, const ActivationOptions& options) {
 }
 
 void Kernels::activation_backward(Tensor dz, Tensor dh, Tensor z, const ActivationOptions& options) {
-  Call call("activation_backward");
+  Call call("activation_backward", takes_bf16());
   check_activation(call, options);
   call.leads("dh", dh, 2);
   const Shape columns = {dh.dim(0), activation_columns(options, dh.dim(1))};
@@ -333,7 +333,7 @@ void Kernels::activation_backward(Tensor dz, Tensor dh, Tensor z, const Activati
 }
 
 void Kernels::sigmoid_gate(Tensor y, Tensor f, Tensor z) {
-  Call call("sigmoid_gate");
+  Call call("sigmoid_gate", takes_bf16());
   call.leads("y", y, 2);
   call.is("f", f, y.shape());
   call.is("z", z, {y.dim(0)});
@@ -341,7 +341,7 @@ void Kernels::sigmoid_gate(Tensor y, Tensor f, Tensor z) {
 }
 
 void Kernels::sigmoid_gate_backward(Tensor df, Tensor dz, Tensor dy, Tensor f, Tensor z) {
-  Call call("sigmoid_gate_backward");
+  Call call("sigmoid_gate_backward", takes_bf16());
   call.leads("dy", dy, 2);
   call.is("df", df, dy.shape());
   call.is("dz", dz, {dy.dim(0)});
@@ -354,12 +354,12 @@ void Kernels::sigmoid_gate_backward(Tensor df, Tensor dz, Tensor dy, Tensor f, T
 
 void Kernels::router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Tensor logits, Tensor bias,
                      const RouterOptions& options) {
-  Call call("router");
-  call.leads("logits", logits, 2);
+  Call call("router", takes_bf16());
+  call.leads_stats("logits", logits, 2);
   check_router(call, options, logits.dim(1));
   const Shape chosen = {logits.dim(0), options.top_k};
   call.is("probs", probs, logits.shape());
-  call.is("lse", lse, {logits.dim(0)});
+  call.is_stats("lse", lse, {logits.dim(0)});
   call.is_index("index", index, chosen);
   call.is("weights", weights, chosen);
   if (!bias.empty()) call.is("bias", bias, {logits.dim(1)});
@@ -370,13 +370,13 @@ void Kernels::router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Ten
 void Kernels::router_backward(Tensor dlogits, Tensor dweights, Tensor probs, Tensor lse, Tensor index,
                               Tensor weights, Tensor aux, Tensor unit, double z_scale,
                               const RouterOptions& options, Tensor logits) {
-  Call call("router_backward");
-  call.leads("probs", probs, 2);
+  Call call("router_backward", takes_bf16());
+  call.leads_stats("probs", probs, 2);
   check_router(call, options, probs.dim(1));
   const Shape chosen = {probs.dim(0), options.top_k};
   call.is("dlogits", dlogits, probs.shape());
   call.is("dweights", dweights, chosen);
-  call.is("lse", lse, {probs.dim(0)});
+  call.is_stats("lse", lse, {probs.dim(0)});
   call.is_index("index", index, chosen);
   call.in_range("index", index, 0, probs.dim(1));
   call.is("weights", weights, chosen);

@@ -42,7 +42,7 @@ void check_rows(const Call& call, const AttentionShape& shape, Tensor out, Tenso
   call.require(q.dim(1) >= shape.q_dim(), "q has the columns of all heads");
   call.is("kv", kv, {t, shape.qkv_dim() - shape.q_dim()});
   call.is("out", out, {t, shape.out_dim()});
-  call.is("lse", lse, {t, shape.heads});
+  call.is_stats("lse", lse, {t, shape.heads});
 }
 
 Flops part_flops(const AttentionShape& shape, const AttentionPart& part) {
@@ -54,18 +54,18 @@ Flops part_flops(const AttentionShape& shape, const AttentionPart& part) {
 
 void Kernels::attention_part(Tensor out, Tensor lse, Tensor q, Tensor kv, Tensor sinks,
                              const AttentionShape& shape, const AttentionPart& part, Write write) {
-  Call call("attention_part");
+  Call call("attention_part", takes_bf16());
   check_part(call, shape, part);
   call.leads("q", q, 2);
   check_rows(call, shape, out, lse, q, kv);
-  if (!sinks.empty()) call.is("sinks", sinks, {shape.heads});
+  if (!sinks.empty()) call.is_stats("sinks", sinks, {shape.heads});
   flops_ += part_flops(shape, part);
   do_attention_part(out, lse, q, kv, sinks, shape, part, write);
 }
 
 void Kernels::attention_part_backward(Tensor dq, Tensor dkv, Tensor dout, Tensor q, Tensor kv, Tensor out,
                                       Tensor lse, const AttentionShape& shape, const AttentionPart& part) {
-  Call call("attention_part_backward");
+  Call call("attention_part_backward", takes_bf16());
   check_part(call, shape, part);
   call.leads("q", q, 2);
   check_rows(call, shape, out, lse, q, kv);
@@ -78,13 +78,13 @@ void Kernels::attention_part_backward(Tensor dq, Tensor dkv, Tensor dout, Tensor
 
 void Kernels::attention_sinks_backward(Tensor dsinks, Tensor dout, Tensor out, Tensor lse, Tensor sinks,
                                        const AttentionShape& shape) {
-  Call call("attention_sinks_backward");
+  Call call("attention_sinks_backward", takes_bf16());
   call.leads("out", out, 2);
   call.is("out", out, {shape.batch * shape.seq, shape.out_dim()});
   call.is("dout", dout, out.shape());
-  call.is("lse", lse, {out.dim(0), shape.heads});
-  call.is("sinks", sinks, {shape.heads});
-  call.is("dsinks", dsinks, {shape.heads});
+  call.is_stats("lse", lse, {out.dim(0), shape.heads});
+  call.is_stats("sinks", sinks, {shape.heads});
+  call.is_stats("dsinks", dsinks, {shape.heads});
   do_attention_sinks_backward(dsinks, dout, out, lse, sinks, shape);
 }
 

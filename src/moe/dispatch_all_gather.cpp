@@ -20,7 +20,7 @@ class AllGather final : public Dispatch {
     s.pos_tK = arena.take(nn::DType::i32, {o_.tokens, o_.top_k});
     order_.reserve(s, arena);
     s.index_NK = arena.take(nn::DType::i32, {all_tokens_, o_.top_k});
-    s.weights_NK = arena.take(o_.dtype, {all_tokens_, o_.top_k});
+    s.weights_NK = arena.take(tensor::stats_of(o_.dtype), {all_tokens_, o_.top_k});
     s.pos_NK = arena.take(nn::DType::i32, {all_tokens_, o_.top_k});
     s.token_R = arena.take(nn::DType::i32, {most_results()});
     s.results = arena.take(o_.dtype, {most_results(), o_.hidden});
@@ -32,7 +32,7 @@ class AllGather final : public Dispatch {
     tr.gathered_NH = arena.take(o_.dtype, {all_tokens_, o_.hidden});
     tr.partial_NH = arena.take(o_.dtype, {all_tokens_, o_.hidden});
     tr.sum_tH = arena.take(o_.dtype, {o_.tokens, o_.hidden});
-    tr.dweights_NK = arena.take(o_.dtype, {all_tokens_, o_.top_k});
+    tr.dweights_NK = arena.take(tensor::stats_of(o_.dtype), {all_tokens_, o_.top_k});
     if (!sliced_) return tr;
     tr.part_RH = arena.take(o_.dtype, {order_.most_part_rows(), o_.hidden});
     tr.full_RH = arena.take(o_.dtype, {o_.max_rows, o_.hidden});

@@ -41,9 +41,9 @@ class Hierarchical final : public Dispatch {
     s.send_rows_N = arena.take(nn::DType::i64, {nodes_});
     s.recv_rows_N = arena.take(nn::DType::i64, {nodes_});
     s.index_uK = arena.take(kIndex, {most_unique(), o_.top_k});
-    s.weights_uK = arena.take(o_.dtype, {most_unique(), o_.top_k});
+    s.weights_uK = arena.take_shared(tensor::stats_of(o_.dtype), {most_unique(), o_.top_k});
     s.taken_index_LK = arena.take(kIndex, {most_taken(), o_.top_k});
-    s.taken_weights_LK = arena.take(o_.dtype, {most_taken(), o_.top_k});
+    s.taken_weights_LK = arena.take_shared(tensor::stats_of(o_.dtype), {most_taken(), o_.top_k});
     return s;
   }
 
@@ -52,8 +52,8 @@ class Hierarchical final : public Dispatch {
     tr.unique_uH = arena.take(o_.dtype, {most_unique(), o_.hidden});
     tr.taken_LH = arena.take(o_.dtype, {most_taken(), o_.hidden});
     tr.sum_tH = arena.take(o_.dtype, {o_.tokens, o_.hidden});
-    tr.dweights_uK = arena.take(o_.dtype, {most_unique(), o_.top_k});
-    tr.dweights_LK = arena.take(o_.dtype, {most_taken(), o_.top_k});
+    tr.dweights_uK = arena.take(tensor::stats_of(o_.dtype), {most_unique(), o_.top_k});
+    tr.dweights_LK = arena.take(tensor::stats_of(o_.dtype), {most_taken(), o_.top_k});
     return tr;
   }
 

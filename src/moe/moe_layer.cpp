@@ -139,14 +139,14 @@ void MoeLayer::reserve_saved(Arena& arena) {
   const nn::Dims& d = o_.dims;
   const std::int64_t t = d.local_tokens();
   Saved s;
-  s.rstd_t = arena.take(d.dtype, {t});
+  s.rstd_t = arena.take(d.stats(), {t});
   if (!selective()) s.n_H = arena.take(d.dtype, {norm_rows(), d.hidden});
-  s.probs_tE = arena.take(d.dtype, {t, o_.num_experts});
-  s.lse_t = arena.take(d.dtype, {t});
+  s.probs_tE = arena.take_shared(d.stats(), {t, o_.num_experts});
+  s.lse_t = arena.take_shared(d.stats(), {t});
   s.index_tK = arena.take(DType::i32, {t, width_});
-  s.weights_tK = arena.take(d.dtype, {t, width_});
-  if (keeps_logits()) s.logits_tE = arena.take(d.dtype, {t, o_.num_experts});
-  if (balanced() && !joined()) s.aux_UE = arena.take(d.dtype, {num_units(o_), o_.num_experts});
+  s.weights_tK = arena.take_shared(d.stats(), {t, width_});
+  if (keeps_logits()) s.logits_tE = arena.take_shared(d.stats(), {t, o_.num_experts});
+  if (balanced() && !joined()) s.aux_UE = arena.take_shared(d.stats(), {num_units(o_), o_.num_experts});
   s.rows_RH = arena.take(d.dtype, {buffer_rows_, d.hidden});
   s.gate_up = arena.take(d.dtype, {buffer_rows_, z_columns(o_)});
   if (!selective()) s.h_RI = arena.take(d.dtype, {buffer_rows_, o_.intermediate});
@@ -161,7 +161,7 @@ void MoeLayer::reserve_deferred(Arena& arena) {
   f.dy_RH = arena.take(d.dtype, {buffer_rows_, d.hidden});
   f.dgate_up = arena.take(d.dtype, {buffer_rows_, z_columns(o_)});
   f.dn_tH = arena.take(d.dtype, {d.local_tokens(), d.hidden});
-  f.dlogits_tE = arena.take(d.dtype, {d.local_tokens(), o_.num_experts});
+  f.dlogits_tE = arena.take(d.stats(), {d.local_tokens(), o_.num_experts});
   if (shared_ && selective()) f.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
   if (shared_) shared_->reserve_deferred(arena);
   deferred_.push_back(f);
@@ -172,14 +172,14 @@ void MoeLayer::reserve_deferred(Arena& arena) {
 MoeLayer::RouteScratch MoeLayer::route_scratch(Arena& arena) const {
   const nn::Dims& d = o_.dims;
   RouteScratch s;
-  s.logits_tE = arena.take(d.dtype, {d.local_tokens(), o_.num_experts});
+  s.logits_tE = arena.take_shared(d.stats(), {d.local_tokens(), o_.num_experts});
   if (o_.router_jitter > 0.0) s.input_tH = arena.take(d.dtype, {d.local_tokens(), d.hidden});
   if (!o_.expert_of_slot.empty()) s.slots_tK = arena.take(DType::i32, {d.local_tokens(), width_});
   if (counts_units()) s.counts_UE = arena.take(DType::i32, {num_units(o_), o_.num_experts});
   if (capacity(o_) == 0) return s;
   const bool by_weight = drop_policy() == DropPolicy::probs;
   s.index = take_table(arena, DType::i32, d, width_);
-  if (by_weight) s.weights = take_table(arena, d.dtype, d, width_);
+  if (by_weight) s.weights = take_table(arena, d.stats(), d, width_);
   s.work.start_E1 = arena.take(DType::i32, {o_.num_experts + 1});
   if (by_weight) s.work.order_n = arena.take(DType::i32, {d.all_tokens() * width_});
   return s;
@@ -205,9 +205,9 @@ MoeLayer::BackwardScratch MoeLayer::backward_scratch(Arena& arena) const {
   const nn::Dims& d = o_.dims;
   const std::int64_t t = d.local_tokens();
   BackwardScratch s;
-  s.dweights_tK = arena.take(d.dtype, {t, width_});
+  s.dweights_tK = arena.take(d.stats(), {t, width_});
   s.unit_t = arena.take(DType::i32, {t});
-  if (joined()) s.aux_UE = arena.take(d.dtype, {num_units(o_), o_.num_experts});
+  if (joined()) s.aux_UE = arena.take_shared(d.stats(), {num_units(o_), o_.num_experts});
   if (o_.router_jitter > 0.0) s.dinput_tH = arena.take(d.dtype, {t, d.hidden});
   s.dh_RI = arena.take(d.dtype, {buffer_rows_, o_.intermediate});
   s.drows_RH = arena.take(d.dtype, {buffer_rows_, d.hidden});

@@ -43,6 +43,7 @@ ExpertList MoeLayer::expert_list() const {
 
 // The experts of each token, before drops, and their weights.
 void MoeLayer::choose(Context& ctx, Saved& s, const Microbatch& mb, Tensor logits_tE) {
+  if (o_.choice != Choice::scores) nn::host_turn(ctx);
   switch (o_.choice) {
     case Choice::scores:
       break;
@@ -145,6 +146,7 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
   ctx.kernels.linear(logits_tE, input_tH, p_.router_EH.weight);
   if (present(p_.router_bias_E)) ctx.kernels.add_bias(logits_tE, p_.router_bias_E.weight.value_NK);
   choose(ctx, s, mb, logits_tE);
+  nn::host_turn(ctx);
   balance(ctx, s, mb, scratch.counts_UE, pass);
   drop(ctx, s, scratch);
   dispatch_->plan(ctx, s.dispatch, slots_of(ctx, mb, s.index_tK, scratch), s.weights_tK);
@@ -258,6 +260,7 @@ Tensor MoeLayer::joined_aux(Context& ctx, const Saved& s, const Microbatch& mb, 
 void MoeLayer::router_input(Context& ctx, const Saved& s, const Deferred& f, const Microbatch& mb,
                             const BackwardScratch& scratch) {
   Kernels& k = ctx.kernels;
+  nn::host_turn(ctx);
   const Tensor aux_UE = joined() ? joined_aux(ctx, s, mb, scratch.aux_UE) : s.aux_UE;
   if (balanced()) fill_units(scratch.unit_t, o_, first_token(ctx));
   k.router_backward(f.dlogits_tE, scratch.dweights_tK, s.probs_tE, s.lse_t, s.index_tK, s.weights_tK, aux_UE,

@@ -28,10 +28,10 @@ void copy_rows(Tensor to, std::int64_t to_row, Tensor from, std::int64_t from_ro
 
 TokenTable take_table(Arena& arena, nn::DType dtype, const nn::Dims& d, std::int64_t width) {
   TokenTable table;
-  if (d.tp > 1) table.part_TK = arena.take(dtype, {d.tokens(), width});
+  if (d.tp > 1) table.part_TK = arena.take_shared(dtype, {d.tokens(), width});
   if (d.cp == 1) return table;
-  table.gathered = arena.take(dtype, {d.all_tokens(), width});
-  table.all = arena.take(dtype, {d.all_tokens(), width});
+  table.gathered = arena.take_shared(dtype, {d.all_tokens(), width});
+  table.all = arena.take_shared(dtype, {d.all_tokens(), width});
   return table;
 }
 

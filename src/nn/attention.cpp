@@ -4,7 +4,6 @@
 
 #include <cmath>
 
-#include "nn/columns.h"
 #include "nn/kv_cache.h"
 #include "nn/projection.h"
 #include "nn/tp_overlap.h"
@@ -125,7 +124,7 @@ kernels::RopeShape Attention::rope_shape() const {
 }
 
 Tensor Attention::take_groups(Arena& arena) const {
-  return arena.take(o_.dims.dtype, {o_.dims.tokens() * (q_groups(o_).groups + k_groups(o_).groups)});
+  return arena.take(o_.dims.stats(), {o_.dims.tokens() * (q_groups(o_).groups + k_groups(o_).groups)});
 }
 
 void Attention::reserve_saved(Arena& arena) {
@@ -138,7 +137,7 @@ void Attention::reserve_saved(Arena& arena) {
   if (o_.qk_norm != QkNorm::none) s.squares = take_groups(arena);
   if (!selective() || !reworked()) s.qkv = arena.take(d.dtype, {d.tokens(), a.qkv_dim()});
   s.out = arena.take(d.dtype, {d.tokens(), a.out_dim()});
-  s.lse = arena.take(d.dtype, {d.tokens(), a.heads});
+  s.lse = arena.take(d.stats(), {d.tokens(), a.heads});
   saved_.push_back(s);
 }
 
@@ -150,10 +149,10 @@ void Attention::reserve_deferred(Arena& arena) {
   f.dqkv = arena.take(d.dtype, {d.tokens(), shape().qkv_dim()});
   f.dn_tH = arena.take(d.dtype, {d.local_tokens(), d.hidden});
   if (o_.qk_norm != QkNorm::none) {
-    f.dq_norm = arena.take(d.dtype, {q_groups(o_).width});
-    f.dk_norm = arena.take(d.dtype, {k_groups(o_).width});
+    f.dq_norm = arena.take(d.stats(), {q_groups(o_).width});
+    f.dk_norm = arena.take(d.stats(), {k_groups(o_).width});
   }
-  if (p_.sinks_h) f.dsinks_h = arena.take(d.dtype, {o_.heads});
+  if (p_.sinks_h) f.dsinks_h = arena.take(d.stats(), {o_.heads});
   deferred_.push_back(f);
 }
 
@@ -192,9 +191,9 @@ void Attention::position(Kernels& k, Tensor qkv, Tensor raw, Tensor squares, Ten
   if (o_.qk_norm != QkNorm::none) {
     normalise_heads(k, qkv, raw, squares);
     const std::int64_t v = (o_.heads + o_.kv_heads) * o_.head_dim;
-    move_columns(qkv, raw, {.width = all - v, .to = {.first = v}, .from = {.first = v}});
+    k.move_columns(qkv, raw, {.width = all - v, .to = {.first = v}, .from = {.first = v}});
   } else if (reworked()) {
-    move_columns(qkv, raw, {.width = all, .to = {}, .from = {}});
+    k.move_columns(qkv, raw, {.width = all, .to = {}, .from = {}});
   }
   if (o_.clip_qkv > 0.0) k.clamp(qkv, o_.clip_qkv, 0, all);
   if (o_.rope) k.rope(qkv, cos_, sin_, rope_shape(), false, positions_T);

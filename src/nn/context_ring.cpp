@@ -1,7 +1,5 @@
 #include "nn/context_ring.h"
 
-#include "nn/columns.h"
-
 namespace tessera::nn {
 
 namespace {
@@ -59,9 +57,9 @@ void ContextRing::for_each_part(const comm::Communicator& cp, std::int32_t step,
   }
 }
 
-void ContextRing::load_own(const Buffers& b, Tensor qkv) const {
-  move_columns(b.kv[0], qkv,
-               {.width = shape_.qkv_dim() - shape_.q_dim(), .to = {}, .from = {.first = shape_.q_dim()}});
+void ContextRing::load_own(kernels::Kernels& k, const Buffers& b, Tensor qkv) const {
+  k.move_columns(b.kv[0], qkv,
+                 {.width = shape_.qkv_dim() - shape_.q_dim(), .to = {}, .from = {.first = shape_.q_dim()}});
 }
 
 void ContextRing::pass_on(comm::Communicator& cp, const Buffers& b, std::int32_t step) const {
@@ -82,7 +80,7 @@ void ContextRing::forward(Context& ctx, const Buffers& b, Tensor out, Tensor lse
     return;
   }
   comm::Communicator& cp = context_group(ctx, cp_);
-  load_own(b, qkv);
+  load_own(ctx.kernels, b, qkv);
   for (std::int32_t step = 0; step < cp_; ++step) {
     pass_on(cp, b, step);
     const Tensor kv = b.kv[static_cast<std::size_t>(step % 2)];
@@ -101,7 +99,7 @@ void ContextRing::backward(Context& ctx, const Buffers& b, Tensor dqkv, Tensor d
     return;
   }
   comm::Communicator& cp = context_group(ctx, cp_);
-  load_own(b, qkv);
+  load_own(ctx.kernels, b, qkv);
   k.fill(dqkv, 0.0);
   for (std::int32_t step = 0; step < cp_; ++step) {
     pass_on(cp, b, step);
@@ -121,8 +119,9 @@ void ContextRing::backward(Context& ctx, const Buffers& b, Tensor dqkv, Tensor d
   }
   cp.recv(b.arrived_dkv, previous_rank(cp), tag_of(Load::gradients, cp_ - 1));
   k.accumulate(b.own_dkv, b.arrived_dkv);
-  move_columns(dqkv, b.own_dkv,
-               {.width = shape_.qkv_dim() - shape_.q_dim(), .to = {.first = shape_.q_dim()}, .from = {}});
+  ctx.kernels.move_columns(
+      dqkv, b.own_dkv,
+      {.width = shape_.qkv_dim() - shape_.q_dim(), .to = {.first = shape_.q_dim()}, .from = {}});
   if (cp_ > 2) cp.wait_send(next_rank(cp), tag_of(Load::gradients, cp_ - 2));
   cp.wait_send(next_rank(cp), tag_of(Load::gradients, cp_ - 1));
   if (!sinks_h.empty()) k.attention_sinks_backward(dsinks_h, dout, out, lse, sinks_h, shape_);

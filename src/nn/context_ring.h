@@ -44,7 +44,7 @@ class ContextRing {
 
  private:
   [[nodiscard]] Tensor take_block(Arena& arena) const;
-  void load_own(const Buffers& buffers, Tensor qkv) const;
+  void load_own(kernels::Kernels& kernels, const Buffers& buffers, Tensor qkv) const;
   // Sends the block of this step on; afterwards the next one is here.
   void pass_on(comm::Communicator& cp, const Buffers& buffers, std::int32_t step) const;
   void fetch_next(comm::Communicator& cp, const Buffers& buffers, std::int32_t step) const;

@@ -8,7 +8,7 @@ namespace {
 
 // measure_scratch and the calls take through the same functions, so they cannot differ.
 Tensor stats_scratch(Arena& arena, const Dims& d) {
-  return arena.take(d.dtype, {d.tp, 3, d.tokens()});
+  return arena.take(d.stats(), {d.tp, 3, d.tokens()});
 }
 // With one rank the norm's gradient is written in place.
 Tensor backward_scratch(Arena& arena, const Dims& d) {
@@ -26,8 +26,8 @@ void Head::reserve_saved(Arena& arena) {
   s.norm = norm_.reserve(arena, d.dtype, d.local_tokens());
   s.n_TH = arena.take(d.dtype, {d.tokens(), d.hidden});
   s.logits_TV = arena.take(d.dtype, {d.tokens(), o_.vocab});
-  s.lse_T = arena.take(d.dtype, {d.tokens()});
-  s.loss_T = arena.take(d.dtype, {d.tokens()});
+  s.lse_T = arena.take(d.stats(), {d.tokens()});
+  s.loss_T = arena.take(d.stats(), {d.tokens()});
   saved_.push_back(s);
 }
 

@@ -4,7 +4,6 @@
 
 #include <cmath>
 
-#include "nn/columns.h"
 #include "nn/projection.h"
 #include "nn/tp_overlap.h"
 
@@ -117,7 +116,7 @@ LatentAttention::BackwardScratch LatentAttention::backward_scratch(Arena& arena)
   } else if (d.tp > 1) {
     s.dq_input = take_partial(arena);
   }
-  s.dots_t1 = arena.take(d.dtype, {d.local_tokens(), 1});
+  s.dots_t1 = arena.take(d.stats(), {d.local_tokens(), 1});
   s.ring = ring_.backward_buffers(arena);
   return s;
 }
@@ -129,14 +128,14 @@ void LatentAttention::reserve_saved(Arena& arena) {
   s.norm = norm_.reserve(arena, d.dtype, t);
   if (q_has_latent()) {
     s.q_raw_tL = arena.take(d.dtype, {t, o_.q_lora_rank});
-    s.q_squares_t1 = arena.take(d.dtype, {t, 1});
+    s.q_squares_t1 = arena.take(d.stats(), {t, 1});
   }
   s.kv_raw_tL = arena.take(d.dtype, {t, o_.kv_lora_rank + o_.rope_dim});
-  s.kv_squares_t1 = arena.take(d.dtype, {t, 1});
+  s.kv_squares_t1 = arena.take(d.stats(), {t, 1});
   if (!selective()) s.inputs = take_inputs(arena);
   if (!selective()) s.qkv = take_qkv(arena);
   s.out = arena.take(d.dtype, {d.tokens(), shape().out_dim()});
-  s.lse = arena.take(d.dtype, {d.tokens(), o_.heads});
+  s.lse = arena.take(d.stats(), {d.tokens(), o_.heads});
   saved_.push_back(s);
 }
 
@@ -149,10 +148,10 @@ void LatentAttention::reserve_deferred(Arena& arena) {
   f.dkv = arena.take(d.dtype, {d.tokens(), o_.heads * (o_.nope_dim + o_.v_dim)});
   if (q_has_latent()) {
     f.dq_raw_tL = arena.take(d.dtype, {d.local_tokens(), o_.q_lora_rank});
-    f.dq_norm = arena.take(d.dtype, {o_.q_lora_rank});
+    f.dq_norm = arena.take(d.stats(), {o_.q_lora_rank});
   }
   f.dkv_raw_tL = arena.take(d.dtype, {d.local_tokens(), o_.kv_lora_rank + o_.rope_dim});
-  f.dkv_norm = arena.take(d.dtype, {o_.kv_lora_rank});
+  f.dkv_norm = arena.take(d.stats(), {o_.kv_lora_rank});
   f.dn_tH = arena.take(d.dtype, {d.local_tokens(), d.hidden});
   deferred_.push_back(f);
 }
@@ -243,26 +242,27 @@ void LatentAttention::expand(Context& ctx, Tensor qkv, const Saved& s, const Inp
   const Frame frame(ctx.scratch);
   const UpScratch up = up_scratch(ctx.scratch);
   const Tensor own_tr = local_rows(ctx, up.key_Tr);
-  move_columns(own_tr, s.kv_raw_tL, {.width = o_.rope_dim, .to = {}, .from = {.first = o_.kv_lora_rank}});
+  ctx.kernels.move_columns(own_tr, s.kv_raw_tL,
+                           {.width = o_.rope_dim, .to = {}, .from = {.first = o_.kv_lora_rank}});
   gather_rows(ctx, up.key_Tr, own_tr);
   turn_key(k, up.key_Tr, false, positions_T);
   k.linear(up.q, q_has_latent() ? in.q_latent_TL : in.n, p_.q.weight);
   k.linear(up.kv, in.kv_latent_TL, p_.kv_b.weight);
-  move_columns(qkv, up.q, {.width = keys, .to = {}, .from = {}});
+  ctx.kernels.move_columns(qkv, up.q, {.width = keys, .to = {}, .from = {}});
   turn_queries(k, qkv, false, positions_T);
-  move_columns(
+  ctx.kernels.move_columns(
       qkv, up.kv,
       {.blocks = h, .width = o_.nope_dim, .to = {.first = keys, .stride = qk_dim()}, .from = {0, pair}});
-  move_columns(qkv, up.key_Tr,
-               {.blocks = h,
-                .width = o_.rope_dim,
-                .to = {.first = keys + o_.nope_dim, .stride = qk_dim()},
-                .from = {.first = 0, .stride = 0}});
-  move_columns(qkv, up.kv,
-               {.blocks = h,
-                .width = o_.v_dim,
-                .to = {.first = 2 * keys, .stride = o_.v_dim},
-                .from = {.first = o_.nope_dim, .stride = pair}});
+  ctx.kernels.move_columns(qkv, up.key_Tr,
+                           {.blocks = h,
+                            .width = o_.rope_dim,
+                            .to = {.first = keys + o_.nope_dim, .stride = qk_dim()},
+                            .from = {.first = 0, .stride = 0}});
+  ctx.kernels.move_columns(qkv, up.kv,
+                           {.blocks = h,
+                            .width = o_.v_dim,
+                            .to = {.first = 2 * keys, .stride = o_.v_dim},
+                            .from = {.first = o_.nope_dim, .stride = pair}});
 }
 
 void LatentAttention::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH,
@@ -316,21 +316,21 @@ void LatentAttention::take_apart(Kernels& k, const Deferred& f, Tensor dqkv, Ten
   const std::int64_t keys = h * qk_dim();
   const std::int64_t pair = o_.nope_dim + o_.v_dim;
   turn_queries(k, dqkv, true, Tensor());
-  move_columns(f.dq, dqkv, {.width = keys, .to = {}, .from = {}});
-  move_columns(
+  k.move_columns(f.dq, dqkv, {.width = keys, .to = {}, .from = {}});
+  k.move_columns(
       f.dkv, dqkv,
       {.blocks = h, .width = o_.nope_dim, .to = {0, pair}, .from = {.first = keys, .stride = qk_dim()}});
-  move_columns(f.dkv, dqkv,
-               {.blocks = h,
-                .width = o_.v_dim,
-                .to = {.first = o_.nope_dim, .stride = pair},
-                .from = {.first = 2 * keys, .stride = o_.v_dim}});
+  k.move_columns(f.dkv, dqkv,
+                 {.blocks = h,
+                  .width = o_.v_dim,
+                  .to = {.first = o_.nope_dim, .stride = pair},
+                  .from = {.first = 2 * keys, .stride = o_.v_dim}});
   // The key went to every head: its gradient is their sum, still of the rotated key.
-  move_columns(dkey_Tr, dqkv,
-               {.blocks = h,
-                .width = o_.rope_dim,
-                .to = {.first = 0, .stride = 0},
-                .from = {.first = keys + o_.nope_dim, .stride = qk_dim()}});
+  k.move_columns(dkey_Tr, dqkv,
+                 {.blocks = h,
+                  .width = o_.rope_dim,
+                  .to = {.first = 0, .stride = 0},
+                  .from = {.first = keys + o_.nope_dim, .stride = qk_dim()}});
   turn_key(k, dkey_Tr, true, Tensor());
 }
 
@@ -342,7 +342,8 @@ void LatentAttention::latents_backward(Context& ctx, const Saved& s, const Defer
                   scratch.dkv_latent_TL, s.kv_raw_tL, s.kv_squares_t1, scratch.dots_t1, p_.kv_a_norm);
   const Tensor own_tr = local_rows(ctx, scratch.dkey_Tr);
   scatter_sum(ctx, own_tr, scratch.dkey_Tr);
-  move_columns(f.dkv_raw_tL, own_tr, {.width = o_.rope_dim, .to = {.first = o_.kv_lora_rank}, .from = {}});
+  ctx.kernels.move_columns(f.dkv_raw_tL, own_tr,
+                           {.width = o_.rope_dim, .to = {.first = o_.kv_lora_rank}, .from = {}});
   if (q_has_latent()) {
     k.linear_dgrad(scratch.dq_input, f.dq, p_.q.weight);
     latent_backward(ctx, LatentNorm(o_.q_lora_rank, o_.latent_eps), f.dq_raw_tL, f.dq_norm, scratch.dq_input,

@@ -1,5 +1,4 @@
 // Latent attention over a cache of latents. T rows, L kv_lora_rank, R rope_dim, W = L + R, N nope_dim.
-#include "nn/columns.h"
 #include "nn/kv_cache.h"
 #include "nn/latent_attention.h"
 
@@ -45,26 +44,27 @@ void LatentAttention::attend_cached(Context& ctx, const Saved& s, const Inputs& 
   };
 
   const Tensor own_tR = local_rows(ctx, c.key_TR);
-  move_columns(own_tR, s.kv_raw_tL, {.width = o_.rope_dim, .to = {}, .from = {.first = lora}});
+  ctx.kernels.move_columns(own_tR, s.kv_raw_tL, {.width = o_.rope_dim, .to = {}, .from = {.first = lora}});
   gather_rows(ctx, c.key_TR, own_tR);
   turn_key(k, c.key_TR, false, mb.positions_T);
-  move_columns(c.row_TW, in.kv_latent_TL, {.width = lora, .to = {}, .from = {}});
-  move_columns(c.row_TW, c.key_TR, {.width = o_.rope_dim, .to = {.first = lora}, .from = {}});
+  ctx.kernels.move_columns(c.row_TW, in.kv_latent_TL, {.width = lora, .to = {}, .from = {}});
+  ctx.kernels.move_columns(c.row_TW, c.key_TR, {.width = o_.rope_dim, .to = {.first = lora}, .from = {}});
   const KvCache::Layer& cache = mb.cache->layer(o_.layer);
   k.cache_append(cache.keys_SGCK, c.row_TW, 0, mb.slots_T, mb.positions_T);
 
   k.linear(c.q, q_has_latent() ? in.q_latent_TL : in.n, p_.q.weight);
   turn_queries(k, c.q, false, mb.positions_T);
   for (std::int64_t h = 0; h < o_.heads; ++h) {
-    move_columns(c.nope_TN, c.q, {.width = o_.nope_dim, .to = {}, .from = {.first = h * qk_dim()}});
+    ctx.kernels.move_columns(c.nope_TN, c.q,
+                             {.width = o_.nope_dim, .to = {}, .from = {.first = h * qk_dim()}});
     k.linear_dgrad(c.lat_TL, c.nope_TN, part(h * pair, o_.nope_dim));
-    move_columns(c.query, c.lat_TL, {.width = lora, .to = {.first = h * width}, .from = {}});
+    ctx.kernels.move_columns(c.query, c.lat_TL, {.width = lora, .to = {.first = h * width}, .from = {}});
   }
-  move_columns(c.query, c.q,
-               {.blocks = o_.heads,
-                .width = o_.rope_dim,
-                .to = {.first = lora, .stride = width},
-                .from = {.first = o_.nope_dim, .stride = qk_dim()}});
+  ctx.kernels.move_columns(c.query, c.q,
+                           {.blocks = o_.heads,
+                            .width = o_.rope_dim,
+                            .to = {.first = lora, .stride = width},
+                            .from = {.first = o_.nope_dim, .stride = qk_dim()}});
   kernels::AttentionShape a = shape();
   a.kv_heads = 1;
   a.head_dim = width;
@@ -72,9 +72,9 @@ void LatentAttention::attend_cached(Context& ctx, const Saved& s, const Inputs& 
   k.decode_attention(c.seen, c.query, cache.keys_SGCK, cache.values_SGCV, Tensor(), mb.slots_T,
                      mb.positions_T, a);
   for (std::int64_t h = 0; h < o_.heads; ++h) {
-    move_columns(c.lat_TL, c.seen, {.width = lora, .to = {}, .from = {.first = h * lora}});
+    ctx.kernels.move_columns(c.lat_TL, c.seen, {.width = lora, .to = {}, .from = {.first = h * lora}});
     k.linear(c.v_TV, c.lat_TL, part(h * pair + o_.nope_dim, o_.v_dim));
-    move_columns(s.out, c.v_TV, {.width = o_.v_dim, .to = {.first = h * o_.v_dim}, .from = {}});
+    ctx.kernels.move_columns(s.out, c.v_TV, {.width = o_.v_dim, .to = {.first = h * o_.v_dim}, .from = {}});
   }
 }
 

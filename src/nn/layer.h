@@ -60,6 +60,7 @@ struct Dims {
   std::int32_t tp;               // size of the sequence-parallel group
   bool tp_comm_overlap = false;  // gathers and scatters part by part beside the GEMM (nn/tp_overlap.h)
   std::int32_t cp = 1;           // ranks that share a sequence
+  [[nodiscard]] DType stats() const { return tensor::stats_of(dtype); }
   [[nodiscard]] std::int64_t tokens() const { return batch * seq; }          // T
   [[nodiscard]] std::int64_t local_tokens() const { return tokens() / tp; }  // t
   [[nodiscard]] std::int64_t all_tokens() const { return tokens() * cp; }    // of all cp ranks
@@ -158,6 +159,11 @@ template <class T>
 [[nodiscard]] comm::Communicator& context_group(const Context& ctx, std::int32_t cp);
 // Which positions of a sequence this rank has.
 [[nodiscard]] SequenceCut sequence_cut(const Context& ctx, const Dims& dims);
+
+// Before the host reads what kernels wrote into shared memory, or writes what they may still read.
+inline void host_turn(const Context& ctx) {
+  ctx.kernels.memory()->synchronise();
+}
 
 // This rank's rows of a tensor that holds the rows of the whole group.
 [[nodiscard]] Tensor local_rows(const Context& ctx, Tensor full_TH);

@@ -9,8 +9,8 @@ Norm::Norm(NormKind kind, double eps, Param weight_H, std::optional<Param> bias_
 
 Norm::Saved Norm::reserve(Arena& arena, DType dtype, std::int64_t rows) const {
   Saved s;
-  s.rstd_t = arena.take(dtype, {rows});
-  if (kind_ == NormKind::layer) s.mean_t = arena.take(dtype, {rows});
+  s.rstd_t = arena.take(tensor::stats_of(dtype), {rows});
+  if (kind_ == NormKind::layer) s.mean_t = arena.take(tensor::stats_of(dtype), {rows});
   return s;
 }
 

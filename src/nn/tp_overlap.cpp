@@ -1,7 +1,5 @@
 #include "nn/tp_overlap.h"
 
-#include <cstring>
-
 namespace tessera::nn {
 
 Tensor scatter_scratch(Arena& arena, const Dims& dims) {
@@ -16,9 +14,7 @@ bool by_parts(const Context& ctx, const Dims& dims) {
 }
 
 void copy_own(Context& ctx, Tensor full_TH, Tensor part_tH) {
-  const Tensor own = local_rows(ctx, full_TH);
-  if (own.raw() == part_tH.raw()) return;
-  std::memcpy(own.raw(), part_tH.raw(), static_cast<std::size_t>(own.bytes().value));
+  ctx.kernels.memory()->copy(local_rows(ctx, full_TH), part_tH);
 }
 
 std::int32_t place(const Context& ctx, std::int32_t i) {

@@ -14,25 +14,11 @@ std::int64_t Bucket::owned_size() const {
   return sharded ? div_exact(grad.num_elements(), group->size()) : grad.num_elements();
 }
 
-namespace {
-template <class T>
-void add(const Tensor& to, const Tensor& from) {
-  T* out = to.as<T>();
-  const T* in = from.as<T>();
-  for (std::int64_t i = 0; i < to.num_elements(); ++i) out[i] += in[i];
-}
-}  // namespace
-
-void reduce(Bucket& bucket) {
+void reduce(Bucket& bucket, kernels::Kernels& kernels) {
   if (!bucket.sharded) return bucket.group->all_reduce(bucket.grad);
   const Tensor part = bucket.owned_part(bucket.grad);
   bucket.group->reduce_scatter(part, bucket.grad);
-  if (bucket.keeps_grad) return;
-  if (part.dtype() == tensor::DType::f64) {
-    add<double>(bucket.grad_shard, part);
-  } else {
-    add<float>(bucket.grad_shard, part);
-  }
+  if (!bucket.keeps_grad) kernels.accumulate(bucket.grad_shard, part);
 }
 
 double sum_squares(const Bucket& bucket, kernels::Kernels& kernels) {

@@ -54,8 +54,8 @@ struct Bucket {
 
 // Sums the gradient over the group: afterwards owned_grad() is complete, with ZeRO-2 for one micro-batch
 // more.
-// Uses no kernels, so it may run on another thread than they do.
-void reduce(Bucket& bucket);
+// May run on another thread than the kernels do: of them it uses accumulate alone.
+void reduce(Bucket& bucket, kernels::Kernels& kernels);
 // Sum of squares of what this rank must contribute so that the sum over the world counts each element once.
 [[nodiscard]] double sum_squares(const Bucket& bucket, kernels::Kernels& kernels);
 // AdamW on the owned range. options.weight_decay applies to segments that decay.

@@ -10,10 +10,26 @@ namespace tessera::spec {
 
 namespace {
 
+void check_precision(const Recipe& t, Checker& c, EngineOn on) {
+  const bool exact = t.precision == Precision::f32 || t.precision == Precision::f64;
+  if (on == EngineOn::cpu) {
+    c.check(exact, {"train.precision"},
+            fmt::format("precision={}: the engine computes in f32 and f64{}", name(t.precision),
+                        t.precision == Precision::bf16 ? " on CPUs" : ""),
+            t.precision == Precision::bf16
+                ? "use precision: f32, a GPU (--device cuda), or plan this job only"
+                : "use precision: f32, or plan this job only");
+    return;
+  }
+  c.check(exact || t.precision == Precision::bf16, {"train.precision"},
+          fmt::format("precision={}: the engine computes in bf16, f32 and f64 on GPUs", name(t.precision)),
+          "use precision: bf16, or plan this job only");
+  c.check(t.moe.router_jitter == 0.0, {"moe.router_jitter"},
+          fmt::format("router_jitter={}: the engine has no jitter on GPUs", t.moe.router_jitter),
+          "use router_jitter: 0, or train on CPUs");
+}
+
 void check_recipe(const Recipe& t, Checker& c) {
-  c.check(t.precision == Precision::f32 || t.precision == Precision::f64, {"train.precision"},
-          fmt::format("precision={}: the engine computes in f32 and f64", name(t.precision)),
-          "use precision: f32, or plan this job only");
   std::vector<std::string> modules = t.recompute_modules;
   std::ranges::sort(modules);
   c.check(modules.empty() || modules == std::vector<std::string>{"layernorm", "moe_act"},
@@ -66,7 +82,8 @@ void check_mtp(const Job& job, Checker& c) {
 
 }  // namespace
 
-void check_engine(const Job& job, Checker& c) {
+void check_engine(const Job& job, Checker& c, EngineOn on) {
+  check_precision(job.train, c, on);
   check_recipe(job.train, c);
   check_parallel(job.parallel, c);
   // A dynamic base grows with the sequence.
@@ -78,14 +95,14 @@ void check_engine(const Job& job, Checker& c) {
     check_tp(job, c, JobUse::train);
 }
 
-void check_engine_runs(const Job& job, std::string_view where, Problems& problems) {
+void check_engine_runs(const Job& job, std::string_view where, Problems& problems, EngineOn on) {
   Checker checker([&](std::string_view key) { return fmt::format("{}: {}", where, key); }, {}, problems);
-  check_engine(job, checker);
+  check_engine(job, checker, on);
 }
 
-void require_engine_runs(const Job& job, std::string_view where) {
+void require_engine_runs(const Job& job, std::string_view where, EngineOn on) {
   Problems problems;
-  check_engine_runs(job, where, problems);
+  check_engine_runs(job, where, problems, on);
   problems.throw_if_any();
 }
 

@@ -75,7 +75,7 @@ bool validate_model(const ModelSpec& m, Checker& checker);
 // Keys are job paths ("parallel.tp").
 void validate_job(const Job& job, Checker& checker, JobUse use);
 // The engine's limits alone.
-void check_engine(const Job& job, Checker& checker);
+void check_engine(const Job& job, Checker& checker, EngineOn on);
 void check_positions(const Job& job, Checker& checker);  // the sequence is within the model's positions
 // tp against the sizes it cuts; for the engine, which neither repeats nor pads, against more of them.
 void check_tp(const Job& job, Checker& checker, JobUse use);

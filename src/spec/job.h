@@ -191,8 +191,10 @@ struct Job {
   friend bool operator==(const Job&, const Job&) = default;
 };
 
-// What a job is read for. plan: whatever means something. train: the engine's limits are checked as well.
-enum class JobUse : std::uint8_t { plan, train };
+// What a job is read for. plan: whatever means something. train: the engine's limits are checked as well, on
+// CPUs or on GPUs.
+enum class JobUse : std::uint8_t { plan, train, train_on_gpu };
+enum class EngineOn : std::uint8_t { cpu, gpu };
 
 // Reads a job file; `overrides` are flags in the form "train.steps=50" with the YAML paths of the file. The
 // model may be given inline (`model: {...config keys...}`) or by `model: {config: PATH}`. Throws
@@ -220,8 +222,9 @@ void validate(const Job& job, std::string_view where, Problems& problems);
 // What of a valid job the engine does not run: models outside of check_trainable,
 // precisions but f32 and f64, other recomputation, tp without sequence parallelism, another order, sizes that
 // would need padding, sequences beyond the model's positions.
-void check_engine_runs(const Job& job, std::string_view where, Problems& problems);
+void check_engine_runs(const Job& job, std::string_view where, Problems& problems,
+                       EngineOn on = EngineOn::cpu);
 // The same as Error{config} with all problems; the engine calls it before it builds anything.
-void require_engine_runs(const Job& job, std::string_view where);
+void require_engine_runs(const Job& job, std::string_view where, EngineOn on = EngineOn::cpu);
 
 }  // namespace tessera::spec

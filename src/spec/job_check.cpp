@@ -500,7 +500,8 @@ void validate_job(const Job& job, Checker& c, JobUse use) {
       check_expert_slots(job, c);
     }
   }
-  if (use == JobUse::train) check_engine(job, c);
+  if (use == JobUse::train) check_engine(job, c, EngineOn::cpu);
+  if (use == JobUse::train_on_gpu) check_engine(job, c, EngineOn::gpu);
 }
 
 }  // namespace tessera::spec

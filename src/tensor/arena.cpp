@@ -1,11 +1,8 @@
 #include "tensor/arena.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
-#include <cstring>
-#include <utility>
 
 #include "base/math.h"
 #include "base/text.h"
@@ -13,61 +10,73 @@
 namespace tessera::tensor {
 
 namespace {
-constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
+
+// Not empty even for nothing, so that it is no counting arena.
+Bytes at_least_one(Bytes size) {
+  return Bytes(std::max(size.value, kAlignment));
 }
 
-Buffer::Buffer(Bytes size) : size_(size) {
-  if (size.value == 0) return;
-  // Fresh pages cost 2.6 us each in a virtual machine; huge pages are five times cheaper and all are touched
-  // here.
-  mapped_ = Bytes(round_up(size.value, size.value >= kHugePage ? kHugePage : 4096));
-  const auto n = static_cast<std::size_t>(mapped_.value);
-  void* p = ::mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) {
-    throw Error(ErrorKind::io, fmt::format("cannot reserve {} of memory", human(size)), "tensor buffer",
-                "use a smaller model or micro-batch, more recomputation, or a machine with more memory");
-  }
-  ::madvise(p, n, MADV_HUGEPAGE);
-  std::memset(p, 0, n);
-  data_ = static_cast<std::byte*>(p);
+bool is_integer(DType dtype) {
+  return dtype == DType::i32 || dtype == DType::i64;
 }
 
-Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, Bytes(0))),
-      mapped_(std::exchange(other.mapped_, Bytes(0))) {}
+}  // namespace
 
-Buffer& Buffer::operator=(Buffer&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
-  std::swap(mapped_, other.mapped_);
-  return *this;
+ArenaSize ArenaSize::join(const ArenaSize& other) const {
+  return {.all = std::max(all, other.all),
+          .own = std::max(own, other.own),
+          .shared = std::max(shared, other.shared)};
 }
 
-Buffer::~Buffer() {
-  if (data_ != nullptr) ::munmap(data_, static_cast<std::size_t>(mapped_.value));
+Arena::Arena(Bytes capacity) {
+  buffers_[0] = Buffer(at_least_one(capacity));
 }
 
-Arena::Arena(Bytes capacity) : buffer_(Bytes(std::max<std::int64_t>(capacity.value, kAlignment))) {}
+Arena::Arena(const std::shared_ptr<Memory>& memory, const ArenaSize& size) : device_(memory->device()) {
+  const bool host = device_ == Device::cpu;
+  buffers_[0] = Buffer(memory, at_least_one(host ? size.all : size.own), Reach::own);
+  if (!host) buffers_[1] = Buffer(memory, at_least_one(size.shared), Reach::shared);
+}
 
 Tensor Arena::take(DType dtype, Shape shape) {
-  const std::int64_t n = round_up(shape.num_elements() * size_of(dtype), kAlignment);
-  const std::int64_t begin = used_;
-  if (!counting() && begin + n > buffer_.size().value) {
+  return take(is_integer(dtype) ? Reach::shared : Reach::own, dtype, shape);
+}
+
+Tensor Arena::take_shared(DType dtype, Shape shape) {
+  return take(Reach::shared, dtype, shape);
+}
+
+Tensor Arena::take(Reach reach, DType dtype, const Shape& shape) {
+  const Bytes n(round_up(shape.num_elements() * size_of(dtype), kAlignment));
+  const bool host = device_ == Device::cpu;
+  const Buffer& buffer = buffers_[!host && reach == Reach::shared ? 1 : 0];
+  Bytes& part = reach == Reach::shared ? used_.shared : used_.own;
+  const Bytes begin = host ? used_.all : part;
+  if (!counting() && begin + n > buffer.size()) {
     throw Error(ErrorKind::internal,
-                fmt::format("arena of {} is too small: {} used, {} more asked for", human(buffer_.size()),
-                            human(Bytes(begin)), human(Bytes(n))),
+                fmt::format("arena of {} is too small: {} used, {} more asked for", human(buffer.size()),
+                            human(begin), human(n)),
                 fmt::format("tensor {} {}", name(dtype), shape.text()),
                 "this is a defect of Tessera's memory plan: please report it with the job");
   }
-  used_ += n;
-  peak_ = std::max(peak_, used_);
-  return {counting() ? nullptr : buffer_.data() + begin, dtype, shape};
+  part += n;
+  used_.all += n;
+  peak_ = peak_.join(used_);
+  return {counting() ? nullptr : buffer.data() + begin.value, dtype, shape,
+          reach == Reach::shared ? Device::cpu : device_};
 }
 
-void Arena::release(std::int64_t mark) {
-  TESSERA_CHECK(mark >= 0 && mark <= used_, "arena released out of order");
+void Arena::release(const ArenaSize& mark) {
+  const auto before = [](Bytes a, Bytes b) { return a.value >= 0 && a <= b; };
+  TESSERA_CHECK(
+      before(mark.all, used_.all) && before(mark.own, used_.own) && before(mark.shared, used_.shared),
+      "arena released out of order");
   used_ = mark;
+}
+
+void Arena::cover(const ArenaSize& end) {
+  used_ = used_.join(end);
+  peak_ = peak_.join(used_);
 }
 
 }  // namespace tessera::tensor

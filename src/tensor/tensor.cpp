@@ -22,6 +22,10 @@ std::int64_t size_of(DType dtype) {
   return 0;
 }
 
+DType stats_of(DType dtype) {
+  return dtype == DType::f64 ? DType::f64 : DType::f32;
+}
+
 std::string_view name(DType dtype) {
   switch (dtype) {
     case DType::f64:

@@ -21,6 +21,13 @@ enum class DType : std::uint8_t { f64, f32, bf16, i64, i32, u8 };
 [[nodiscard]] std::int64_t size_of(DType dtype);  // bytes of one element
 [[nodiscard]] std::string_view name(DType dtype);
 
+// What a sum over elements of this type is kept in, and the statistics and parameters beside them: f64 of
+// f64, else f32.
+[[nodiscard]] DType stats_of(DType dtype);
+
+// Whose memory a tensor lies in. cpu: the host reads and writes it (a GPU may do so too, across the bus);
+// cuda: a
+// GPU's own, which only its kernels and copies address.
 enum class Device : std::uint8_t { cpu, cuda };
 
 // Up to four dims, outermost first. A scalar has no dims and one element.
@@ -81,9 +88,15 @@ class Tensor {
   [[nodiscard]] void* raw() const { return data_; }
   [[nodiscard]] bool empty() const { return data_ == nullptr || num_elements() == 0; }
 
-  // Typed access; Error{internal} when T is not the dtype.
+  // Typed access on the host; Error{internal} when T is not the dtype, or the memory a GPU's.
   template <class T>
   [[nodiscard]] T* as() const {
+    TESSERA_CHECK(device_ == Device::cpu, "a tensor of a GPU's memory read on the host");
+    return address<T>();
+  }
+  // The same, for whom the memory belongs to.
+  template <class T>
+  [[nodiscard]] T* address() const {
     TESSERA_CHECK(dtype_of<T>() == dtype_, "tensor read as another dtype");
     return static_cast<T*>(data_);
   }

@@ -50,7 +50,7 @@ inline std::vector<std::vector<double>> full_logits(const GoldenModel& m,
     stage = model.make_stage(batch, seq, exec::ForwardModel::Parts::all, false);
     stage->reserve_live({.live = 1, .deferred = 0, .gradient = 0}, arena);
     for (tensor::Tensor* t : {&ids, &targets}) *t = arena.take(tensor::DType::i32, {batch * seq});
-    return stage->scratch_bytes();
+    return stage->scratch_size();
   });
   model.load(*m.weights);
   for (std::int64_t i = 0; i < batch * seq; ++i) {

@@ -17,6 +17,7 @@
 
 #include "base/random.h"
 #include "run.h"
+#include "support/emulated_place.h"
 
 namespace tessera::testing {
 namespace {
@@ -219,6 +220,31 @@ TEST(Parity, AnyLayoutEqualsOneRank) {
 
 TEST(Parity, AnyLayoutWithCutSequencesEqualsOneRank) {
   expect_equal_to_one_rank(cut_sequences(), 240);
+}
+
+// On the kernels of the CUDA backend, compiled for the host (docs/gpu.md): every rank's tensors lie in a
+// memory that the host cannot touch, with a queue of its own, and several ranks meet through the host.
+TEST(Parity, RanksWithDeviceMemoryEqualOneRankOfTheHost) {
+  const std::vector<Combination> combinations = {
+      {"dense", {.dp = 2}, 1},
+      {"dense", {.dp = 2}, 3},
+      {"tied", {.dp = 2, .pp = 2, .schedule = "zb-h1"}, 2},
+      {"tied", {.tp = 2, .tp_comm_overlap = true}, 0},
+      {"window", {.cp = 2, .dp = 2}, 1},
+      {"moe", {.dp = 2, .ep = 2}, 1},
+      {"moe", {.tp = 2, .dp = 2, .pp = 2, .ep = 4, .vpp = 2, .schedule = "interleaved"}, 0},
+      {"drops", {.dp = 2, .ep = 2, .schedule = "combined-1f1b"}, 2},
+      {"gathered", {.dp = 2, .ep = 2, .etp = 1}, 0},
+      {"by_node", {.dp = 4, .ep = 4, .ranks_per_node = 2}, 1},
+      {"experts_choose", {.cp = 2}, 0},
+  };
+  for (const Combination& c : combinations) {
+    spec::Job job = job_of(c.model, c.layers(), c.sequence());
+    job.parallel = c.parallel;
+    job.train.zero_stage = c.zero_stage;
+    expect_parity(one_rank(c.model, c.layers(), c.sequence()),
+                  run_job(job, {.worker = true, .make_kernels = &kernels::emulated::make_device}), c.text());
+  }
 }
 
 }  // namespace

@@ -53,17 +53,20 @@ void gather(exec::RankEngine& engine, bool gradients, GlobalTensors& out) {
     if (p.spec.tied_copy || (!bucket.sharded && bucket.group->rank() != 0)) continue;
     std::vector<double>& global = out[p.spec.name];
     global.resize(p.spec.global[0] * p.spec.global[1], std::numeric_limits<double>::quiet_NaN());
-    const tensor::Tensor owned = gradients ? bucket.owned_grad() : bucket.owned_value();
-    for (std::int64_t i = 0; i < p.spec.num_elements(); ++i) {
-      const std::int64_t in_bucket = p.offset + i;
-      if (in_bucket < bucket.owned_begin() || in_bucket >= bucket.owned_begin() + bucket.owned_size())
-        continue;
-      const std::int64_t row = p.spec.slice.begin[0] + i / p.spec.slice.size[1];
-      const std::int64_t column = p.spec.slice.begin[1] + i % p.spec.slice.size[1];
-      global[row * p.spec.global[1] + column] = owned.dtype() == tensor::DType::f64
-                                                    ? owned.as<double>()[in_bucket - bucket.owned_begin()]
+    on_host(
+        *engine.kernels().memory(), gradients ? bucket.owned_grad() : bucket.owned_value(),
+        tensor::Access::read, [&](const tensor::Tensor& owned) {
+          for (std::int64_t i = 0; i < p.spec.num_elements(); ++i) {
+            const std::int64_t in_bucket = p.offset + i;
+            if (in_bucket < bucket.owned_begin() || in_bucket >= bucket.owned_begin() + bucket.owned_size())
+              continue;
+            const std::int64_t row = p.spec.slice.begin[0] + i / p.spec.slice.size[1];
+            const std::int64_t column = p.spec.slice.begin[1] + i % p.spec.slice.size[1];
+            global[row * p.spec.global[1] + column] =
+                owned.dtype() == tensor::DType::f64 ? owned.as<double>()[in_bucket - bucket.owned_begin()]
                                                     : owned.as<float>()[in_bucket - bucket.owned_begin()];
-    }
+          }
+        });
   }
 }
 

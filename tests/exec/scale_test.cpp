@@ -52,8 +52,9 @@ void add_rank(const plan::Plan& plan, Rank rank, const kernels::Kernels& kernels
     return comm::make_planned(static_cast<std::int32_t>(at), static_cast<std::int32_t>(members.size()),
                               label);
   };
-  const exec::Communicators comms = exec::make_communicators(
-      plan.layout, rank, layout::shares_embedding(job.model), graph::dispatch_nodes(job), place);
+  const exec::Communicators comms =
+      exec::make_communicators(plan.layout, rank, layout::shares_embedding(job.model),
+                               graph::dispatch_nodes(job), place, kernels.memory());
   tensor::Arena counting;
   exec::ParamStore store(
       layout::parameters(job.model, plan.layout, rank),

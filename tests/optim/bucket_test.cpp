@@ -65,7 +65,7 @@ StepOutcome run_step(DType dtype, std::int32_t size, bool sharded) {
     const auto group = world.communicator(rank, members, "dp");
     const auto kernels = kernels::make_reference();
     OwnedBucket b(dtype, *group, sharded);
-    optim::reduce(b.bucket);
+    optim::reduce(b.bucket, *kernels);
     squares[at] = optim::sum_squares(b.bucket, *kernels);
     optim::apply(b.bucket, *kernels, kStep);
     optim::gather(b.bucket);

@@ -1,24 +1,55 @@
 #include "support/emulated_place.h"
 
+#include <cstring>
+
 #include "kernels/cuda/backend.h"
 
 namespace tessera::kernels::emulated {
 namespace {
 
+// On tensors of the host a launch is done when it returns; a memory of its own has a queue.
 class HostPlace final : public Place {
  public:
-  [[nodiscard]] Stream stream() const override { return {}; }
-  [[nodiscard]] double* result() const override { return result_.get(); }
-  void synchronise() override {}  // a launch is done when it returns
+  explicit HostPlace(tensor::Device device) : device_(device) {}
+  ~HostPlace() override { queue_.finish(); }
+  HostPlace(const HostPlace&) = delete;
+  HostPlace& operator=(const HostPlace&) = delete;
+  [[nodiscard]] tensor::Device device() const override { return device_; }
+  [[nodiscard]] Stream stream() const override { return device_ == tensor::Device::cpu ? nullptr : &queue_; }
+  [[nodiscard]] void* allocate(Bytes size, tensor::Reach reach) override {
+    return host_->allocate(size, reach);
+  }
+  void release(void* memory, Bytes size, tensor::Reach reach) noexcept override {
+    queue_.finish();  // as cudaFree does
+    host_->release(memory, size, reach);
+  }
+  void synchronise() override { queue_.finish(); }
 
  private:
-  std::unique_ptr<double> result_ = std::make_unique<double>();
+  void do_copy(void* to, const void* from, Bytes size) override {
+    emulation::run_on(stream(), [=] { std::memmove(to, from, static_cast<std::size_t>(size.value)); });
+  }
+  void do_clear(void* at, Bytes size) override {
+    emulation::run_on(stream(), [=] { std::memset(at, 0, static_cast<std::size_t>(size.value)); });
+  }
+
+  tensor::Device device_;
+  mutable emulation::Queue queue_;
+  std::shared_ptr<tensor::Memory> host_ = tensor::make_host_memory();
 };
 
 }  // namespace
 
 std::unique_ptr<Kernels> make() {
-  return std::make_unique<Backend>(std::make_unique<HostPlace>());
+  return std::make_unique<Backend>(std::make_shared<HostPlace>(tensor::Device::cpu));
+}
+
+std::unique_ptr<Kernels> make_with(std::unique_ptr<LibraryOps> library) {
+  return std::make_unique<Backend>(std::make_shared<HostPlace>(tensor::Device::cpu), std::move(library));
+}
+
+std::unique_ptr<Kernels> make_device() {
+  return std::make_unique<Backend>(std::make_shared<HostPlace>(tensor::Device::cuda));
 }
 
 }  // namespace tessera::kernels::emulated

@@ -2,10 +2,17 @@
 #pragma once
 #include <memory>
 
+#include "kernels/cuda/library_ops.h"
 #include "kernels/kernels.h"
 
 namespace tessera::kernels::emulated {
 
+// Over tensors of the host.
 [[nodiscard]] std::unique_ptr<Kernels> make();
+// With a memory of its own, whose tensors the host refuses to touch, as it could not touch a GPU's, and with
+// launches and copies that are done no sooner than somebody synchronises.
+[[nodiscard]] std::unique_ptr<Kernels> make_device();
+// As make, asking `library` first.
+[[nodiscard]] std::unique_ptr<Kernels> make_with(std::unique_ptr<LibraryOps> library);
 
 }  // namespace tessera::kernels::emulated

@@ -14,7 +14,7 @@ namespace {
 
 enum class State : std::uint8_t { ready, at_block, at_warp, done };
 
-constexpr std::size_t kStack = 64 << 10;
+constexpr std::size_t kStack = std::size_t{64} << 10U;
 
 // One launch on one thread of the process. A fiber is entered by swapcontext the first time; afterwards only
 // setjmp and longjmp move between it and the scheduler, which costs no system call.
@@ -174,6 +174,25 @@ std::uint64_t* warp_words() {
 }
 void* dynamic_shared() {
   return launch().shared();
+}
+
+void Queue::put(std::function<void()> work) {
+  const std::lock_guard lock(mutex_);
+  work_.push_back(std::move(work));
+}
+
+void Queue::finish() {
+  const std::lock_guard turn(finishing_);
+  for (;;) {
+    std::function<void()> work;
+    {
+      const std::lock_guard lock(mutex_);
+      if (work_.empty()) return;
+      work = std::move(work_.front());
+      work_.pop_front();
+    }
+    work();
+  }
 }
 
 }  // namespace tessera::emulation

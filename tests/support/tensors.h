@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "tensor/bf16.h"
 #include "tensor/tensor.h"
 
 namespace tessera::test {
@@ -43,9 +44,9 @@ using tensor::Tensor;
     case DType::u8:
       return static_cast<double>(t.as<std::uint8_t>()[i]);
     case DType::bf16:
-      break;
+      return static_cast<double>(static_cast<float>(t.as<tensor::Bf16>()[i]));
   }
-  throw Error(ErrorKind::unsupported, "no bf16 in tests", "tests/support/tensors.h", "use f32 or f64");
+  return std::numeric_limits<double>::quiet_NaN();
 }
 inline void set(const Tensor& t, std::int64_t i, double value) {
   switch (t.dtype()) {
@@ -65,9 +66,9 @@ inline void set(const Tensor& t, std::int64_t i, double value) {
       t.as<std::uint8_t>()[i] = static_cast<std::uint8_t>(value);
       return;
     case DType::bf16:
-      break;
+      t.as<tensor::Bf16>()[i] = static_cast<float>(value);
+      return;
   }
-  throw Error(ErrorKind::unsupported, "no bf16 in tests", "tests/support/tensors.h", "use f32 or f64");
 }
 [[nodiscard]] inline std::vector<double> values(const Tensor& t) {
   std::vector<double> out;
@@ -83,7 +84,7 @@ inline void set_all(const Tensor& t, double value) {
 }
 // NaN, or the smallest value of an integer type.
 inline void poison(const Tensor& t) {
-  const bool floating = t.dtype() == DType::f64 || t.dtype() == DType::f32;
+  const bool floating = t.dtype() == DType::f64 || t.dtype() == DType::f32 || t.dtype() == DType::bf16;
   if (floating) return set_all(t, std::numeric_limits<double>::quiet_NaN());
   if (t.dtype() == DType::i32) return set_all(t, std::numeric_limits<std::int32_t>::min());
   if (t.dtype() == DType::i64) {

@@ -143,8 +143,8 @@ TEST(Arena, FramesGiveTheSameMemoryAgainAndThePeakRemembers) {
 TEST(Arena, ReleasingWhatWasNotTakenIsRefused) {
   Arena arena(Bytes(1024));
   (void)arena.take(DType::u8, {64});
-  EXPECT_THROW(arena.release(128), Error);
-  EXPECT_THROW(arena.release(-1), Error);
+  EXPECT_THROW(arena.release({.all = Bytes(128), .own = Bytes(128)}), Error);
+  EXPECT_THROW(arena.release({.all = Bytes(-1)}), Error);
   EXPECT_EQ(arena.used(), Bytes(64));
 }
 

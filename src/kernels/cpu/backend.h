@@ -89,6 +89,9 @@ class CpuKernels final : public Kernels {
   void do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tensor rows, Tensor pos,
                            Tensor weights) override;
   void do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) override;
+  void do_move_columns(Tensor dst, Tensor src, const ColumnMove& move) override {
+    small_->move_columns(dst, src, move);  // copies of parts of rows
+  }
   void do_add(Tensor y, Tensor a, Tensor b) override;
   void do_accumulate(Tensor y, Tensor x) override;
   void do_fill(Tensor y, double value) override;

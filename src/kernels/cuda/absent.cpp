@@ -10,10 +10,10 @@ constexpr const char* kMend =
 }  // namespace
 
 DeviceList cuda_devices() {
-  return {.count = 0, .why_none = "this build has no CUDA"};
+  return {.count = 0, .names = {}, .why_none = "this build has no CUDA"};
 }
 
-std::unique_ptr<Kernels> make_cuda(std::int32_t) {
+std::unique_ptr<Kernels> make_cuda(std::int32_t, const MakeLibraryOps&) {
   throw Error(ErrorKind::unsupported, "this build has no CUDA", "CUDA", kMend);
 }
 

@@ -12,37 +12,37 @@ namespace {
 constexpr int kAttentionThreads = 128;
 constexpr int kAttentionWarps = kAttentionThreads / kWarp;
 
-template <class S>
-__device__ S warp_dot(const S* a, const S* b, int n) {
-  S sum = 0;
+template <class S, class A = Acc<S>>
+__device__ A warp_dot(const S* a, const S* b, int n) {
+  A sum = 0;
   for (int d = lane(); d < n; d += kWarp) sum += a[d] * b[d];
   return warp_sum(sum);
 }
 
 // One query over keys [first, end) and what it saw before: log-sum-exp `before` (-inf: nothing), whose value
 // is in `out` if `joins`, else nothing (a sink).
-template <class S>
+template <class S, class A = Acc<S>>
 struct Query {
   S* out;
-  S* lse;  // null: not wanted
+  A* lse;  // null: not wanted
   const S* q;
   std::int64_t first, end;
-  S before;
+  A before;
   bool joins;
 };
 
 // keys.k(j), keys.v(j): rows of key j. All threads of the block. Shared memory: v_dim numbers a warp.
-template <class S, class Keys>
-__device__ void attend(const Query<S>& query, const Keys& keys, int head_dim, int v_dim, S scale) {
-  __shared__ S warp_largest[kAttentionWarps];
-  __shared__ S warp_total[kAttentionWarps];
-  S* acc = block_memory<S>() + static_cast<std::int64_t>(warp()) * v_dim;
-  for (int d = lane(); d < v_dim; d += kWarp) acc[d] = S(0);
-  S largest = -std::numeric_limits<S>::infinity(), total = 0;
+template <class S, class Keys, class A = Acc<S>>
+__device__ void attend(const Query<S>& query, const Keys& keys, int head_dim, int v_dim, A scale) {
+  __shared__ A warp_largest[kAttentionWarps];
+  __shared__ A warp_total[kAttentionWarps];
+  A* acc = block_memory<A>() + static_cast<std::int64_t>(warp()) * v_dim;
+  for (int d = lane(); d < v_dim; d += kWarp) acc[d] = A(0);
+  A largest = -std::numeric_limits<A>::infinity(), total = 0;
   for (std::int64_t j = query.first + warp(); j < query.end; j += kAttentionWarps) {
-    const S score = scale * warp_dot(query.q, keys.k(j), head_dim);
-    const S higher = score > largest ? score : largest;
-    const S keep = std::exp(largest - higher), p = std::exp(score - higher);
+    const A score = scale * warp_dot(query.q, keys.k(j), head_dim);
+    const A higher = score > largest ? score : largest;
+    const A keep = std::exp(largest - higher), p = std::exp(score - higher);
     const S* v = keys.v(j);
     for (int d = lane(); d < v_dim; d += kWarp) acc[d] = acc[d] * keep + p * v[d];
     total = total * keep + p;
@@ -53,15 +53,15 @@ __device__ void attend(const Query<S>& query, const Keys& keys, int head_dim, in
     warp_total[warp()] = total;
   }
   __syncthreads();
-  S top = query.before;
+  A top = query.before;
   for (int w = 0; w < kAttentionWarps; ++w) top = warp_largest[w] > top ? warp_largest[w] : top;
-  const S held = std::exp(query.before - top);
-  S sum = held;
+  const A held = std::exp(query.before - top);
+  A sum = held;
   for (int w = 0; w < kAttentionWarps; ++w) sum += warp_total[w] * std::exp(warp_largest[w] - top);
   for (int d = static_cast<int>(threadIdx.x); d < v_dim; d += kAttentionThreads) {
-    S value = query.joins ? held * query.out[d] : S(0);
+    A value = query.joins ? held * query.out[d] : A(0);
     for (int w = 0; w < kAttentionWarps; ++w) {
-      value += block_memory<S>()[static_cast<std::int64_t>(w) * v_dim + d] * std::exp(warp_largest[w] - top);
+      value += block_memory<A>()[static_cast<std::int64_t>(w) * v_dim + d] * std::exp(warp_largest[w] - top);
     }
     query.out[d] = value / sum;
   }
@@ -70,12 +70,12 @@ __device__ void attend(const Query<S>& query, const Keys& keys, int head_dim, in
 
 // `rows` queries and keys of each sequence (kernels.h, AttentionPart; the whole of it: distance 0). q: the
 // first columns of rows of q_row numbers; k, v: of kv_row numbers.
-template <class S>
+template <class S, class A = Acc<S>>
 struct View {
   const S *q, *k, *v;
   std::int64_t q_row, kv_row, seq, rows, q_first, k_first, distance, window;
   int heads, kv_heads, head_dim, v_dim;
-  S scale;
+  A scale;
 
   __device__ std::int64_t token(std::int64_t batch, std::int64_t i) const {
     return batch * seq + q_first + i;
@@ -97,7 +97,7 @@ struct View {
 };
 
 // Keys of one sequence and kv head.
-template <class S>
+template <class S, class A = Acc<S>>
 struct RowKeys {
   const S *keys, *values;
   std::int64_t row;
@@ -111,13 +111,13 @@ struct RowKeys {
   __device__ const S* v(std::int64_t j) const { return values + j * row; }
 };
 
-template <class S>
-__global__ void attention_queries(S* out, S* lse, View<S> at, const S* sinks, bool joins) {
+template <class S, class A = Acc<S>>
+__global__ void attention_queries(S* out, A* lse, View<S> at, const A* sinks, bool joins) {
   const std::int64_t batch = blockIdx.x / at.rows, i = blockIdx.x % at.rows;
   const int head = static_cast<int>(blockIdx.y);
   const std::int64_t token = at.token(batch, i), row = token * at.heads + head;
   if (at.first_key(i) >= at.end_key(i)) return;
-  S before = -std::numeric_limits<S>::infinity();
+  A before = -std::numeric_limits<A>::infinity();
   if (joins) before = lse[row];
   if (!joins && sinks != nullptr) before = sinks[head];
   // Every thread has read lse before the first one writes it: attend meets at a barrier in between.
@@ -126,9 +126,10 @@ __global__ void attention_queries(S* out, S* lse, View<S> at, const S* sinks, bo
   attend(query, RowKeys<S>(at, batch, head / (at.heads / at.kv_heads)), at.head_dim, at.v_dim, at.scale);
 }
 
-template <class S>
+template <class S, class A = Acc<S>>
 struct Upstream {
-  const S *dout, *out, *lse;
+  const S *dout, *out;
+  const A* lse;
 };
 
 // p and ds of one pair, the same on all lanes of the warp.
@@ -136,56 +137,56 @@ template <class S>
 struct PairGradient {
   S p, ds;
 };
-template <class S>
-__device__ PairGradient<S> pair_gradient(const View<S>& at, const S* q, const S* k, const S* v, const S* dout,
-                                         S delta, S lse) {
-  const S p = std::exp(at.scale * warp_dot(q, k, at.head_dim) - lse);
+template <class S, class A = Acc<S>>
+__device__ PairGradient<A> pair_gradient(const View<S>& at, const S* q, const S* k, const S* v, const S* dout,
+                                         A delta, A lse) {
+  const A p = std::exp(at.scale * warp_dot(q, k, at.head_dim) - lse);
   return {p, p * (warp_dot(dout, v, at.v_dim) - delta)};
 }
 
 // Adds up what the warps hold in shared memory, [warps][n], and writes or adds factor times the sum.
-template <class S>
-__device__ void write_sum(S* to, const S* parts, int n, S factor, bool accumulate) {
+template <class S, class A = Acc<S>>
+__device__ void write_sum(S* to, const A* parts, int n, A factor, bool accumulate) {
   for (int d = static_cast<int>(threadIdx.x); d < n; d += kAttentionThreads) {
-    S sum = 0;
+    A sum = 0;
     for (int w = 0; w < kAttentionWarps; ++w) sum += parts[static_cast<std::int64_t>(w) * n + d];
     to[d] = accumulate ? to[d] + factor * sum : factor * sum;
   }
 }
 
 // dq_i = scale sum_j ds_ij k_j, ds_ij = p_ij (dout_i v_j - dout_i out_i).
-template <class S>
+template <class S, class A = Acc<S>>
 __global__ void attention_dq(S* dq, View<S> at, Upstream<S> up, bool accumulate) {
   const std::int64_t batch = blockIdx.x / at.rows, i = blockIdx.x % at.rows;
   const int head = static_cast<int>(blockIdx.y);
   const std::int64_t token = at.token(batch, i), row = token * at.heads + head;
   const RowKeys<S> keys(at, batch, head / (at.heads / at.kv_heads));
   const S* dout = up.dout + row * at.v_dim;
-  const S delta = warp_dot(dout, up.out + row * at.v_dim, at.v_dim);
-  S* acc = block_memory<S>() + static_cast<std::int64_t>(warp()) * at.head_dim;
-  for (int d = lane(); d < at.head_dim; d += kWarp) acc[d] = S(0);
+  const A delta = warp_dot(dout, up.out + row * at.v_dim, at.v_dim);
+  A* acc = block_memory<A>() + static_cast<std::int64_t>(warp()) * at.head_dim;
+  for (int d = lane(); d < at.head_dim; d += kWarp) acc[d] = A(0);
   for (std::int64_t j = at.first_key(i) + warp(); j < at.end_key(i); j += kAttentionWarps) {
     const S* k = keys.k(j);
-    const S ds = pair_gradient(at, at.query(token, head), k, keys.v(j), dout, delta, up.lse[row]).ds;
+    const A ds = pair_gradient(at, at.query(token, head), k, keys.v(j), dout, delta, up.lse[row]).ds;
     for (int d = lane(); d < at.head_dim; d += kWarp) acc[d] += ds * k[d];
   }
   __syncthreads();
-  write_sum(dq + token * at.q_row + static_cast<std::int64_t>(head) * at.head_dim, block_memory<S>(),
+  write_sum(dq + token * at.q_row + static_cast<std::int64_t>(head) * at.head_dim, block_memory<A>(),
             at.head_dim, at.scale, accumulate);
 }
 
 // dk_j = scale sum_i ds_ij q_i, dv_j = sum_i p_ij dout_i, over the query heads that read this kv head.
-template <class S>
+template <class S, class A = Acc<S>>
 __global__ void attention_dkv(S* dk, S* dv, View<S> at, Upstream<S> up, bool accumulate) {
   const std::int64_t batch = blockIdx.x / at.rows, j = blockIdx.x % at.rows;
   const int kv_head = static_cast<int>(blockIdx.y), group = at.heads / at.kv_heads;
   const RowKeys<S> keys(at, batch, kv_head);
-  S* dk_parts = block_memory<S>();
-  S* dv_parts = dk_parts + static_cast<std::int64_t>(kAttentionWarps) * at.head_dim;
-  S* dk_acc = dk_parts + static_cast<std::int64_t>(warp()) * at.head_dim;
-  S* dv_acc = dv_parts + static_cast<std::int64_t>(warp()) * at.v_dim;
-  for (int d = lane(); d < at.head_dim; d += kWarp) dk_acc[d] = S(0);
-  for (int d = lane(); d < at.v_dim; d += kWarp) dv_acc[d] = S(0);
+  A* dk_parts = block_memory<A>();
+  A* dv_parts = dk_parts + static_cast<std::int64_t>(kAttentionWarps) * at.head_dim;
+  A* dk_acc = dk_parts + static_cast<std::int64_t>(warp()) * at.head_dim;
+  A* dv_acc = dv_parts + static_cast<std::int64_t>(warp()) * at.v_dim;
+  for (int d = lane(); d < at.head_dim; d += kWarp) dk_acc[d] = A(0);
+  for (int d = lane(); d < at.v_dim; d += kWarp) dv_acc[d] = A(0);
   const std::int64_t first = at.first_query(j), seen = at.end_query(j) - first;
   for (std::int64_t pair = warp(); pair < seen * group; pair += kAttentionWarps) {
     const std::int64_t token = at.token(batch, first + pair % seen);
@@ -193,8 +194,8 @@ __global__ void attention_dkv(S* dk, S* dv, View<S> at, Upstream<S> up, bool acc
     const std::int64_t row = token * at.heads + head;
     const S* dout = up.dout + row * at.v_dim;
     const S* q = at.query(token, head);
-    const S delta = warp_dot(dout, up.out + row * at.v_dim, at.v_dim);
-    const PairGradient<S> g = pair_gradient(at, q, keys.k(j), keys.v(j), dout, delta, up.lse[row]);
+    const A delta = warp_dot(dout, up.out + row * at.v_dim, at.v_dim);
+    const PairGradient<A> g = pair_gradient(at, q, keys.k(j), keys.v(j), dout, delta, up.lse[row]);
     for (int d = lane(); d < at.head_dim; d += kWarp) dk_acc[d] += g.ds * q[d];
     for (int d = lane(); d < at.v_dim; d += kWarp) dv_acc[d] += g.p * dout[d];
   }
@@ -202,19 +203,19 @@ __global__ void attention_dkv(S* dk, S* dv, View<S> at, Upstream<S> up, bool acc
   const std::int64_t key_row = (batch * at.seq + at.k_first + j) * at.kv_row;
   write_sum(dk + key_row + static_cast<std::int64_t>(kv_head) * at.head_dim, dk_parts, at.head_dim, at.scale,
             accumulate);
-  write_sum(dv + key_row + static_cast<std::int64_t>(kv_head) * at.v_dim, dv_parts, at.v_dim, S(1),
+  write_sum(dv + key_row + static_cast<std::int64_t>(kv_head) * at.v_dim, dv_parts, at.v_dim, A(1),
             accumulate);
 }
 
 // A block for each head.
-template <class S>
-__global__ void sinks_backward_heads(S* dsinks, Upstream<S> up, const S* sinks, std::int64_t tokens,
+template <class S, class A = Acc<S>>
+__global__ void sinks_backward_heads(A* dsinks, Upstream<S> up, const A* sinks, std::int64_t tokens,
                                      int heads, int v_dim) {
   const int head = static_cast<int>(blockIdx.x);
-  S sum = 0;
+  A sum = 0;
   for (std::int64_t t = threadIdx.x; t < tokens; t += blockDim.x) {
     const std::int64_t row = t * heads + head;
-    S dot = 0;
+    A dot = 0;
     for (int d = 0; d < v_dim; ++d) dot += up.dout[row * v_dim + d] * up.out[row * v_dim + d];
     sum -= std::exp(sinks[head] - up.lse[row]) * dot;
   }
@@ -223,7 +224,7 @@ __global__ void sinks_backward_heads(S* dsinks, Upstream<S> up, const S* sinks, 
 }
 
 // A block for each row and kv head. Of rows that fall on the same place of the cache, the last one stays.
-template <class S>
+template <class S, class A = Acc<S>>
 __global__ void cache_append_rows(S* cache, const S* x, std::int64_t x_row, std::int64_t first,
                                   const std::int32_t* slots, const std::int32_t* positions,
                                   std::int64_t tokens, std::int64_t heads, std::int64_t capacity,
@@ -238,7 +239,7 @@ __global__ void cache_append_rows(S* cache, const S* x, std::int64_t x_row, std:
   for (std::int64_t d = threadIdx.x; d < width; d += blockDim.x) to[d] = x[t * x_row + first + g * width + d];
 }
 
-template <class S>
+template <class S, class A = Acc<S>>
 struct CacheKeys {
   const S *keys, *values;
   std::int64_t key_capacity, key_width, value_capacity, value_width;
@@ -246,8 +247,8 @@ struct CacheKeys {
   __device__ const S* v(std::int64_t p) const { return values + p % value_capacity * value_width; }
 };
 
-template <class S>
-__global__ void decode_rows(S* out, const S* q, std::int64_t q_row, CacheKeys<S> cache, const S* sinks,
+template <class S, class A = Acc<S>>
+__global__ void decode_rows(S* out, const S* q, std::int64_t q_row, CacheKeys<S> cache, const A* sinks,
                             const std::int32_t* slots, const std::int32_t* positions, AttentionShape shape) {
   const std::int64_t t = blockIdx.x, head = blockIdx.y, position = positions[t];
   const std::int64_t g = slots[t] * shape.kv_heads + head / (shape.heads / shape.kv_heads);
@@ -260,16 +261,16 @@ __global__ void decode_rows(S* out, const S* q, std::int64_t q_row, CacheKeys<S>
                           q + t * q_row + head * shape.head_dim,
                           hidden > 0 ? hidden : 0,
                           position + 1,
-                          sinks == nullptr ? -std::numeric_limits<S>::infinity() : sinks[head],
+                          sinks == nullptr ? -std::numeric_limits<A>::infinity() : sinks[head],
                           false};
   attend(query, cache, static_cast<int>(shape.head_dim), static_cast<int>(v_dim),
-         static_cast<S>(shape.scale));
+         static_cast<A>(shape.scale));
 }
 
-template <class S>
+template <class S, class A = Acc<S>>
 View<S> view_of(const Tensor& q, const S* k, const S* v, std::int64_t kv_row, const AttentionShape& shape,
                 const AttentionPart& part) {
-  return {.q = q.as<S>(),
+  return {.q = q.address<S>(),
           .k = k,
           .v = v,
           .q_row = q.dim(1),
@@ -284,16 +285,16 @@ View<S> view_of(const Tensor& q, const S* k, const S* v, std::int64_t kv_row, co
           .kv_heads = static_cast<int>(shape.kv_heads),
           .head_dim = static_cast<int>(shape.head_dim),
           .v_dim = static_cast<int>(shape.v_dim()),
-          .scale = static_cast<S>(shape.scale)};
+          .scale = static_cast<A>(shape.scale)};
 }
-template <class S>
+template <class S, class A = Acc<S>>
 View<S> whole_view(const Tensor& qkv, const AttentionShape& shape) {
-  const S* k = qkv.as<S>() + shape.q_dim();
+  const S* k = qkv.address<S>() + shape.q_dim();
   return view_of<S>(qkv, k, k + shape.k_dim(), qkv.dim(1), shape, {shape.seq, 0, 0, 0});
 }
-template <class S>
+template <class S, class A = Acc<S>>
 View<S> part_view(const Tensor& q, const Tensor& kv, const AttentionShape& shape, const AttentionPart& part) {
-  return view_of<S>(q, kv.as<S>(), kv.as<S>() + shape.k_dim(), kv.dim(1), shape, part);
+  return view_of<S>(q, kv.address<S>(), kv.address<S>() + shape.k_dim(), kv.dim(1), shape, part);
 }
 
 Grid attention_grid(std::int64_t rows, std::int64_t heads, std::int64_t numbers_per_warp, std::size_t size) {
@@ -302,34 +303,38 @@ Grid attention_grid(std::int64_t rows, std::int64_t heads, std::int64_t numbers_
           static_cast<std::size_t>(kAttentionWarps * numbers_per_warp) * size};
 }
 
-template <class S>
+template <class S, class A = Acc<S>>
 void backward(Stream stream, S* dq, S* dk, S* dv, const View<S>& at, const Upstream<S>& up,
               const AttentionShape& shape, bool accumulate) {
   const std::int64_t rows = shape.batch * at.rows;
-  launch(stream, attention_grid(rows, shape.heads, shape.head_dim, sizeof(S)), &attention_dq<S>, dq, at, up,
+  launch(stream, attention_grid(rows, shape.heads, shape.head_dim, sizeof(A)), &attention_dq<S>, dq, at, up,
          accumulate);
-  launch(stream, attention_grid(rows, shape.kv_heads, shape.head_dim + shape.v_dim(), sizeof(S)),
+  launch(stream, attention_grid(rows, shape.kv_heads, shape.head_dim + shape.v_dim(), sizeof(A)),
          &attention_dkv<S>, dk, dv, at, up, accumulate);
 }
 
 }  // namespace
 
 void Backend::do_attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks, const AttentionShape& shape) {
+  if (library_ && sinks.empty() && library_->attention(out, lse, qkv, shape)) return;
   with_scalar(out, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, attention_grid(shape.batch * shape.seq, shape.heads, shape.v_dim(), sizeof(S)),
-           &attention_queries<S>, out.as<S>(), lse.as<S>(), whole_view<S>(qkv, shape),
-           sinks.empty() ? nullptr : sinks.as<S>(), false);
+    using A = Acc<S>;
+    launch(stream_, attention_grid(shape.batch * shape.seq, shape.heads, shape.v_dim(), sizeof(A)),
+           &attention_queries<S>, out.address<S>(), lse.address<A>(), whole_view<S>(qkv, shape),
+           sinks.empty() ? nullptr : sinks.address<A>(), false);
   });
 }
 
 void Backend::do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out,
                                     Tensor lse, Tensor sinks, const AttentionShape& shape) {
+  if (library_ && sinks.empty() && library_->attention_backward(dqkv, dout, qkv, out, lse, shape)) return;
   with_scalar(out, [&](auto zero) {
     using S = decltype(zero);
-    S* dk = dqkv.as<S>() + shape.q_dim();
-    backward<S>(stream_, dqkv.as<S>(), dk, dk + shape.k_dim(), whole_view<S>(qkv, shape),
-                {dout.as<S>(), out.as<S>(), lse.as<S>()}, shape, false);
+    using A = Acc<S>;
+    S* dk = dqkv.address<S>() + shape.q_dim();
+    backward<S>(stream_, dqkv.address<S>(), dk, dk + shape.k_dim(), whole_view<S>(qkv, shape),
+                {dout.address<S>(), out.address<S>(), lse.address<A>()}, shape, false);
   });
   if (!sinks.empty()) do_attention_sinks_backward(dsinks, dout, out, lse, sinks, shape);
 }
@@ -338,9 +343,10 @@ void Backend::do_attention_part(Tensor out, Tensor lse, Tensor q, Tensor kv, Ten
                                 const AttentionShape& shape, const AttentionPart& part, Write write) {
   with_scalar(out, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, attention_grid(shape.batch * part.rows, shape.heads, shape.v_dim(), sizeof(S)),
-           &attention_queries<S>, out.as<S>(), lse.as<S>(), part_view<S>(q, kv, shape, part),
-           sinks.empty() ? nullptr : sinks.as<S>(), write == Write::accumulate);
+    using A = Acc<S>;
+    launch(stream_, attention_grid(shape.batch * part.rows, shape.heads, shape.v_dim(), sizeof(A)),
+           &attention_queries<S>, out.address<S>(), lse.address<A>(), part_view<S>(q, kv, shape, part),
+           sinks.empty() ? nullptr : sinks.address<A>(), write == Write::accumulate);
   });
 }
 
@@ -348,8 +354,10 @@ void Backend::do_attention_part_backward(Tensor dq, Tensor dkv, Tensor dout, Ten
                                          Tensor lse, const AttentionShape& shape, const AttentionPart& part) {
   with_scalar(out, [&](auto zero) {
     using S = decltype(zero);
-    backward<S>(stream_, dq.as<S>(), dkv.as<S>(), dkv.as<S>() + shape.k_dim(),
-                part_view<S>(q, kv, shape, part), {dout.as<S>(), out.as<S>(), lse.as<S>()}, shape, true);
+    using A = Acc<S>;
+    backward<S>(stream_, dq.address<S>(), dkv.address<S>(), dkv.address<S>() + shape.k_dim(),
+                part_view<S>(q, kv, shape, part), {dout.address<S>(), out.address<S>(), lse.address<A>()},
+                shape, true);
   });
 }
 
@@ -357,9 +365,10 @@ void Backend::do_attention_sinks_backward(Tensor dsinks, Tensor dout, Tensor out
                                           const AttentionShape& shape) {
   with_scalar(out, [&](auto zero) {
     using S = decltype(zero);
-    const Upstream<S> up = {dout.as<S>(), out.as<S>(), lse.as<S>()};
-    launch(stream_, over_rows(shape.heads), &sinks_backward_heads<S>, dsinks.as<S>(), up, sinks.as<S>(),
-           out.dim(0), static_cast<int>(shape.heads), static_cast<int>(shape.v_dim()));
+    using A = Acc<S>;
+    const Upstream<S> up = {dout.address<S>(), out.address<S>(), lse.address<A>()};
+    launch(stream_, over_rows(shape.heads), &sinks_backward_heads<S>, dsinks.address<A>(), up,
+           sinks.address<A>(), out.dim(0), static_cast<int>(shape.heads), static_cast<int>(shape.v_dim()));
   });
 }
 
@@ -368,9 +377,9 @@ void Backend::do_cache_append(Tensor cache, Tensor x, std::int64_t first, Tensor
     using S = decltype(zero);
     const Grid grid = {{static_cast<unsigned>(x.dim(0)), static_cast<unsigned>(cache.dim(1))},
                        {kAttentionThreads}};
-    launch(stream_, grid, &cache_append_rows<S>, cache.as<S>(), x.as<S>(), x.dim(1), first,
-           slots.as<std::int32_t>(), positions.as<std::int32_t>(), x.dim(0), cache.dim(1), cache.dim(2),
-           cache.dim(3));
+    launch(stream_, grid, &cache_append_rows<S>, cache.address<S>(), x.address<S>(), x.dim(1), first,
+           slots.address<std::int32_t>(), positions.address<std::int32_t>(), x.dim(0), cache.dim(1),
+           cache.dim(2), cache.dim(3));
   });
 }
 
@@ -378,11 +387,12 @@ void Backend::do_decode_attention(Tensor out, Tensor q, Tensor keys, Tensor valu
                                   Tensor slots, Tensor positions, const AttentionShape& shape) {
   with_scalar(out, [&](auto zero) {
     using S = decltype(zero);
-    const CacheKeys<S> cache = {keys.as<S>(), values.as<S>(), keys.dim(2),
-                                keys.dim(3),  values.dim(2),  values.dim(3)};
-    launch(stream_, attention_grid(out.dim(0), shape.heads, shape.v_dim(), sizeof(S)), &decode_rows<S>,
-           out.as<S>(), q.as<S>(), q.dim(1), cache, sinks.empty() ? nullptr : sinks.as<S>(),
-           slots.as<std::int32_t>(), positions.as<std::int32_t>(), shape);
+    using A = Acc<S>;
+    const CacheKeys<S> cache = {keys.address<S>(), values.address<S>(), keys.dim(2),
+                                keys.dim(3),       values.dim(2),       values.dim(3)};
+    launch(stream_, attention_grid(out.dim(0), shape.heads, shape.v_dim(), sizeof(A)), &decode_rows<S>,
+           out.address<S>(), q.address<S>(), q.dim(1), cache, sinks.empty() ? nullptr : sinks.address<A>(),
+           slots.address<std::int32_t>(), positions.address<std::int32_t>(), shape);
   });
 }
 

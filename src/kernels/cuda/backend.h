@@ -4,38 +4,67 @@
 #include <utility>
 
 #include "kernels/cuda/language.h"
+#include "kernels/cuda/library_ops.h"
 #include "kernels/kernels.h"
+#include "tensor/bf16.h"
 
 namespace tessera::kernels::TESSERA_CUDA_NAMESPACE {
 
-// f(S{}) with S the scalar type of t, which the public functions have checked to be f64 or f32.
+using tensor::Bf16;
+
+// What a kernel over elements of S computes in, and keeps statistics and parameters in (tensor::stats_of).
+template <class S>
+struct AccOf {
+  using type = S;
+};
+template <>
+struct AccOf<Bf16> {
+  using type = float;
+};
+template <class S>
+using Acc = typename AccOf<S>::type;
+
+// f(S{}) with S the scalar type of t, which the public functions have checked.
 template <class F>
-void with_scalar(const Tensor& t, F f) {
+void with_stats(const Tensor& t, F f) {
   if (t.dtype() == DType::f64) {
     f(double{});
   } else {
     f(float{});
   }
 }
+template <class F>
+void with_scalar(const Tensor& t, F f) {
+  if (t.dtype() == DType::bf16) {
+    f(Bf16{});
+  } else {
+    with_stats(t, f);
+  }
+}
 
-// A stream of a device and one f64 that host and device address; gives them back.
-class Place {
+// The memory of a device with the stream that its work and copies queue in.
+class Place : public tensor::Memory {
  public:
-  virtual ~Place() = default;
   [[nodiscard]] virtual Stream stream() const = 0;
-  [[nodiscard]] virtual double* result() const = 0;
-  virtual void synchronise() = 0;  // until all work of the stream is done
 };
 
 class Backend final : public Kernels {
  public:
-  explicit Backend(std::unique_ptr<Place> place)
-      : place_(std::move(place)), stream_(place_->stream()), result_(place_->result()) {}
+  // library: null, or asked before this backend's own products and attention.
+  explicit Backend(const std::shared_ptr<Place>& place, std::unique_ptr<LibraryOps> library = nullptr)
+      : Kernels(place),
+        stream_(place->stream()),
+        shared_(place, Bytes(64), tensor::Reach::shared),
+        library_(std::move(library)) {}
   [[nodiscard]] Bytes workspace_bytes() const override { return Bytes(0); }
-  [[nodiscard]] Bytes packed_bytes(DType, std::int64_t, std::int64_t) const override { return Bytes(0); }
+  [[nodiscard]] bool takes_bf16() const override { return true; }
+  // The bf16 copy of a weight of f32.
+  [[nodiscard]] Bytes packed_bytes(DType dtype, std::int64_t n, std::int64_t k) const override {
+    return dtype == DType::bf16 ? Bytes(n * k * size_of(dtype)) : Bytes(0);
+  }
 
  protected:
-  void do_pack(Weight&) override {}
+  void do_pack(Weight& w) override;
   void do_linear(Tensor y, Tensor x, const Weight& w) override;
   void do_linear_dgrad(Tensor dx, Tensor dy, const Weight& w, Write write) override;
   void do_linear_wgrad(Tensor dw, Tensor dy, Tensor x) override;
@@ -95,6 +124,7 @@ class Backend final : public Kernels {
   void do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tensor rows, Tensor pos,
                            Tensor weights) override;
   void do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) override;
+  void do_move_columns(Tensor dst, Tensor src, const ColumnMove& move) override;
   void do_add(Tensor y, Tensor a, Tensor b) override;
   void do_accumulate(Tensor y, Tensor x) override;
   void do_fill(Tensor y, double value) override;
@@ -103,11 +133,16 @@ class Backend final : public Kernels {
   void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) override;
 
  private:
-  void synchronise() { place_->synchronise(); }
+  // What a kernel wrote there, once it is done.
+  [[nodiscard]] double* result() const { return reinterpret_cast<double*>(shared_.data()); }
+  [[nodiscard]] double wait_for_result() const {
+    memory()->synchronise();
+    return *result();
+  }
 
-  std::unique_ptr<Place> place_;
   Stream stream_;
-  double* result_;
+  tensor::Buffer shared_;
+  std::unique_ptr<LibraryOps> library_;
 };
 
 }  // namespace tessera::kernels::TESSERA_CUDA_NAMESPACE

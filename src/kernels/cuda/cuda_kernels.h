@@ -9,20 +9,23 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "kernels/cuda/library_ops.h"
 #include "kernels/kernels.h"
 
 namespace tessera::kernels {
 
 struct DeviceList {
   std::int32_t count = 0;
-  std::string why_none;  // of count 0: "this build has no CUDA", "no driver", ...
+  std::vector<std::string> names;  // [count] as the driver says: "NVIDIA H100 80GB HBM3"
+  std::string why_none;            // of count 0: "this build has no CUDA", "no driver", ...
 };
 [[nodiscard]] DeviceList cuda_devices();
 
 // Error{unsupported} naming the reason where there is no such device. Calls of one object come from one
 // thread.
-[[nodiscard]] std::unique_ptr<Kernels> make_cuda(std::int32_t device);
+[[nodiscard]] std::unique_ptr<Kernels> make_cuda(std::int32_t device, const MakeLibraryOps& library = {});
 
 // Memory that host and device both address, across the bus: for tests, not for training. Error{io} when there
 // is none.

@@ -12,13 +12,18 @@ __global__ void add_all(S* y, const S* a, const S* b, std::int64_t n) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) y[i] = a[i] + b[i];
 }
 
-template <class S>
-__global__ void fill_all(S* y, S value, std::int64_t n) {
+template <class To, class From>
+__global__ void accumulate_all(To* y, const From* x, std::int64_t n) {
+  for (std::int64_t i = first_element(); i < n; i += element_stride()) y[i] += x[i];
+}
+
+template <class S, class A = Acc<S>>
+__global__ void fill_all(S* y, A value, std::int64_t n) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) y[i] = value;
 }
 
 // One block: 256 threads sum every 256th element, then a tree. f64.
-template <class S>
+template <class S, class A = Acc<S>>
 __global__ void sum_all(double* result, const S* x, std::int64_t n, bool squares) {
   double sum = 0;
   for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) {
@@ -46,13 +51,13 @@ __global__ void adamw_all(S* p, const S* g, S* m, S* v, AdamW<S> o, std::int64_t
   }
 }
 
-template <class S>
-__global__ void add_bias_all(S* y, const S* b, std::int64_t n, std::int64_t width) {
+template <class S, class A = Acc<S>>
+__global__ void add_bias_all(S* y, const A* b, std::int64_t n, std::int64_t width) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) y[i] += b[i % width];
 }
 
-template <class S>
-__global__ void clamp_all(S* x, S limit, std::int64_t n, std::int64_t columns, std::int64_t first,
+template <class S, class A = Acc<S>>
+__global__ void clamp_all(S* x, A limit, std::int64_t n, std::int64_t columns, std::int64_t first,
                           std::int64_t width) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) {
     S& at = x[i / width * columns + first + i % width];
@@ -60,12 +65,12 @@ __global__ void clamp_all(S* x, S limit, std::int64_t n, std::int64_t columns, s
   }
 }
 
-template <class S>
+template <class S, class A = Acc<S>>
 __global__ void clamp_backward_all(S* dx, std::int64_t dx_columns, const S* x, std::int64_t x_columns,
-                                   S limit, std::int64_t n, std::int64_t first, std::int64_t width) {
+                                   A limit, std::int64_t n, std::int64_t first, std::int64_t width) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) {
     const std::int64_t t = i / width, column = first + i % width;
-    if (std::abs(x[t * x_columns + column]) >= limit) dx[t * dx_columns + column] = S(0);
+    if (std::abs(x[t * x_columns + column]) >= limit) dx[t * dx_columns + column] = A(0);
   }
 }
 
@@ -108,50 +113,51 @@ __device__ Activated<S> activate(Activation kind, S gate, S up, S limit) {
   return {};
 }
 
-template <class S>
-__global__ void activation_all(S* h, const S* z, Activation kind, bool gated, S limit, std::int64_t n,
+template <class S, class A = Acc<S>>
+__global__ void activation_all(S* h, const S* z, Activation kind, bool gated, A limit, std::int64_t n,
                                std::int64_t width) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) {
     const S* gate = z + i / width * (gated ? 2 * width : width) + i % width;
-    h[i] = activate(kind, gate[0], gated ? gate[width] : gate[0], limit).h;
+    h[i] = activate<A>(kind, gate[0], gated ? gate[width] : gate[0], limit).h;
   }
 }
 
-template <class S>
-__global__ void activation_backward_all(S* dz, const S* dh, const S* z, Activation kind, bool gated, S limit,
+template <class S, class A = Acc<S>>
+__global__ void activation_backward_all(S* dz, const S* dh, const S* z, Activation kind, bool gated, A limit,
                                         std::int64_t n, std::int64_t width) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) {
     const std::int64_t at = i / width * (gated ? 2 * width : width) + i % width;
-    const S grad = dh[i];
-    const Activated<S> a = activate(kind, z[at], gated ? z[at + width] : z[at], limit);
+    const A grad = dh[i];
+    const Activated<A> a = activate<A>(kind, z[at], gated ? z[at + width] : z[at], limit);
     dz[at] = grad * a.dgate;
     if (gated) dz[at + width] = grad * a.dup;
   }
 }
 
-template <class S>
+template <class S, class A = Acc<S>>
 __global__ void sigmoid_gate_all(S* y, const S* f, const S* z, std::int64_t n, std::int64_t width) {
-  for (std::int64_t i = first_element(); i < n; i += element_stride()) y[i] += sigmoid(z[i / width]) * f[i];
+  for (std::int64_t i = first_element(); i < n; i += element_stride())
+    y[i] += sigmoid(A(z[i / width])) * f[i];
 }
 
-template <class S>
+template <class S, class A = Acc<S>>
 __global__ void sigmoid_gate_backward_rows(S* df, S* dz, const S* dy, const S* f, const S* z,
                                            std::int64_t width) {
   const std::int64_t t = blockIdx.x;
-  const S s = sigmoid(z[t]);
-  S sum = 0;
+  const A s = sigmoid(A(z[t]));
+  A sum = 0;
   for (std::int64_t h = threadIdx.x; h < width; h += blockDim.x) {
-    const S grad = dy[t * width + h];
+    const A grad = dy[t * width + h];
     sum += grad * f[t * width + h];
     df[t * width + h] = s * grad;
   }
   sum = block_sum(sum);
-  if (threadIdx.x == 0) dz[t] = s * (S(1) - s) * sum;
+  if (threadIdx.x == 0) dz[t] = s * (A(1) - s) * sum;
 }
 
 // One thread for each pair of each head of each row. positions: null, row t is at t % seq.
-template <class S>
-__global__ void rope_all(S* x, std::int64_t columns, const S* cos, const S* sin, RopeShape shape,
+template <class S, class A = Acc<S>>
+__global__ void rope_all(S* x, std::int64_t columns, const A* cos, const A* sin, RopeShape shape,
                          bool adjoint, const std::int32_t* positions, std::int64_t n) {
   const std::int64_t pairs = shape.rotated / 2;
   const bool halves = shape.pairs == RopePairs::halves;
@@ -161,8 +167,8 @@ __global__ void rope_all(S* x, std::int64_t columns, const S* cos, const S* sin,
     S* head = x + t * columns + shape.first + h * shape.stride;
     S& first = head[halves ? j : 2 * j];
     S& second = head[halves ? j + pairs : 2 * j + 1];
-    const S a = first, b = second, c = cos[position * pairs + j];
-    const S s = adjoint ? -sin[position * pairs + j] : sin[position * pairs + j];
+    const A a = first, b = second, c = cos[position * pairs + j];
+    const A s = adjoint ? -sin[position * pairs + j] : sin[position * pairs + j];
     first = a * c - b * s;
     second = b * c + a * s;
   }
@@ -174,42 +180,53 @@ void Backend::do_add(Tensor y, Tensor a, Tensor b) {
   with_scalar(y, [&](auto zero) {
     using S = decltype(zero);
     const std::int64_t n = y.num_elements();
-    launch(stream_, over_elements(n), &add_all<S>, y.as<S>(), a.as<S>(), b.as<S>(), n);
+    launch(stream_, over_elements(n), &add_all<S>, y.address<S>(), a.address<S>(), b.address<S>(), n);
   });
 }
 
 void Backend::do_accumulate(Tensor y, Tensor x) {
-  do_add(y, y, x);
+  const auto add = [&](auto to, auto from) {
+    using To = decltype(to);
+    using From = decltype(from);
+    const std::int64_t n = y.num_elements();
+    launch(stream_, over_elements(n), &accumulate_all<To, From>, y.address<To>(), x.address<From>(), n);
+  };
+  if (y.dtype() == x.dtype()) {
+    with_scalar(y, [&](auto zero) { add(zero, zero); });
+  } else if (y.dtype() == DType::bf16) {
+    add(Bf16{}, float{});
+  } else {
+    add(float{}, Bf16{});
+  }
 }
 
 void Backend::do_fill(Tensor y, double value) {
   with_scalar(y, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = y.num_elements();
-    launch(stream_, over_elements(n), &fill_all<S>, y.as<S>(), static_cast<S>(value), n);
+    launch(stream_, over_elements(n), &fill_all<S>, y.address<S>(), static_cast<A>(value), n);
   });
 }
 
 double Backend::do_sum(Tensor x) {
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, over_rows(1), &sum_all<S>, result_, x.as<S>(), x.num_elements(), false);
+    launch(stream_, over_rows(1), &sum_all<S>, result(), x.address<S>(), x.num_elements(), false);
   });
-  synchronise();
-  return *result_;
+  return wait_for_result();
 }
 
 double Backend::do_sum_squares(Tensor x) {
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, over_rows(1), &sum_all<S>, result_, x.as<S>(), x.num_elements(), true);
+    launch(stream_, over_rows(1), &sum_all<S>, result(), x.address<S>(), x.num_elements(), true);
   });
-  synchronise();
-  return *result_;
+  return wait_for_result();
 }
 
 void Backend::do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& o) {
-  with_scalar(p, [&](auto zero) {
+  with_stats(p, [&](auto zero) {
     using S = decltype(zero);
     const AdamW<S> options{.lr = static_cast<S>(o.lr),
                            .beta1 = static_cast<S>(o.beta1),
@@ -222,51 +239,57 @@ void Backend::do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOption
                            .correction2 = static_cast<S>(o.bias_correction2),
                            .grad_scale = static_cast<S>(o.grad_scale)};
     const std::int64_t n = p.num_elements();
-    launch(stream_, over_elements(n), &adamw_all<S>, p.as<S>(), g.as<S>(), m.as<S>(), v.as<S>(), options, n);
+    launch(stream_, over_elements(n), &adamw_all<S>, p.address<S>(), g.address<S>(), m.address<S>(),
+           v.address<S>(), options, n);
   });
 }
 
 void Backend::do_add_bias(Tensor y, Tensor b) {
   with_scalar(y, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = y.num_elements();
-    launch(stream_, over_elements(n), &add_bias_all<S>, y.as<S>(), b.as<S>(), n, y.dim(1));
+    launch(stream_, over_elements(n), &add_bias_all<S>, y.address<S>(), b.address<A>(), n, y.dim(1));
   });
 }
 
 void Backend::do_clamp(Tensor x, double limit, std::int64_t first, std::int64_t width) {
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = x.dim(0) * width;
-    launch(stream_, over_elements(n), &clamp_all<S>, x.as<S>(), static_cast<S>(limit), n, x.dim(1), first,
-           width);
+    launch(stream_, over_elements(n), &clamp_all<S>, x.address<S>(), static_cast<A>(limit), n, x.dim(1),
+           first, width);
   });
 }
 
 void Backend::do_clamp_backward(Tensor dx, Tensor x, double limit, std::int64_t first, std::int64_t width) {
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = x.dim(0) * width;
-    launch(stream_, over_elements(n), &clamp_backward_all<S>, dx.as<S>(), dx.dim(1), x.as<S>(), x.dim(1),
-           static_cast<S>(limit), n, first, width);
+    launch(stream_, over_elements(n), &clamp_backward_all<S>, dx.address<S>(), dx.dim(1), x.address<S>(),
+           x.dim(1), static_cast<A>(limit), n, first, width);
   });
 }
 
 void Backend::do_activation(Tensor h, Tensor z, const ActivationOptions& o) {
   with_scalar(h, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = h.num_elements();
-    launch(stream_, over_elements(n), &activation_all<S>, h.as<S>(), z.as<S>(), o.kind, o.gated(),
-           static_cast<S>(o.limit), n, h.dim(1));
+    launch(stream_, over_elements(n), &activation_all<S>, h.address<S>(), z.address<S>(), o.kind, o.gated(),
+           static_cast<A>(o.limit), n, h.dim(1));
   });
 }
 
 void Backend::do_activation_backward(Tensor dz, Tensor dh, Tensor z, const ActivationOptions& o) {
   with_scalar(dh, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = dh.num_elements();
-    launch(stream_, over_elements(n), &activation_backward_all<S>, dz.as<S>(), dh.as<S>(), z.as<S>(), o.kind,
-           o.gated(), static_cast<S>(o.limit), n, dh.dim(1));
+    launch(stream_, over_elements(n), &activation_backward_all<S>, dz.address<S>(), dh.address<S>(),
+           z.address<S>(), o.kind, o.gated(), static_cast<A>(o.limit), n, dh.dim(1));
   });
 }
 
@@ -274,15 +297,16 @@ void Backend::do_sigmoid_gate(Tensor y, Tensor f, Tensor z) {
   with_scalar(y, [&](auto zero) {
     using S = decltype(zero);
     const std::int64_t n = y.num_elements();
-    launch(stream_, over_elements(n), &sigmoid_gate_all<S>, y.as<S>(), f.as<S>(), z.as<S>(), n, y.dim(1));
+    launch(stream_, over_elements(n), &sigmoid_gate_all<S>, y.address<S>(), f.address<S>(), z.address<S>(), n,
+           y.dim(1));
   });
 }
 
 void Backend::do_sigmoid_gate_backward(Tensor df, Tensor dz, Tensor dy, Tensor f, Tensor z) {
   with_scalar(dy, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, over_rows(dy.dim(0)), &sigmoid_gate_backward_rows<S>, df.as<S>(), dz.as<S>(), dy.as<S>(),
-           f.as<S>(), z.as<S>(), dy.dim(1));
+    launch(stream_, over_rows(dy.dim(0)), &sigmoid_gate_backward_rows<S>, df.address<S>(), dz.address<S>(),
+           dy.address<S>(), f.address<S>(), z.address<S>(), dy.dim(1));
   });
 }
 
@@ -290,10 +314,11 @@ void Backend::do_rope(Tensor x, Tensor cos, Tensor sin, const RopeShape& shape, 
                       Tensor positions) {
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = x.dim(0) * shape.heads * (shape.rotated / 2);
-    const std::int32_t* at = positions.empty() ? nullptr : positions.as<std::int32_t>();
-    launch(stream_, over_elements(n), &rope_all<S>, x.as<S>(), x.dim(1), cos.as<S>(), sin.as<S>(), shape,
-           adjoint, at, n);
+    const std::int32_t* at = positions.empty() ? nullptr : positions.address<std::int32_t>();
+    launch(stream_, over_elements(n), &rope_all<S>, x.address<S>(), x.dim(1), cos.address<A>(),
+           sin.address<A>(), shape, adjoint, at, n);
   });
 }
 

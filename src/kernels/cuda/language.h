@@ -20,7 +20,7 @@
 namespace tessera::kernels::TESSERA_CUDA_NAMESPACE {
 
 #ifdef TESSERA_EMULATED
-struct Stream {};
+using Stream = emulation::Queue*;  // null: launches run at once
 #else
 using Stream = cudaStream_t;
 // A code of the runtime as Error{io} that names the call.
@@ -37,8 +37,9 @@ template <class... Params, class... Args>
 void launch(Stream stream, const Grid& grid, void (*kernel)(Params...), Args... args) {
   if (grid.blocks.x == 0 || grid.blocks.y == 0) return;  // nothing to do: not a launch
 #ifdef TESSERA_EMULATED
-  static_cast<void>(stream);
-  emulation::run(grid.blocks, grid.threads, grid.shared, [&] { kernel(static_cast<Params>(args)...); });
+  emulation::run_on(stream, [=] {
+    emulation::run(grid.blocks, grid.threads, grid.shared, [&] { kernel(static_cast<Params>(args)...); });
+  });
 #else
   if (grid.shared > 48U << 10U) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -7,19 +7,19 @@
 namespace tessera::kernels::TESSERA_CUDA_NAMESPACE {
 namespace {
 
-template <class S>
-__global__ void embedding_all(S* y, const std::int32_t* ids, const S* table, std::int64_t begin,
+template <class S, class A = Acc<S>>
+__global__ void embedding_all(S* y, const std::int32_t* ids, const A* table, std::int64_t begin,
                               std::int64_t vocab, std::int64_t n, std::int64_t width) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) {
     const std::int64_t row = ids[i / width] - begin;
-    y[i] = row >= 0 && row < vocab ? table[row * width + i % width] : S(0);
+    y[i] = row >= 0 && row < vocab ? table[row * width + i % width] : A(0);
   }
 }
 
 // The block of the first token with an id adds the rows of all tokens with it, in ascending order; the other
 // blocks have nothing to do. So no two blocks write a row, and the order of the additions is fixed.
-template <class S>
-__global__ void embedding_wgrad_tokens(S* dtable, const S* dy, const std::int32_t* ids, std::int64_t begin,
+template <class S, class A = Acc<S>>
+__global__ void embedding_wgrad_tokens(A* dtable, const S* dy, const std::int32_t* ids, std::int64_t begin,
                                        std::int64_t vocab, std::int64_t tokens, std::int64_t width) {
   const std::int64_t t = blockIdx.x, row = ids[t] - begin;
   if (row < 0 || row >= vocab) return;
@@ -34,15 +34,15 @@ __global__ void embedding_wgrad_tokens(S* dtable, const S* dy, const std::int32_
   }
 }
 
-template <class S>
-__global__ void cross_entropy_stats_rows(S* stats, const S* logits, const std::int32_t* targets,
+template <class S, class A = Acc<S>>
+__global__ void cross_entropy_stats_rows(A* stats, const S* logits, const std::int32_t* targets,
                                          std::int64_t begin, std::int64_t tokens, std::int64_t vocab) {
   const std::int64_t t = blockIdx.x;
   const S* z = logits + t * vocab;
-  S largest = -std::numeric_limits<S>::infinity();
+  A largest = -std::numeric_limits<A>::infinity();
   for (std::int64_t v = threadIdx.x; v < vocab; v += blockDim.x) largest = z[v] > largest ? z[v] : largest;
   largest = block_max(largest);
-  S sum = 0;
+  A sum = 0;
   for (std::int64_t v = threadIdx.x; v < vocab; v += blockDim.x) sum += std::exp(z[v] - largest);
   sum = block_sum(sum);
   if (threadIdx.x != 0) return;
@@ -50,7 +50,7 @@ __global__ void cross_entropy_stats_rows(S* stats, const S* logits, const std::i
   const bool here = target >= 0 && target >= begin && target < begin + vocab;
   stats[t] = largest;
   stats[tokens + t] = sum;
-  stats[2 * tokens + t] = here ? z[target - begin] : S(0);
+  stats[2 * tokens + t] = here ? z[target - begin] : A(0);
 }
 
 template <class S>
@@ -73,13 +73,13 @@ __global__ void cross_entropy_join_all(S* loss, S* lse, const S* stats, const st
   }
 }
 
-template <class S>
-__global__ void cross_entropy_backward_all(S* logits, const S* lse, const std::int32_t* targets,
-                                           std::int64_t begin, S weight, std::int64_t n, std::int64_t vocab) {
+template <class S, class A = Acc<S>>
+__global__ void cross_entropy_backward_all(S* logits, const A* lse, const std::int32_t* targets,
+                                           std::int64_t begin, A weight, std::int64_t n, std::int64_t vocab) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) {
     const std::int64_t t = i / vocab, target = targets[t];
-    const S hit = target == begin + i % vocab ? S(1) : S(0);
-    logits[i] = target < 0 ? S(0) : weight * (std::exp(logits[i] - lse[t]) - hit);
+    const A hit = target == begin + i % vocab ? A(1) : A(0);
+    logits[i] = target < 0 ? A(0) : weight * (std::exp(logits[i] - lse[t]) - hit);
   }
 }
 
@@ -88,33 +88,37 @@ __global__ void cross_entropy_backward_all(S* logits, const S* lse, const std::i
 void Backend::do_embedding(Tensor y, Tensor ids, Tensor table, std::int64_t vocab_begin) {
   with_scalar(y, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = y.num_elements();
-    launch(stream_, over_elements(n), &embedding_all<S>, y.as<S>(), ids.as<std::int32_t>(), table.as<S>(),
-           vocab_begin, table.dim(0), n, table.dim(1));
+    launch(stream_, over_elements(n), &embedding_all<S>, y.address<S>(), ids.address<std::int32_t>(),
+           table.address<A>(), vocab_begin, table.dim(0), n, table.dim(1));
   });
 }
 
 void Backend::do_embedding_wgrad(Tensor dtable, Tensor dy, Tensor ids, std::int64_t vocab_begin) {
-  with_scalar(dtable, [&](auto zero) {
+  with_scalar(dy, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, over_rows(ids.dim(0)), &embedding_wgrad_tokens<S>, dtable.as<S>(), dy.as<S>(),
-           ids.as<std::int32_t>(), vocab_begin, dtable.dim(0), ids.dim(0), dtable.dim(1));
+    using A = Acc<S>;
+    launch(stream_, over_rows(ids.dim(0)), &embedding_wgrad_tokens<S>, dtable.address<A>(), dy.address<S>(),
+           ids.address<std::int32_t>(), vocab_begin, dtable.dim(0), ids.dim(0), dtable.dim(1));
   });
 }
 
 void Backend::do_cross_entropy_stats(Tensor stats, Tensor logits, Tensor targets, std::int64_t vocab_begin) {
   with_scalar(logits, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, over_rows(logits.dim(0)), &cross_entropy_stats_rows<S>, stats.as<S>(), logits.as<S>(),
-           targets.as<std::int32_t>(), vocab_begin, logits.dim(0), logits.dim(1));
+    using A = Acc<S>;
+    launch(stream_, over_rows(logits.dim(0)), &cross_entropy_stats_rows<S>, stats.address<A>(),
+           logits.address<S>(), targets.address<std::int32_t>(), vocab_begin, logits.dim(0), logits.dim(1));
   });
 }
 
 void Backend::do_cross_entropy_join(Tensor loss, Tensor lse, Tensor stats, Tensor targets) {
-  with_scalar(loss, [&](auto zero) {
+  with_stats(loss, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, over_elements(stats.dim(2)), &cross_entropy_join_all<S>, loss.as<S>(), lse.as<S>(),
-           stats.as<S>(), targets.as<std::int32_t>(), stats.dim(0), stats.dim(2));
+    using A = Acc<S>;
+    launch(stream_, over_elements(stats.dim(2)), &cross_entropy_join_all<S>, loss.address<A>(),
+           lse.address<A>(), stats.address<A>(), targets.address<std::int32_t>(), stats.dim(0), stats.dim(2));
   });
 }
 
@@ -122,9 +126,10 @@ void Backend::do_cross_entropy_backward(Tensor logits, Tensor lse, Tensor target
                                         double weight) {
   with_scalar(logits, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = logits.num_elements();
-    launch(stream_, over_elements(n), &cross_entropy_backward_all<S>, logits.as<S>(), lse.as<S>(),
-           targets.as<std::int32_t>(), vocab_begin, static_cast<S>(weight), n, logits.dim(1));
+    launch(stream_, over_elements(n), &cross_entropy_backward_all<S>, logits.address<S>(), lse.address<A>(),
+           targets.address<std::int32_t>(), vocab_begin, static_cast<A>(weight), n, logits.dim(1));
   });
 }
 

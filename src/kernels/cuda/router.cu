@@ -238,7 +238,7 @@ __global__ void router_backward_tokens(RouterGradient<S> r, RouterOptions o) {
   }
 }
 
-template <class S>
+template <class S, class A = Acc<S>>
 __global__ void gather_rows_all(S* dst, const S* src, const std::int32_t* index, std::int64_t n,
                                 std::int64_t width) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) {
@@ -247,16 +247,16 @@ __global__ void gather_rows_all(S* dst, const S* src, const std::int32_t* index,
 }
 
 // y = x + sum_k w_k rows[pos_k]; x null: 0, weights null: all 1.
-template <class S>
-__global__ void combine_all(S* y, const S* x, const S* rows, const std::int32_t* pos, const S* weights,
+template <class S, class A = Acc<S>>
+__global__ void combine_all(S* y, const S* x, const S* rows, const std::int32_t* pos, const A* weights,
                             std::int64_t top_k, std::int64_t n, std::int64_t width) {
   for (std::int64_t i = first_element(); i < n; i += element_stride()) {
     const std::int64_t t = i / width;
-    S sum = x == nullptr ? S(0) : x[i];
+    A sum = x == nullptr ? A(0) : x[i];
     for (std::int64_t k = 0; k < top_k; ++k) {
       const std::int64_t r = pos[t * top_k + k];
       if (r < 0) continue;
-      const S row = rows[r * width + i % width];
+      const A row = rows[r * width + i % width];
       sum += weights == nullptr ? row : weights[t * top_k + k] * row;
     }
     y[i] = sum;
@@ -264,14 +264,14 @@ __global__ void combine_all(S* y, const S* x, const S* rows, const std::int32_t*
 }
 
 // A block for each choice of each token.
-template <class S>
-__global__ void combine_backward_choices(S* drows, S* dweights, const S* dy, const S* rows,
-                                         const std::int32_t* pos, const S* weights, std::int64_t top_k,
+template <class S, class A = Acc<S>>
+__global__ void combine_backward_choices(S* drows, A* dweights, const S* dy, const S* rows,
+                                         const std::int32_t* pos, const A* weights, std::int64_t top_k,
                                          std::int64_t width) {
   const std::int64_t choice = blockIdx.x, t = choice / top_k, r = pos[choice];
-  S sum = 0;
+  A sum = 0;
   for (std::int64_t h = threadIdx.x; r >= 0 && h < width; h += blockDim.x) {
-    const S grad = dy[t * width + h];
+    const A grad = dy[t * width + h];
     sum += grad * rows[r * width + h];
     drows[r * width + h] = weights[choice] * grad;
   }
@@ -283,29 +283,30 @@ __global__ void combine_backward_choices(S* drows, S* dweights, const S* dy, con
 
 void Backend::do_router(Tensor probs, Tensor lse, Tensor index, Tensor weights, Tensor logits, Tensor bias,
                         const RouterOptions& options) {
-  with_scalar(probs, [&](auto zero) {
+  with_stats(probs, [&](auto zero) {
     using S = decltype(zero);
     const std::int64_t experts = logits.dim(1);
     launch(stream_, over_tokens(logits.dim(0), choice_bytes<S>(experts, options.n_group)), &router_tokens<S>,
-           probs.as<S>(), lse.as<S>(), index.as<std::int32_t>(), weights.as<S>(), logits.as<S>(),
-           bias.empty() ? nullptr : bias.as<S>(), logits.dim(0), static_cast<int>(experts), options);
+           probs.address<S>(), lse.address<S>(), index.address<std::int32_t>(), weights.address<S>(),
+           logits.address<S>(), bias.empty() ? nullptr : bias.address<S>(), logits.dim(0),
+           static_cast<int>(experts), options);
   });
 }
 
 void Backend::do_router_backward(Tensor dlogits, Tensor dweights, Tensor probs, Tensor lse, Tensor index,
                                  Tensor weights, Tensor aux, Tensor unit, double z_scale,
                                  const RouterOptions& options, Tensor logits) {
-  with_scalar(dlogits, [&](auto zero) {
+  with_stats(dlogits, [&](auto zero) {
     using S = decltype(zero);
-    const RouterGradient<S> r{.dlogits = dlogits.as<S>(),
-                              .dweights = dweights.as<S>(),
-                              .probs = probs.as<S>(),
-                              .lse = lse.as<S>(),
-                              .index = index.as<std::int32_t>(),
-                              .weights = weights.as<S>(),
-                              .aux = aux.empty() ? nullptr : aux.as<S>(),
-                              .unit = aux.empty() ? nullptr : unit.as<std::int32_t>(),
-                              .logits = logits.empty() ? nullptr : logits.as<S>(),
+    const RouterGradient<S> r{.dlogits = dlogits.address<S>(),
+                              .dweights = dweights.address<S>(),
+                              .probs = probs.address<S>(),
+                              .lse = lse.address<S>(),
+                              .index = index.address<std::int32_t>(),
+                              .weights = weights.address<S>(),
+                              .aux = aux.empty() ? nullptr : aux.address<S>(),
+                              .unit = aux.empty() ? nullptr : unit.address<std::int32_t>(),
+                              .logits = logits.empty() ? nullptr : logits.address<S>(),
                               .z_scale = static_cast<S>(2 * z_scale),
                               .tokens = probs.dim(0),
                               .experts = static_cast<int>(probs.dim(1))};
@@ -317,17 +318,18 @@ void Backend::do_gather_rows(Tensor dst, Tensor src, Tensor index) {
   with_scalar(dst, [&](auto zero) {
     using S = decltype(zero);
     const std::int64_t n = dst.num_elements();
-    launch(stream_, over_elements(n), &gather_rows_all<S>, dst.as<S>(), src.as<S>(), index.as<std::int32_t>(),
-           n, src.dim(1));
+    launch(stream_, over_elements(n), &gather_rows_all<S>, dst.address<S>(), src.address<S>(),
+           index.address<std::int32_t>(), n, src.dim(1));
   });
 }
 
 void Backend::do_combine(Tensor y, Tensor x, Tensor rows, Tensor pos, Tensor weights) {
   with_scalar(y, [&](auto zero) {
     using S = decltype(zero);
+    using A = Acc<S>;
     const std::int64_t n = y.num_elements();
-    launch(stream_, over_elements(n), &combine_all<S>, y.as<S>(), x.empty() ? nullptr : x.as<S>(),
-           rows.as<S>(), pos.as<std::int32_t>(), weights.as<S>(), pos.dim(1), n, y.dim(1));
+    launch(stream_, over_elements(n), &combine_all<S>, y.address<S>(), x.empty() ? nullptr : x.address<S>(),
+           rows.address<S>(), pos.address<std::int32_t>(), weights.address<A>(), pos.dim(1), n, y.dim(1));
   });
 }
 
@@ -335,20 +337,22 @@ void Backend::do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tens
                                   Tensor weights) {
   with_scalar(dy, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, over_rows(pos.num_elements()), &combine_backward_choices<S>, drows.as<S>(),
-           dweights.as<S>(), dy.as<S>(), rows.as<S>(), pos.as<std::int32_t>(), weights.as<S>(), pos.dim(1),
-           dy.dim(1));
+    using A = Acc<S>;
+    launch(stream_, over_rows(pos.num_elements()), &combine_backward_choices<S>, drows.address<S>(),
+           dweights.address<A>(), dy.address<S>(), rows.address<S>(), pos.address<std::int32_t>(),
+           weights.address<A>(), pos.dim(1), dy.dim(1));
   });
 }
 
 void Backend::do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) {
   with_scalar(dx, [&](auto zero) {
     using S = decltype(zero);
-    const S* unweighted = nullptr;
+    using A = Acc<S>;
+    const A* unweighted = nullptr;
     const std::int64_t n = dx.num_elements();
-    launch(stream_, over_elements(n), &combine_all<S>, dx.as<S>(),
-           write == Write::accumulate ? dx.as<S>() : nullptr, rows.as<S>(), pos.as<std::int32_t>(),
-           unweighted, pos.dim(1), n, dx.dim(1));
+    launch(stream_, over_elements(n), &combine_all<S>, dx.address<S>(),
+           write == Write::accumulate ? dx.address<S>() : nullptr, rows.address<S>(),
+           pos.address<std::int32_t>(), unweighted, pos.dim(1), n, dx.dim(1));
   });
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/ref/activation.h"
 #include "kernels/ref/attention.h"
 #include "kernels/ref/attention_part.h"
+#include "kernels/ref/columns.h"
 #include "kernels/ref/decode.h"
 #include "kernels/ref/elementwise.h"
 #include "kernels/ref/group_norm.h"
@@ -204,6 +205,9 @@ class Reference final : public Kernels {
   }
   void do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) override {
     with_scalar(dx, [&](auto zero) { ref::sum_rows<decltype(zero)>(dx, rows, pos, write); });
+  }
+  void do_move_columns(Tensor dst, Tensor src, const ColumnMove& move) override {
+    with_scalar(dst, [&](auto zero) { ref::move_columns<decltype(zero)>(dst, src, move); });
   }
   void do_add(Tensor y, Tensor a, Tensor b) override {
     with_scalar(y, [&](auto zero) { ref::add<decltype(zero)>(y, a, b); });

@@ -1,0 +1,81 @@
+#include "cli/train_device.h"
+
+#include <fmt/format.h>
+#include <sched.h>
+
+#include "cudalib/library_ops.h"
+#include "kernels/cuda/cuda_kernels.h"
+#include "kernels/gpu_peaks.h"
+#include "kernels/peak.h"
+
+namespace tessera::cli {
+
+namespace {
+
+std::int32_t available_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+TrainDevice open_cores(const spec::Job& job, std::int32_t hosts, bool measured) {
+  const kernels::Peaks peaks = measured ? kernels::measure_peaks() : kernels::Peaks{};
+  const bool f64 = job.train.precision == spec::Precision::f64;
+  TrainDevice d;
+  d.units = available_cores() * hosts;
+  d.peak = f64 ? peaks.fma_f64 : peaks.fma_f32;
+  d.peak_source = fmt::format("measured {} FMA peak ({})", f64 ? "f64" : "f32", kernels::instruction_set());
+  d.text = fmt::format("{} cores, {:.1f} GFLOP/s f32 FMA peak per core ({})", d.units,
+                       peaks.fma_f32.value * 1e-9, kernels::instruction_set());
+  return d;
+}
+
+tensor::DType dtype_of(spec::Precision p) {
+  return p == spec::Precision::f64   ? tensor::DType::f64
+         : p == spec::Precision::f32 ? tensor::DType::f32
+                                     : tensor::DType::bf16;
+}
+
+kernels::DeviceList require_gpus() {
+  kernels::DeviceList list = kernels::cuda_devices();
+  if (list.count == 0) {
+    throw Error(
+        ErrorKind::unsupported, "there is no GPU to train on: " + list.why_none, "--device cuda",
+        "run on a machine with an NVIDIA GPU and its driver, with a build that found the CUDA toolkit "
+        "(docs/gpu.md), or leave the flag out");
+  }
+  return list;
+}
+
+TrainDevice open_gpus(const spec::Job& job, std::int32_t hosts) {
+  const kernels::DeviceList list = require_gpus();
+  const tensor::DType dtype = dtype_of(job.train.precision);
+  const std::string& name = list.names.front();
+  TrainDevice d;
+  d.compute.on = spec::EngineOn::gpu;
+  d.compute.kernels = [count = list.count](Rank rank) {
+    return cudalib::make_gpu_kernels(rank.value % count);
+  };
+  d.units = list.count * hosts;
+  d.peak = kernels::published_peak(name, dtype);
+  d.peak_source = d.peak ? fmt::format("published {} peak of {}", tensor::name(dtype), name)
+                         : fmt::format("no published peak of {} is known", name);
+  d.text = fmt::format("{} GPU{} ({})", d.units, d.units == 1 ? "" : "s", name);
+  return d;
+}
+
+}  // namespace
+
+TrainDevice open_device(const std::string& name, const spec::Job& job, std::int32_t hosts, bool measured) {
+  return name == "cuda" ? open_gpus(job, hosts) : open_cores(job, hosts, measured);
+}
+
+void require_device(const std::string& name) {
+  if (name == "cuda") (void)require_gpus();
+}
+
+spec::JobUse use_on(const std::string& device) {
+  return device == "cuda" ? spec::JobUse::train_on_gpu : spec::JobUse::train;
+}
+
+}  // namespace tessera::cli

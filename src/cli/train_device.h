@@ -1,0 +1,28 @@
+// What a run computes on: the cores of this machine, or its GPUs.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "exec/trainer.h"
+#include "spec/job.h"
+
+namespace tessera::cli {
+
+struct TrainDevice {
+  exec::Compute compute;
+  std::int32_t units = 1;              // cores, or GPUs, of all hosts
+  std::optional<FlopsPerSecond> peak;  // of one, in the job's precision; none: a GPU whose peak is not known
+  std::string peak_source;             // "measured f32 FMA peak (AVX2)"
+  std::string text;                    // "2 cores, 33.1 GFLOP/s f32 FMA peak per core (AVX2)"
+};
+
+// name: cpu or cuda. hosts: of the run. measured: false where this process prints nothing of it.
+// Error{unsupported} where there is no GPU, saying why.
+[[nodiscard]] TrainDevice open_device(const std::string& name, const spec::Job& job, std::int32_t hosts,
+                                      bool measured);
+// The same error, before anything is prepared.
+void require_device(const std::string& name);
+[[nodiscard]] spec::JobUse use_on(const std::string& device);
+
+}  // namespace tessera::cli

@@ -1,0 +1,111 @@
+// Which calls the CUDA backend offers to a library, and that it does itself what the library leaves.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels/fixtures.h"
+#include "support/emulated_place.h"
+
+namespace tessera::kernels {
+namespace {
+
+// Notes every call, and takes those of the given names: it writes 7 into what it takes.
+class NotingLibrary final : public LibraryOps {
+ public:
+  NotingLibrary(std::vector<std::string>& calls, std::vector<std::string> takes)
+      : calls_(calls), takes_(std::move(takes)) {}
+  bool linear(const Tensor& y, const Tensor& x, const Tensor& w) override {
+    return note(fmt::format("linear {}>{} w {}", tensor::name(x.dtype()), tensor::name(y.dtype()), text(w)),
+                y);
+  }
+  bool linear_dgrad(const Tensor& dx, const Tensor& dy, const Tensor& w, Write write) override {
+    return note(fmt::format("dgrad {}>{} w {}{}", tensor::name(dy.dtype()), tensor::name(dx.dtype()), text(w),
+                            write == Write::accumulate ? " +=" : ""),
+                dx);
+  }
+  bool linear_wgrad(const Tensor& dw, const Tensor& dy, const Tensor&) override {
+    return note(fmt::format("wgrad {}>{}", tensor::name(dy.dtype()), tensor::name(dw.dtype())), dw);
+  }
+  bool attention(const Tensor& out, const Tensor&, const Tensor&, const AttentionShape&) override {
+    return note("attention", out);
+  }
+  bool attention_backward(const Tensor& dqkv, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                          const AttentionShape&) override {
+    return note("attention_backward", dqkv);
+  }
+
+ private:
+  static std::string text(const Tensor& w) {
+    return fmt::format("{} {}", tensor::name(w.dtype()), w.shape().text());
+  }
+  bool note(const std::string& call, const Tensor& result) {
+    calls_.push_back(call);
+    const bool mine = std::ranges::any_of(takes_, [&](const std::string& t) { return call.starts_with(t); });
+    if (mine) test::set_all(result, 7);
+    return mine;
+  }
+  std::vector<std::string>& calls_;
+  std::vector<std::string> takes_;
+};
+
+class Library : public ::testing::Test {
+ protected:
+  std::unique_ptr<Kernels> kernels(std::vector<std::string> takes) {
+    return emulated::make_with(std::make_unique<NotingLibrary>(calls_, std::move(takes)));
+  }
+  std::vector<std::string> calls_;
+};
+
+TEST_F(Library, IsAskedForProductsWithTheWeightThatTheActivationsRead) {
+  const auto k = kernels({"linear", "wgrad"});
+  const Owned value = random(DType::f32, {3, 4}, 1), x = random(DType::bf16, {2, 4}, 2),
+              y(DType::bf16, {2, 3});
+  const Owned packed(DType::u8, {k->packed_bytes(DType::bf16, 3, 4).value}), logits(DType::f32, {2, 3});
+  const Owned dx(DType::bf16, {2, 4}), dy = random(DType::bf16, {2, 3}, 3), dw = zeros(DType::f32, {3, 4});
+  Weight w{value, packed};
+  k->pack(w);
+  k->linear(y, x, w);
+  k->linear(logits, x, w);
+  k->linear_dgrad(dx, dy, w);
+  k->linear_wgrad(dw, dy, x);
+  EXPECT_EQ(calls_,
+            (std::vector<std::string>{"linear bf16>bf16 w bf16 [3, 4]", "linear bf16>f32 w bf16 [3, 4]",
+                                      "dgrad bf16>bf16 w bf16 [3, 4]", "wgrad bf16>f32"}));
+  EXPECT_EQ(values(y), std::vector<double>(6, 7.0)) << "taken";
+  EXPECT_EQ(values(dw), std::vector<double>(12, 7.0)) << "taken";
+  const auto alone = emulated::make();
+  const Owned want(DType::bf16, {2, 4});
+  alone->linear_dgrad(want, dy, w);
+  EXPECT_EQ(values(dx), values(want)) << "what is left, the backend does itself";
+}
+
+TEST_F(Library, IsNotAskedForBf16ProductsWhoseWeightHasNoCopy) {
+  const auto k = kernels({"linear"});
+  const Owned value = random(DType::f32, {3, 4}, 1), x = random(DType::bf16, {2, 4}, 2),
+              y(DType::bf16, {2, 3});
+  k->linear(y, x, Weight{value, {}});
+  EXPECT_TRUE(calls_.empty());
+  const Owned x32 = random(DType::f32, {2, 4}, 2), y32(DType::f32, {2, 3});
+  k->linear(y32, x32, Weight{value, {}});
+  EXPECT_EQ(calls_, std::vector<std::string>{"linear f32>f32 w f32 [3, 4]"});
+}
+
+TEST_F(Library, IsAskedForAttentionWithoutSinksInBothDirections) {
+  const auto k = kernels({"attention"});
+  const AttentionShape s{.batch = 1, .seq = 4, .heads = 2, .kv_heads = 1, .head_dim = 4, .scale = 0.5};
+  const Owned qkv = random(DType::bf16, {4, s.qkv_dim()}, 1), dout = random(DType::bf16, {4, 8}, 2);
+  const Owned out(DType::bf16, {4, 8}), lse(DType::f32, {4, 2}), dqkv(DType::bf16, {4, s.qkv_dim()});
+  const Owned sinks = random(DType::f32, {2}, 3), dsinks(DType::f32, {2});
+  k->attention(out, lse, qkv, s);
+  k->attention_backward(dqkv, dout, qkv, out, lse, s);
+  EXPECT_EQ(calls_, (std::vector<std::string>{"attention", "attention_backward"}));
+  EXPECT_EQ(get(out, 0), 7.0);
+  k->attention(out, lse, qkv, sinks, s);
+  k->attention_backward(dqkv, dsinks, dout, qkv, out, lse, sinks, s);
+  EXPECT_EQ(calls_.size(), 2U) << "sinks are the backend's own";
+  EXPECT_NE(get(out, 0), 7.0);
+}
+
+}  // namespace
+}  // namespace tessera::kernels
