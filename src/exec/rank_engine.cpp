@@ -81,6 +81,7 @@ moe::DispatchForm to_moe(spec::DispatchForm f) {
 }  // namespace
 
 RankEngine::RankEngine(Options options) : options_(std::move(options)) {
+  TESSERA_CHECK(options_.kernels != nullptr, "an engine computes with something");
   const plan::Plan& plan = *options_.plan;
   spec::require_engine_runs(plan.job, "job", engine_on(*options_.kernels));  // a plan may hold more than that
   comms_ =

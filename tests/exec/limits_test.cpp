@@ -41,7 +41,8 @@ TEST(EngineLimits, AreSaidAtOnceByEveryWayIntoTheEngine) {
   const plan::Plan plan = plan::make_plan(beyond_the_engine());
   expect_refusal([&] { (void)exec::plan_memory(plan); });
   expect_refusal([&] { (void)exec::train(plan, {}, {}); });
-  expect_refusal([&] { (void)exec::RankEngine({.plan = &plan, .rank = Rank(0)}); });
+  expect_refusal(
+      [&] { (void)exec::RankEngine({.plan = &plan, .rank = Rank(0), .kernels = kernels::make_cpu()}); });
 }
 
 class NoWeights : public ckpt::WeightSource {
