@@ -5,6 +5,11 @@ add_library(tessera_test_main STATIC tests/support/main.cpp)
 target_link_libraries(tessera_test_main PUBLIC GTest::gtest GTest::gmock tessera_base)
 target_precompile_headers(tessera_test_main PUBLIC <gtest/gtest.h> <gmock/gmock.h>)
 
+# Queues of devices that are none.
+add_library(tessera_lanes STATIC tests/support/queue.cpp tests/support/lanes.cpp)
+target_include_directories(tessera_lanes PRIVATE tests)
+target_link_libraries(tessera_lanes PUBLIC tessera_tensor)
+
 # The CUDA sources for tests without a GPU: compiled for the host over tests/support/emulation.h.
 set(emulated_sources "")
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cuda/*.cu)
@@ -20,7 +25,7 @@ add_library(tessera_emulated STATIC ${emulated_sources} tests/support/emulation.
 target_include_directories(tessera_emulated PRIVATE tests src)
 target_compile_definitions(tessera_emulated PRIVATE TESSERA_EMULATED)
 target_compile_options(tessera_emulated PRIVATE -include support/emulation.h -Wno-sign-conversion -Wno-conversion -Wno-sign-compare)
-target_link_libraries(tessera_emulated PUBLIC tessera_kernels)
+target_link_libraries(tessera_emulated PUBLIC tessera_kernels tessera_lanes)
 
 foreach(room IN LISTS TESSERA_ROOMS ITEMS house cli)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${room}/*_test.cpp)
@@ -61,7 +66,7 @@ function(add_gpu_test room filter)
 endfunction()
 add_gpu_test(kernels "*/cuda_f*:*/cuda_bf16:Cuda.*")
 add_gpu_test(cudalib "OnGpu.*")
-add_gpu_test(exec "GoldenGpu.*")
+add_gpu_test(exec "GoldenGpu.*:NcclGpu.*")
 
 # Programs that run under mpirun: add_mpi_test(NAME PROCESSES PROGRAM [ARGUMENTS...]). --oversubscribe and the
 # permission for root are Open MPI's; MPICH needs neither.

@@ -330,7 +330,7 @@ int print_left(const exec::RunSummary& s) {
 
 int print_dry_run(const plan::Plan& plan, const TrainFlags& flags) {
   const auto memory = [&] {
-    const TrainDevice device = open_device(flags.device, plan.job, 1, false);
+    const TrainDevice device = open_device(flags.device, plan.job, {.measured = false});
     return plan::describe(exec::plan_memory(plan, device.compute.kernels));
   };
   const std::string text = flags.json ? plan::to_json(plan) : plan::describe(plan) + "\n" + memory();
@@ -376,7 +376,10 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
   const bool leads = world == nullptr || world->process() == 0;
   if (!leads) world->run([](Rank) {});
   const Prepared p = prepare(job, flags);
-  const TrainDevice device = open_device(flags.device, job, world == nullptr ? 1 : world->hosts(), leads);
+  const TrainDevice device = open_device(flags.device, job,
+                                         {.hosts = world == nullptr ? 1 : world->hosts(),
+                                          .measured = leads,
+                                          .timeout = Seconds(flags.launch.timeout)});
   if (world != nullptr && leads) world->run([](Rank) {});
   if (!flags.json) {
     print_plan(plan, p.data, device, ranks_text(plan.layout.world_size(), world));

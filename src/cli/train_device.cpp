@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sched.h>
 
+#include "comm/nccl/nccl_network.h"
 #include "cudalib/library_ops.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/gpu_peaks.h"
@@ -47,7 +48,7 @@ kernels::DeviceList require_gpus() {
   return list;
 }
 
-TrainDevice open_gpus(const spec::Job& job, std::int32_t hosts) {
+TrainDevice open_gpus(const spec::Job& job, std::int32_t hosts, Seconds timeout) {
   const kernels::DeviceList list = require_gpus();
   const tensor::DType dtype = dtype_of(job.train.precision);
   const std::string& name = list.names.front();
@@ -56,6 +57,12 @@ TrainDevice open_gpus(const spec::Job& job, std::int32_t hosts) {
   d.compute.kernels = [count = list.count](Rank rank) {
     return cudalib::make_gpu_kernels(rank.value % count);
   };
+  if (comm::nccl::is_built_in()) {
+    d.compute.network = [count = list.count, timeout](Rank rank,
+                                                      const std::shared_ptr<tensor::Memory>& memory) {
+      return comm::nccl::make_network(rank.value % count, memory, timeout);
+    };
+  }
   d.units = list.count * hosts;
   d.peak = kernels::published_peak(name, dtype);
   d.peak_source = d.peak ? fmt::format("published {} peak of {}", tensor::name(dtype), name)
@@ -66,8 +73,8 @@ TrainDevice open_gpus(const spec::Job& job, std::int32_t hosts) {
 
 }  // namespace
 
-TrainDevice open_device(const std::string& name, const spec::Job& job, std::int32_t hosts, bool measured) {
-  return name == "cuda" ? open_gpus(job, hosts) : open_cores(job, hosts, measured);
+TrainDevice open_device(const std::string& name, const spec::Job& job, const DeviceUse& use) {
+  return name == "cuda" ? open_gpus(job, use.hosts, use.timeout) : open_cores(job, use.hosts, use.measured);
 }
 
 void require_device(const std::string& name) {

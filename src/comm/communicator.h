@@ -84,11 +84,15 @@ class Communicator {
   void set_listener(CallListener* listener) { listener_ = listener; }  // null: none; outlives its calls
   // Where the rank is, for errors and the flight recorder; worlds set it. Null: unknown.
   void set_whereabouts(const Whereabouts* whereabouts) { whereabouts_ = whereabouts; }
+  [[nodiscard]] const Whereabouts* whereabouts() const { return whereabouts_; }
   // Calls of different steps, layers, micro-batches or phases do not match: a rank that leaves out one of
   // many equal calls is found at once. Only for groups whose ranks go through a step alike, on one thread.
   virtual void compare_sites(bool compare) { compares_sites_ = compare; }
   // Whether tensors of this device's memory may be passed.
   [[nodiscard]] virtual bool moves(tensor::Device device) const { return device == tensor::Device::cpu; }
+  // For a rank that has waited so long for its device: throws when the group cannot go on, because another
+  // rank has failed, or a collective queued there is older than the group's patience. Any thread.
+  virtual void check(std::int64_t /*waited_ns*/) {}
 
   // In place, ring: N-1 reduce-scatter steps and N-1 all-gather steps; chunks are ceil(n / N) elements (last
   // ones may be short or empty). f64, f32, on a GPU bf16; sum. So are reduce_scatter and reduce_scatter_v.

@@ -26,6 +26,7 @@ class Staged final : public Communicator {
   [[nodiscard]] bool moves(Device device) const override {
     return device == memory_->device() || inner_->moves(device);
   }
+  void check(std::int64_t waited_ns) override { inner_->check(waited_ns); }
   void compare_sites(bool compare) override { inner_->compare_sites(compare); }
 
  private:

@@ -26,6 +26,17 @@ CommWorker::~CommWorker() {
   thread_.join();
 }
 
+void CommWorker::attach(std::shared_ptr<tensor::Memory> memory) {
+  const std::lock_guard lock(mutex_);
+  TESSERA_CHECK_EQ(done_, posted_, "a worker is attached while it has nothing to do");
+  memory_ = std::move(memory);
+  lane_ = memory_->new_lane();
+  for (Slot& slot : slots_) {
+    slot.posted = memory_->make_event();
+    slot.finished = memory_->make_event();
+  }
+}
+
 void CommWorker::drain() noexcept {
   std::unique_lock lock(mutex_);
   if (done_ == posted_) return;
@@ -49,6 +60,7 @@ CommWorker::Slot& CommWorker::next_slot() {
 
 CommWorker::Ticket CommWorker::publish() {
   Ticket ticket;
+  if (memory_) slot_of(posted_).posted->record();
   {
     const std::lock_guard lock(mutex_);
     ticket.number = posted_++;
@@ -82,7 +94,14 @@ void CommWorker::run_one(Slot& slot, std::int64_t number) {
   slot.timing.start_ns = wall_ns();
   std::exception_ptr error;
   try {
-    slot.run(slot.storage.data());
+    if (memory_) {
+      const tensor::InLane lane(*memory_, lane_);
+      slot.posted->wait();
+      slot.run(slot.storage.data());
+      slot.finished->record();
+    } else {
+      slot.run(slot.storage.data());
+    }
   } catch (...) {
     error = std::current_exception();
   }
@@ -103,6 +122,8 @@ void CommWorker::wait(Ticket ticket) {
     if (listener_ != nullptr) listener_->on_wait(start, wall_ns());
   }
   if (error_ != nullptr && failed_ <= ticket.number) std::rethrow_exception(error_);
+  // The slot of an old ticket may serve a later operation by now; that one's end is behind this one's.
+  if (memory_) slot_of(ticket.number).finished->wait();
 }
 
 void CommWorker::wait_all() {

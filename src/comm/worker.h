@@ -11,6 +11,10 @@
 // preallocated slots: no allocation after construction. After an operation has thrown, the later ones are not
 // run; wait rethrows the error for it and for all after it.
 // One thread posts and waits (the owner).
+//
+// Beside a GPU (`attach`) the worker has a lane of its memory: an operation begins behind what the owner had
+// queued when it was posted, and what the owner queues after `wait` begins behind the operation, while
+// neither thread waits for the GPU.
 #pragma once
 #include <array>
 #include <condition_variable>
@@ -18,11 +22,14 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#include "tensor/memory.h"
 
 namespace tessera::comm {
 
@@ -62,6 +69,9 @@ class CommWorker {
   CommWorker(const CommWorker&) = delete;
   CommWorker& operator=(const CommWorker&) = delete;
 
+  // The memory of the tensors that operations move. While nothing is posted.
+  void attach(std::shared_ptr<tensor::Memory> memory);
+
   // F: void(), trivially copyable (captures pointers, tensors, numbers), at most kOperationBytes.
   template <class F>
   Ticket post(const F& operation) {
@@ -90,6 +100,7 @@ class CommWorker {
     alignas(std::max_align_t) std::array<std::byte, kOperationBytes> storage;
     void (*run)(std::byte*) = nullptr;
     Timing timing;
+    std::unique_ptr<tensor::Event> posted, finished;  // of an attached memory
   };
   [[nodiscard]] Slot& slot_of(std::int64_t number);
   [[nodiscard]] Slot& next_slot();  // waits for room
@@ -99,7 +110,9 @@ class CommWorker {
 
   Options options_;
   WaitListener* listener_ = nullptr;
+  std::shared_ptr<tensor::Memory> memory_;  // null: none is attached
   std::vector<Slot> slots_;
+  std::int32_t lane_ = 0;
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable changed_;
   std::int64_t posted_ = 0;

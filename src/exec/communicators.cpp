@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "comm/staged.h"
+#include "comm/device_communicator.h"
 
 namespace tessera::exec {
 
@@ -46,9 +46,12 @@ std::vector<Rank> tie_members(const layout::Layout& layout, Rank rank, bool tied
 
 Communicators make_communicators(const layout::Layout& layout, Rank rank, bool tied,
                                  std::int32_t dispatch_nodes, const CommFactory& factory,
-                                 const std::shared_ptr<tensor::Memory>& memory) {
-  const auto make = [&](const std::vector<Rank>& members, std::string_view label) {
-    return comm::make_staged(members.size() == 1 ? comm::make_self(label) : factory(members, label), memory);
+                                 const DeviceRoutes& routes) {
+  using comm::MessagePairs;
+  const auto make = [&](const std::vector<Rank>& members, std::string_view label,
+                        MessagePairs pairs = MessagePairs::none) {
+    return comm::make_between_devices(members.size() == 1 ? comm::make_self(label) : factory(members, label),
+                                      routes.memory, routes.network, pairs);
   };
   std::vector<Rank> everyone;
   everyone.reserve(static_cast<std::size_t>(layout.world_size()));
@@ -56,9 +59,9 @@ Communicators make_communicators(const layout::Layout& layout, Rank rank, bool t
   const layout::RankGrid& d = layout.dense;
   const layout::RankGrid& e = layout.expert;
   Communicators c;
-  c.tp = make(d.group(rank, {Axis::tp}), "tp");
-  c.cp = make(d.group(rank, {Axis::cp}), "cp");
-  c.pp = make(d.group(rank, {Axis::pp}), "pp");
+  c.tp = make(d.group(rank, {Axis::tp}), "tp", routes.tp_messages ? MessagePairs::all : MessagePairs::none);
+  c.cp = make(d.group(rank, {Axis::cp}), "cp", MessagePairs::neighbours);
+  c.pp = make(d.group(rank, {Axis::pp}), "pp", MessagePairs::neighbours);
   c.dp = make(d.group(rank, {Axis::cp, Axis::dp}), "dp");
   c.tp_dp = make(d.group(rank, {Axis::tp, Axis::cp, Axis::dp}), "tp_dp");
   c.edp = make(e.group(rank, {Axis::edp}), "edp");

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "comm/communicator.h"
+#include "comm/device_network.h"
 #include "layout/layout.h"
 #include "moe/dispatch.h"
 
@@ -40,9 +41,16 @@ struct Communicators {
   [[nodiscard]] std::array<Communicator*, kNumCommunicators> all() const;
 };
 
+// How tensors in the memory of GPUs travel between ranks.
+struct DeviceRoutes {
+  std::shared_ptr<tensor::Memory> memory;  // of this rank's tensors
+  comm::DeviceNetwork* network = nullptr;  // null: through the host
+  bool tp_messages = false;                // tp_comm_overlap: all tp ranks send to all
+};
+
 // dispatch_nodes: nodes that hierarchical dispatch tells apart in an ep group; 1: none.
 [[nodiscard]] Communicators make_communicators(const layout::Layout& layout, Rank rank, bool tied,
                                                std::int32_t dispatch_nodes, const CommFactory& factory,
-                                               const std::shared_ptr<tensor::Memory>& memory);
+                                               const DeviceRoutes& routes);
 
 }  // namespace tessera::exec

@@ -98,7 +98,7 @@ ForwardModel::ForwardModel(const ForwardOptions& options, Rank rank, const CommF
       layout_(layout_of(main_model(options))),
       kernels_(options.kernels()),
       comms_(make_communicators(layout_, rank, options.model.tie_word_embeddings, 1, factory,
-                                kernels_->memory())) {}
+                                {.memory = kernels_->memory()})) {}
 
 void ForwardModel::set_up(const std::function<ArenaSize(Arena&)>& build) {
   const auto once = [&](Arena& arena) {

@@ -80,13 +80,12 @@ moe::DispatchForm to_moe(spec::DispatchForm f) {
 
 }  // namespace
 
-RankEngine::RankEngine(Options options) : options_(std::move(options)) {
+RankEngine::RankEngine(Options options)
+    : options_(std::move(options)), exceptions_at_start_(std::uncaught_exceptions()) {
   TESSERA_CHECK(options_.kernels != nullptr, "an engine computes with something");
   const plan::Plan& plan = *options_.plan;
   spec::require_engine_runs(plan.job, "job", engine_on(*options_.kernels));  // a plan may hold more than that
-  comms_ =
-      make_communicators(plan.layout, options_.rank, layout::shares_embedding(plan.job.model),
-                         graph::dispatch_nodes(plan.job), options_.communicators, options_.kernels->memory());
+  join_ranks();
   Arena counting;
   build(counting, planned_);
   planned_arena_ = counting.size();
@@ -102,6 +101,7 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   if (overlaps_dispatch() || runs_pairs()) {
     rows_worker_ = std::make_unique<comm::CommWorker>(
         comm::CommWorker::Options{.on_unwind = options_.worker->on_unwind()});
+    rows_worker_->attach(memory);
   }
   ctx_ =
       std::make_unique<nn::Context>(nn::Context{.kernels = *options_.kernels,
@@ -133,9 +133,32 @@ RankEngine::RankEngine(Options options) : options_(std::move(options)) {
   for (Stage& stage : stages_) stage.set_unit_guard(shards_.get());
 }
 
+void RankEngine::join_ranks() {
+  const plan::Plan& plan = *options_.plan;
+  const std::shared_ptr<tensor::Memory>& memory = options_.kernels->memory();
+  comms_ = make_communicators(plan.layout, options_.rank, layout::shares_embedding(plan.job.model),
+                              graph::dispatch_nodes(plan.job), options_.communicators,
+                              {.memory = memory,
+                               .network = options_.network.get(),
+                               .tp_messages = plan.job.parallel.tp_comm_overlap});
+  if (options_.worker != nullptr) options_.worker->attach(memory);
+  if (!options_.network) return;
+  memory->set_check([this](std::int64_t waited_ns) {
+    try {
+      for (Communicator* c : comms_.all()) c->check(waited_ns);
+    } catch (...) {
+      options_.network->end_all();  // or this GPU waits on
+      throw;
+    }
+  });
+}
+
 RankEngine::~RankEngine() {
+  if (options_.network && std::uncaught_exceptions() > exceptions_at_start_) options_.network->end_all();
   // The helper thread may still be inside a reduction, where an exception ends the step.
   if (options_.worker != nullptr) options_.worker->drain();
+  rows_worker_.reset();
+  options_.kernels->memory()->set_check({});  // nobody waits there any more
 }
 
 void RankEngine::set_wait_listener(comm::WaitListener* listener) {

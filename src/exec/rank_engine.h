@@ -83,6 +83,8 @@ class RankEngine {
     Rank rank;
     std::unique_ptr<kernels::Kernels> kernels;
     CommFactory communicators;
+    // Between the GPUs of the ranks; null: tensors of a GPU go through the host.
+    std::unique_ptr<comm::DeviceNetwork> network;
     // Runs bucket reductions and gathers beside compute; null: in line, as is what goes to experts, which has
     // a helper thread of its own beside this one.
     comm::CommWorker* worker = nullptr;
@@ -154,6 +156,7 @@ class RankEngine {
   static constexpr std::int64_t kNoMessage = -1;
 
   void build(Arena& arena, plan::RankMemory& memory);
+  void join_ranks();
   void reserve_step_buffers(Arena& arena);
   void link_stages();
   [[nodiscard]] nn::Dims dims() const;
@@ -205,6 +208,7 @@ class RankEngine {
   void timed_phase(const char* name, std::int64_t start_ns, std::int64_t start_cpu_ns);
 
   Options options_;
+  std::int32_t exceptions_at_start_;
   plan::RankMemory planned_;
   tensor::ArenaSize planned_arena_, planned_scratch_;
   Arena arena_, scratch_,
@@ -239,6 +243,9 @@ class RankEngine {
 // Of a rank; null: kernels::make_cpu.
 using MakeKernels = std::function<std::unique_ptr<kernels::Kernels>(Rank)>;
 [[nodiscard]] std::unique_ptr<kernels::Kernels> kernels_for(Rank rank, const MakeKernels& make);
+// Of a rank whose tensors lie there; may give null.
+using MakeNetwork =
+    std::function<std::unique_ptr<comm::DeviceNetwork>(Rank, const std::shared_ptr<tensor::Memory>& memory)>;
 
 // What a rank of the plan will take, by a dry run of its set-up; needs no communicators and takes no memory.
 [[nodiscard]] plan::RankMemory plan_memory(const plan::Plan& plan, Rank rank, const MakeKernels& make = {});

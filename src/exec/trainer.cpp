@@ -53,16 +53,7 @@ class RankTraining {
         own_(*run.tracers[2 * index_of(rank)]),
         helper_(*run.tracers[2 * index_of(rank) + 1]),
         worker_({.on_unwind = [this, rank] { run_.world.abort(rank, "left while its reductions ran"); }}),
-        engine_({.plan = &run.plan,
-                 .data = &run.batches,
-                 .rank = rank,
-                 .kernels = kernels_for(rank, run.inputs.compute.kernels),
-                 .communicators =
-                     [this, rank](std::span<const Rank> members, std::string_view label) {
-                       return run_.world.communicator(rank, members, label);
-                     },
-                 .worker = &worker_,
-                 .whereabouts = &run.world.whereabouts(rank)}),
+        engine_(engine_options(rank)),
         state_{DivergenceWatch(job_.train.divergence), Rebalancer(run.plan, run.inputs.rebalancing)},
         gatherer_(run.plan, run.inputs.cores, run.inputs.peak_per_core) {}
 
@@ -84,6 +75,23 @@ class RankTraining {
  private:
   [[nodiscard]] std::size_t index_of(Rank rank) const {
     return static_cast<std::size_t>(rank.value - run_.world.local_ranks().front().value);
+  }
+
+  [[nodiscard]] RankEngine::Options engine_options(Rank rank) {
+    const Compute& compute = run_.inputs.compute;
+    RankEngine::Options options{.plan = &run_.plan,
+                                .data = &run_.batches,
+                                .rank = rank,
+                                .kernels = kernels_for(rank, compute.kernels),
+                                .communicators =
+                                    [this, rank](std::span<const Rank> members, std::string_view label) {
+                                      return run_.world.communicator(rank, members, label);
+                                    },
+                                .network = nullptr,
+                                .worker = &worker_,
+                                .whereabouts = &run_.world.whereabouts(rank)};
+    if (compute.network) options.network = compute.network(rank, options.kernels->memory());
+    return options;
   }
 
   // Gives the next step.

@@ -21,6 +21,7 @@ namespace tessera::exec {
 // What the ranks of this process compute on.
 struct Compute {
   MakeKernels kernels;
+  MakeNetwork network;  // empty: tensors of GPUs go from rank to rank through the host
   spec::EngineOn on = spec::EngineOn::cpu;
 };
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -14,6 +15,14 @@ namespace tessera::tensor {
 namespace {
 
 constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
+
+// Where nothing is queued, every point is reached.
+class NoEvent final : public Event {
+ public:
+  void record() override {}
+  void wait() override {}
+  [[nodiscard]] bool done() override { return true; }
+};
 
 std::size_t mapped_bytes(Bytes size) {
   return static_cast<std::size_t>(round_up(size.value, size.value >= kHugePage ? kHugePage : 4096));
@@ -49,6 +58,33 @@ class HostMemory final : public Memory {
 };
 
 }  // namespace
+
+std::int32_t Memory::lane() const {
+  if (num_inside_.load(std::memory_order_relaxed) == 0) return 0;  // who has entered one sees its own entry
+  const std::lock_guard lock(mutex_);
+  const auto it =
+      std::ranges::find(inside_, std::this_thread::get_id(), &decltype(inside_)::value_type::first);
+  return it == inside_.end() ? 0 : it->second;
+}
+
+void Memory::enter(std::int32_t lane) {
+  const std::thread::id me = std::this_thread::get_id();
+  const std::lock_guard lock(mutex_);
+  std::erase_if(inside_, [&](const auto& entry) { return entry.first == me; });
+  if (lane != 0) inside_.emplace_back(me, lane);
+  num_inside_ = static_cast<std::int32_t>(inside_.size());
+}
+
+InLane::InLane(Memory& memory, std::int32_t lane) : memory_(memory), before_(memory.lane()) {
+  memory_.enter(lane);
+}
+InLane::~InLane() {
+  memory_.enter(before_);
+}
+
+std::unique_ptr<Event> Memory::make_event() {
+  return std::make_unique<NoEvent>();
+}
 
 void Memory::copy(Tensor to, Tensor from) {
   TESSERA_CHECK_EQ(to.bytes().value, from.bytes().value, "a copy keeps the bytes");

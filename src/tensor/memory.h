@@ -5,13 +5,23 @@
 // read and write it; the host must call synchronise() before it touches what queued work still reads or
 // writes. On a CPU the two are the same, and nothing is ever queued.
 //
+// Lanes: what is queued in one lane is done in order; lanes run beside each other, but for events. A thread
+// queues in the lane it is in: 0 unless it says otherwise, so that a helper thread's copies and collectives
+// do not stand in the way of what computes.
+//
 //   const std::shared_ptr<Memory> memory = kernels.memory();
 //   memory->copy(to, from);                                       // either may lie on the host
 //   on_host(*memory, weights, Access::write, [&](Tensor w) { ... w.as<float>() ... });
 // Thread safe.
 #pragma once
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "tensor/tensor.h"
 
@@ -20,6 +30,16 @@ namespace tessera::tensor {
 inline constexpr std::int64_t kAlignment = 64;  // of every tensor: one cache line, one AVX-512 register
 
 enum class Reach : std::uint8_t { own, shared };
+
+// A point of a lane that others wait for. Recorded and waited for again and again; one that was never
+// recorded is done.
+class Event {
+ public:
+  virtual ~Event() = default;
+  virtual void record() = 0;  // behind all that this thread's lane holds
+  virtual void wait() = 0;    // this thread's lane goes on when what was recorded last is done
+  [[nodiscard]] virtual bool done() = 0;
+};
 
 class Memory {
  public:
@@ -34,12 +54,48 @@ class Memory {
   // are until synchronise(). Error{internal} when sizes differ.
   void copy(Tensor to, Tensor from);
   void clear(Tensor t);  // queues zero bytes
-  // Until all work queued so far is done.
+  // Until all work queued so far in this thread's lane is done.
   virtual void synchronise() = 0;
+
+  [[nodiscard]] std::int32_t new_lane() { return ++lanes_; }
+  [[nodiscard]] std::int32_t lane() const;  // that the calling thread is in
+  [[nodiscard]] virtual std::unique_ptr<Event> make_event();
+  // Of this thread's lane, for libraries: a cudaStream_t. Null: nothing is ever queued.
+  [[nodiscard]] virtual void* queue() { return nullptr; }
+
+  // Asked now and then while a thread waits in synchronise, with the time that it has waited: an error ends
+  // the wait, which a peer that is gone would not. Empty: nobody is asked. Before threads wait.
+  using Check = std::function<void(std::int64_t waited_ns)>;
+  void set_check(Check check) { check_ = std::move(check); }
+
+ protected:
+  [[nodiscard]] const Check& check() const { return check_; }
 
  private:
   virtual void do_copy(void* to, const void* from, Bytes size) = 0;
   virtual void do_clear(void* at, Bytes size) = 0;
+
+  friend class InLane;
+  void enter(std::int32_t lane);  // 0: leave
+
+  std::atomic<std::int32_t> lanes_{0};  // besides lane 0
+  mutable std::mutex mutex_;            // of inside_
+  std::vector<std::pair<std::thread::id, std::int32_t>> inside_;
+  std::atomic<std::int32_t> num_inside_{0};  // so that it need not be asked where all are in lane 0
+  Check check_;
+};
+
+// The calling thread's lane, for a while.
+class InLane {
+ public:
+  InLane(Memory& memory, std::int32_t lane);
+  ~InLane();
+  InLane(const InLane&) = delete;
+  InLane& operator=(const InLane&) = delete;
+
+ private:
+  Memory& memory_;
+  std::int32_t before_;
 };
 
 [[nodiscard]] std::shared_ptr<Memory> make_host_memory();

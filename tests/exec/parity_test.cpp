@@ -12,12 +12,14 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <map>
 #include <tuple>
 
 #include "base/random.h"
 #include "run.h"
 #include "support/emulated_place.h"
+#include "support/fake_network.h"
 
 namespace tessera::testing {
 namespace {
@@ -222,10 +224,8 @@ TEST(Parity, AnyLayoutWithCutSequencesEqualsOneRank) {
   expect_equal_to_one_rank(cut_sequences(), 240);
 }
 
-// On the kernels of the CUDA backend, compiled for the host (docs/gpu.md): every rank's tensors lie in a
-// memory that the host cannot touch, with a queue of its own, and several ranks meet through the host.
-TEST(Parity, RanksWithDeviceMemoryEqualOneRankOfTheHost) {
-  const std::vector<Combination> combinations = {
+const std::vector<Combination>& device_combinations() {
+  static const std::vector<Combination> list = {
       {"dense", {.dp = 2}, 1},
       {"dense", {.dp = 2}, 3},
       {"tied", {.dp = 2, .pp = 2, .schedule = "zb-h1"}, 2},
@@ -238,13 +238,36 @@ TEST(Parity, RanksWithDeviceMemoryEqualOneRankOfTheHost) {
       {"by_node", {.dp = 4, .ep = 4, .ranks_per_node = 2}, 1},
       {"experts_choose", {.cp = 2}, 0},
   };
-  for (const Combination& c : combinations) {
+  return list;
+}
+
+void expect_devices_equal_one_rank(const std::function<RunOptions()>& options) {
+  for (const Combination& c : device_combinations()) {
     spec::Job job = job_of(c.model, c.layers(), c.sequence());
     job.parallel = c.parallel;
     job.train.zero_stage = c.zero_stage;
-    expect_parity(one_rank(c.model, c.layers(), c.sequence()),
-                  run_job(job, {.worker = true, .make_kernels = &kernels::emulated::make_device}), c.text());
+    expect_parity(one_rank(c.model, c.layers(), c.sequence()), run_job(job, options()), c.text());
   }
+}
+
+// On the kernels of the CUDA backend, compiled for the host (docs/gpu.md): every rank's tensors lie in a
+// memory that the host cannot touch, with lanes of its own, and the ranks meet through the host.
+TEST(Parity, RanksWithDeviceMemoryEqualOneRankOfTheHost) {
+  expect_devices_equal_one_rank(
+      [] { return RunOptions{.worker = true, .make_kernels = &kernels::emulated::make_device}; });
+}
+
+// The same, and tensors go from device to device, behind each other's work alone: no host waits for them.
+TEST(Parity, RanksWithDeviceMemoryAndANetworkEqualOneRankOfTheHost) {
+  expect_devices_equal_one_rank([] {
+    const auto hub = std::make_shared<test::FakeNetwork::Hub>();
+    return RunOptions{.worker = true,
+                      .make_kernels = &kernels::emulated::make_device_beside,
+                      .make_network = [hub](Rank rank, const std::shared_ptr<tensor::Memory>& memory) {
+                        return std::make_unique<test::FakeNetwork>(hub, memory,
+                                                                   fmt::format("GPU-{}", rank.value));
+                      }};
+  });
 }
 
 }  // namespace

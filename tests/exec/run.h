@@ -37,7 +37,8 @@ struct RunOptions {
   bool cpu_kernels = false;  // else the reference
   // Instead of both, of each rank.
   std::function<std::unique_ptr<kernels::Kernels>()> make_kernels = nullptr;
-  const exec::BatchSource* data = nullptr;  // instead of synthetic tokens
+  exec::MakeNetwork make_network = nullptr;  // between their devices; null: through the host
+  const exec::BatchSource* data = nullptr;   // instead of synthetic tokens
   comm::World* world = nullptr;  // instead of threads; the result then holds what the local ranks have
   std::function<void(exec::RankEngine&)> start = nullptr;  // instead of initialise()
   // After each step but the last, on every rank's thread.

@@ -96,13 +96,17 @@ RunResult run_job(const spec::Job& job, const RunOptions& options) {
       worker = std::make_unique<comm::CommWorker>(
           comm::CommWorker::Options{.on_unwind = [&] { world.abort(rank, "left while its worker ran"); }});
     }
+    std::unique_ptr<kernels::Kernels> kernels = kernels_of(options);
+    std::unique_ptr<comm::DeviceNetwork> network;
+    if (options.make_network) network = options.make_network(rank, kernels->memory());
     exec::RankEngine engine(
         {.plan = &plan,
          .data = options.data != nullptr ? options.data : &synthetic,
          .rank = rank,
-         .kernels = kernels_of(options),
+         .kernels = std::move(kernels),
          .communicators = [&](std::span<const Rank> members,
                               std::string_view label) { return world.communicator(rank, members, label); },
+         .network = std::move(network),
          .worker = worker.get(),
          .whereabouts = &world.whereabouts(rank)});
     options.start ? options.start(engine) : engine.initialise();

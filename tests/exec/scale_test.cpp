@@ -54,7 +54,7 @@ void add_rank(const plan::Plan& plan, Rank rank, const kernels::Kernels& kernels
   };
   const exec::Communicators comms =
       exec::make_communicators(plan.layout, rank, layout::shares_embedding(job.model),
-                               graph::dispatch_nodes(job), place, kernels.memory());
+                               graph::dispatch_nodes(job), place, {.memory = kernels.memory()});
   tensor::Arena counting;
   exec::ParamStore store(
       layout::parameters(job.model, plan.layout, rank),

@@ -10,8 +10,9 @@ namespace tessera::kernels::emulated {
 // Over tensors of the host.
 [[nodiscard]] std::unique_ptr<Kernels> make();
 // With a memory of its own, whose tensors the host refuses to touch, as it could not touch a GPU's, and with
-// launches and copies that are done no sooner than somebody synchronises.
+// launches and copies in lanes: done as late as can be, or beside the host.
 [[nodiscard]] std::unique_ptr<Kernels> make_device();
+[[nodiscard]] std::unique_ptr<Kernels> make_device_beside();
 // As make, asking `library` first.
 [[nodiscard]] std::unique_ptr<Kernels> make_with(std::unique_ptr<LibraryOps> library);
 

@@ -176,23 +176,4 @@ void* dynamic_shared() {
   return launch().shared();
 }
 
-void Queue::put(std::function<void()> work) {
-  const std::lock_guard lock(mutex_);
-  work_.push_back(std::move(work));
-}
-
-void Queue::finish() {
-  const std::lock_guard turn(finishing_);
-  for (;;) {
-    std::function<void()> work;
-    {
-      const std::lock_guard lock(mutex_);
-      if (work_.empty()) return;
-      work = std::move(work_.front());
-      work_.pop_front();
-    }
-    work();
-  }
-}
-
 }  // namespace tessera::emulation

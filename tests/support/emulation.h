@@ -13,12 +13,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <deque>
 #include <functional>
 #include <limits>
-#include <mutex>
 #include <new>
 #include <utility>
+
+#include "support/queue.h"
 
 #define __global__
 #define __device__
@@ -41,21 +41,6 @@ struct Position {
 
 void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel);
 
-// A stream: what is put into it waits until somebody synchronises, so a host that does not wait reads what
-// was there before. Thread safe.
-class Queue {
- public:
-  void put(std::function<void()> work);
-  void finish();  // does all of it, in order
-
- private:
-  std::mutex mutex_;      // of work_
-  std::mutex finishing_;  // one at a time, in order
-  std::deque<std::function<void()>> work_;
-};
-inline void run_on(Queue* queue, std::function<void()> work) {
-  queue == nullptr ? work() : queue->put(std::move(work));
-}
 void block_barrier();
 void warp_barrier();
 // Eight bytes of each lane of this warp, other ones at every second call: whoever writes them again has met

@@ -152,6 +152,11 @@ void MessageCommunicator::ring_gather(std::byte* data, std::int64_t elements, st
   }
 }
 
+void MessageCommunicator::check(std::int64_t /*waited_ns*/) {
+  if (world_.stopped())
+    world_.throw_stopped(fmt::format("rank {}, {}", world_rank(rank()).value, title(seat_.name())));
+}
+
 void MessageCommunicator::do_all_reduce(Tensor x) {
   const std::int64_t bytes = x.bytes().value;
   const Scope scope(*this, Scope::Lane::collective, info_of(Call::all_reduce, x, bytes));

@@ -36,6 +36,7 @@ class MessageCommunicator final : public Communicator {
   MessageCommunicator(Seat& seat, std::string_view label, Post& post, thread::World& world,
                       std::unique_ptr<Wire::Sums> sums);
   ~MessageCommunicator() override;
+  void check(std::int64_t waited_ns) override;
 
  private:
   class Scope;

@@ -113,6 +113,12 @@ std::byte* ThreadCommunicator::scratch(std::int64_t bytes) {
   return scratch_.data();
 }
 
+void ThreadCommunicator::check(std::int64_t /*waited_ns*/) {
+  World& world = group_.world();
+  if (world.stopped())
+    world.throw_stopped(fmt::format("rank {}, {}", group_.world_rank(me_).value, group_.title()));
+}
+
 void ThreadCommunicator::do_all_reduce(Tensor x) {
   const std::int64_t bytes = x.bytes().value;
   Scope scope(*this, Scope::Kind::collective, info_of(Call::all_reduce, x, bytes));

@@ -12,6 +12,7 @@ class ThreadCommunicator final : public Communicator {
   ThreadCommunicator(Group& group, std::int32_t rank);
   // Withdraws sends that nobody has received: their buffers may go now.
   ~ThreadCommunicator() override;
+  void check(std::int64_t waited_ns) override;
 
  private:
   class Scope;

@@ -42,10 +42,10 @@ void with_scalar(const Tensor& t, F f) {
   }
 }
 
-// The memory of a device with the stream that its work and copies queue in.
+// The memory of a device with the streams that its work and copies queue in.
 class Place : public tensor::Memory {
  public:
-  [[nodiscard]] virtual Stream stream() const = 0;
+  [[nodiscard]] virtual Stream stream() const = 0;  // of the calling thread's lane
 };
 
 class Backend final : public Kernels {
@@ -53,6 +53,7 @@ class Backend final : public Kernels {
   // library: null, or asked before this backend's own products and attention.
   explicit Backend(const std::shared_ptr<Place>& place, std::unique_ptr<LibraryOps> library = nullptr)
       : Kernels(place),
+        place_(*place),
         stream_(place->stream()),
         shared_(place, Bytes(64), tensor::Reach::shared),
         library_(std::move(library)) {}
@@ -140,6 +141,7 @@ class Backend final : public Kernels {
     return *result();
   }
 
+  Place& place_;  // which Kernels keeps
   Stream stream_;
   tensor::Buffer shared_;
   std::unique_ptr<LibraryOps> library_;

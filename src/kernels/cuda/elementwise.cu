@@ -189,7 +189,9 @@ void Backend::do_accumulate(Tensor y, Tensor x) {
     using To = decltype(to);
     using From = decltype(from);
     const std::int64_t n = y.num_elements();
-    launch(stream_, over_elements(n), &accumulate_all<To, From>, y.address<To>(), x.address<From>(), n);
+    // A helper thread may call, in its lane.
+    launch(place_.stream(), over_elements(n), &accumulate_all<To, From>, y.address<To>(), x.address<From>(),
+           n);
   };
   if (y.dtype() == x.dtype()) {
     with_scalar(y, [&](auto zero) { add(zero, zero); });

@@ -1,6 +1,12 @@
 // The devices of this machine, and the backend on one of them.
+#include <exception>
+#include <mutex>
 #include <string>
+#include <thread>
+#include <utility>
+#include <vector>
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/cuda_kernels.h"
@@ -17,20 +23,53 @@ void check(cudaError_t code, std::string_view call) {
 
 namespace {
 
+class DevicePlace;
+
+class DeviceEvent final : public tensor::Event {
+ public:
+  explicit DeviceEvent(const DevicePlace& place);
+  DeviceEvent(const DeviceEvent&) = delete;
+  DeviceEvent& operator=(const DeviceEvent&) = delete;
+  ~DeviceEvent() override { cudaEventDestroy(event_); }
+  void record() override;
+  void wait() override;
+  [[nodiscard]] bool done() override;
+
+ private:
+  const DevicePlace& place_;
+  cudaEvent_t event_ = nullptr;
+};
+
 class DevicePlace final : public Place {
  public:
-  explicit DevicePlace(std::int32_t device) : device_(device) {
-    use_device();
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
-  }
+  explicit DevicePlace(std::int32_t device) : device_(device) { (void)stream(); }
   DevicePlace(const DevicePlace&) = delete;
   DevicePlace& operator=(const DevicePlace&) = delete;
   ~DevicePlace() override {
-    cudaSetDevice(device_);
-    cudaStreamDestroy(stream_);
+    for (const auto& [memory, reach] : left_) free(memory, reach);
+    for (const Stream stream : streams_) {
+      if (stream != nullptr) cudaStreamDestroy(stream);
+    }
   }
   [[nodiscard]] tensor::Device device() const override { return tensor::Device::cuda; }
-  [[nodiscard]] Stream stream() const override { return stream_; }
+  // Made when a thread is in the lane for the first time. What moves data goes before what computes.
+  [[nodiscard]] Stream stream() const override {
+    const auto at = static_cast<std::size_t>(lane());
+    const std::lock_guard lock(mutex_);
+    if (at >= streams_.size()) streams_.resize(at + 1);
+    Stream& stream = streams_[at];
+    if (stream != nullptr) return stream;
+    use_device();
+    int lowest = 0, highest = 0;
+    cuda::check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange");
+    cuda::check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, at == 0 ? lowest : highest),
+                "cudaStreamCreateWithPriority");
+    return stream;
+  }
+  [[nodiscard]] void* queue() override { return stream(); }
+  [[nodiscard]] std::unique_ptr<tensor::Event> make_event() override {
+    return std::make_unique<DeviceEvent>(*this);
+  }
 
   [[nodiscard]] void* allocate(Bytes size, tensor::Reach reach) override {
     use_device();
@@ -40,12 +79,41 @@ class DevicePlace final : public Place {
                                  ? cudaMalloc(&memory, n)
                                  : cudaHostAlloc(&memory, n, cudaHostAllocMapped | cudaHostAllocPortable);
     if (code == cudaErrorMemoryAllocation) throw no_memory(size, reach);
-    check(code, "cudaMalloc");
+    cuda::check(code, "cudaMalloc");
     do_clear(memory, size);
     synchronise();
     return memory;
   }
+  // Freeing waits for the device, which waits for ever where an error unwinds this rank among collectives:
+  // then the memory goes when the place does, behind them.
   void release(void* memory, Bytes /*size*/, tensor::Reach reach) noexcept override {
+    if (std::uncaught_exceptions() == 0) return free(memory, reach);
+    const std::lock_guard lock(mutex_);
+    left_.emplace_back(memory, reach);
+  }
+  void synchronise() override {
+    use_device();
+    if (!Memory::check()) return cuda::check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+    // A stream that waits for a peer that is gone would never end.
+    const std::int64_t start = wall_ns();
+    for (std::int64_t asked = start;;) {
+      const cudaError_t code = cudaStreamQuery(stream());
+      if (code != cudaErrorNotReady) return cuda::check(code, "cudaStreamQuery");
+      const std::int64_t now = wall_ns();
+      if (now - asked > kAskAfterNs) {
+        asked = now;
+        Memory::check()(now - start);
+      }
+      std::this_thread::yield();
+    }
+  }
+  // The runtime keeps the device for each thread, and helper threads copy too.
+  void use_device() const { cuda::check(cudaSetDevice(device_), "cudaSetDevice"); }
+
+ private:
+  static constexpr std::int64_t kAskAfterNs = 10'000'000;
+
+  void free(void* memory, tensor::Reach reach) const {
     cudaSetDevice(device_);
     if (reach == tensor::Reach::own) {
       cudaFree(memory);
@@ -53,14 +121,6 @@ class DevicePlace final : public Place {
       cudaFreeHost(memory);
     }
   }
-  void synchronise() override {
-    use_device();
-    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-  }
-
- private:
-  // The runtime keeps the device for each thread, and helper threads copy too.
-  void use_device() const { check(cudaSetDevice(device_), "cudaSetDevice"); }
 
   [[nodiscard]] Error no_memory(Bytes size, tensor::Reach reach) const {
     std::size_t free = 0, total = 0;
@@ -78,17 +138,37 @@ class DevicePlace final : public Place {
 
   void do_copy(void* to, const void* from, Bytes size) override {
     use_device();
-    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(size.value), cudaMemcpyDefault, stream_),
-          "cudaMemcpyAsync");
+    cuda::check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(size.value), cudaMemcpyDefault, stream()),
+                "cudaMemcpyAsync");
   }
   void do_clear(void* at, Bytes size) override {
     use_device();
-    check(cudaMemsetAsync(at, 0, static_cast<std::size_t>(size.value), stream_), "cudaMemsetAsync");
+    cuda::check(cudaMemsetAsync(at, 0, static_cast<std::size_t>(size.value), stream()), "cudaMemsetAsync");
   }
 
   std::int32_t device_;
-  Stream stream_ = nullptr;
+  mutable std::mutex mutex_;
+  mutable std::vector<Stream> streams_;  // [lane]
+  std::vector<std::pair<void*, tensor::Reach>> left_;
 };
+
+DeviceEvent::DeviceEvent(const DevicePlace& place) : place_(place) {
+  place.use_device();
+  check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
+}
+void DeviceEvent::record() {
+  place_.use_device();
+  check(cudaEventRecord(event_, place_.stream()), "cudaEventRecord");
+}
+void DeviceEvent::wait() {
+  place_.use_device();
+  check(cudaStreamWaitEvent(place_.stream(), event_, 0), "cudaStreamWaitEvent");
+}
+bool DeviceEvent::done() {
+  const cudaError_t code = cudaEventQuery(event_);
+  if (code != cudaErrorNotReady) check(code, "cudaEventQuery");
+  return code == cudaSuccess;
+}
 
 }  // namespace
 }  // namespace cuda
