@@ -13,6 +13,6 @@ if(TESSERA_HAVE_CUDA)
   target_sources(tessera_kernels PRIVATE ${cuda_sources})
   set_source_files_properties(${dir}/cuda/absent.cpp PROPERTIES HEADER_FILE_ONLY ON)
   target_compile_options(tessera_kernels PRIVATE
-    "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;--expt-relaxed-constexpr;--Werror=all-warnings;-Xcompiler=-Wall>")
+    "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;--expt-relaxed-constexpr;--Werror=all-warnings;-Xcompiler=-Wall;-Xptxas=--warn-on-spills;-Xptxas=--warning-as-error>")
   target_link_libraries(tessera_kernels PRIVATE CUDA::cudart_static)
 endif()

@@ -42,6 +42,11 @@ void with_scalar(const Tensor& t, F f) {
   }
 }
 
+template <class A>
+A* address_or_null(const Tensor& t) {
+  return t.raw() == nullptr ? nullptr : t.address<A>();
+}
+
 // The memory of a device with the streams that its work and copies queue in.
 class Place : public tensor::Memory {
  public:
@@ -56,8 +61,9 @@ class Backend final : public Kernels {
         place_(*place),
         stream_(place->stream()),
         shared_(place, Bytes(64), tensor::Reach::shared),
+        workspace_(place, Bytes(kWorkspace), tensor::Reach::own),
         library_(std::move(library)) {}
-  [[nodiscard]] Bytes workspace_bytes() const override { return Bytes(0); }
+  [[nodiscard]] Bytes workspace_bytes() const override { return workspace_.size(); }
   [[nodiscard]] bool takes_bf16() const override { return true; }
   // The bf16 copy of a weight of f32.
   [[nodiscard]] Bytes packed_bytes(DType dtype, std::int64_t n, std::int64_t k) const override {
@@ -134,6 +140,20 @@ class Backend final : public Kernels {
   void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) override;
 
  private:
+  static constexpr std::int64_t kWorkspace = std::int64_t{4} << 20U;  // of sums in two steps
+
+  [[nodiscard]] double sum(const Tensor& x, bool squares);
+  // RMSNorm has no mean and no bias: empty.
+  struct NormStats {
+    Tensor mean, rstd;
+  };
+  void norm(const Tensor& y, const NormStats& stats, const Tensor& x, const Tensor& w, const Tensor& b,
+            double eps);
+  void norm_apply(const Tensor& y, const NormStats& stats, const Tensor& x, const Tensor& w, const Tensor& b);
+  void norm_dgrad(const Tensor& dx, const Tensor& dy, const Tensor& x, const NormStats& stats,
+                  const Tensor& w, Write write);
+  void norm_wgrad(const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
+                  const NormStats& stats);
   // What a kernel wrote there, once it is done.
   [[nodiscard]] double* result() const { return reinterpret_cast<double*>(shared_.data()); }
   [[nodiscard]] double wait_for_result() const {
@@ -143,7 +163,7 @@ class Backend final : public Kernels {
 
   Place& place_;  // which Kernels keeps
   Stream stream_;
-  tensor::Buffer shared_;
+  tensor::Buffer shared_, workspace_;
   std::unique_ptr<LibraryOps> library_;
 };
 

@@ -3,7 +3,7 @@
 // the fast way on tensor cores.
 #include <type_traits>
 
-#include "kernels/cuda/backend.h"
+#include "kernels/cuda/packs.h"
 
 namespace tessera::kernels::TESSERA_CUDA_NAMESPACE {
 namespace {
@@ -127,16 +127,21 @@ Tensor weight_beside(const Tensor& activations, const Weight& w) {
   return {w.packed.raw(), DType::bf16, value.shape(), w.packed.device()};
 }
 
-__global__ void round_all(Bf16* to, const float* from, std::int64_t n) {
-  for (std::int64_t i = first_element(); i < n; i += element_stride()) to[i] = from[i];
+__global__ void round_all(Bf16* to, const float* from, std::int64_t n, bool wide) {
+  for (std::int64_t p = first_element(); p < packs_of(n); p += element_stride()) {
+    float value[kPack];
+    load(value, from, p * kPack, n, wide);
+    store(to, p * kPack, n, wide, value);
+  }
 }
 
 }  // namespace
 
 void Backend::do_pack(Weight& w) {
   const std::int64_t n = w.value_NK.num_elements();
-  launch(stream_, over_elements(n), &round_all, reinterpret_cast<Bf16*>(w.packed.address<std::uint8_t>()),
-         w.value_NK.address<float>(), n);
+  auto* to = reinterpret_cast<Bf16*>(w.packed.address<std::uint8_t>());
+  const float* from = w.value_NK.address<float>();
+  launch(stream_, over_packs(n), &round_all, to, from, n, is_wide(to, n) && is_wide(from, n));
 }
 
 void Backend::do_linear(Tensor y, Tensor x, const Weight& w) {

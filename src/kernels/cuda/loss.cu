@@ -2,17 +2,21 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cuda/backend.h"
+#include "kernels/cuda/packs.h"
 
 namespace tessera::kernels::TESSERA_CUDA_NAMESPACE {
 namespace {
 
 template <class S, class A = Acc<S>>
 __global__ void embedding_all(S* y, const std::int32_t* ids, const A* table, std::int64_t begin,
-                              std::int64_t vocab, std::int64_t n, std::int64_t width) {
-  for (std::int64_t i = first_element(); i < n; i += element_stride()) {
-    const std::int64_t row = ids[i / width] - begin;
-    y[i] = row >= 0 && row < vocab ? table[row * width + i % width] : A(0);
+                              std::int64_t vocab, std::int64_t tokens, std::int64_t width, bool wide) {
+  for (std::int64_t t = first_row(); t < tokens; t += row_stride()) {
+    const std::int64_t row = ids[t] - begin;
+    for (std::int64_t p = first_pack(); p < packs_of(width); p += pack_stride()) {
+      A value[kPack] = {};
+      if (row >= 0 && row < vocab) load(value, table + row * width, p * kPack, width, wide);
+      store(y + t * width, p * kPack, width, wide, value);
+    }
   }
 }
 
@@ -34,23 +38,36 @@ __global__ void embedding_wgrad_tokens(A* dtable, const S* dy, const std::int32_
   }
 }
 
+// One pass: each thread keeps its largest logit and the sum of exp below it.
 template <class S, class A = Acc<S>>
 __global__ void cross_entropy_stats_rows(A* stats, const S* logits, const std::int32_t* targets,
-                                         std::int64_t begin, std::int64_t tokens, std::int64_t vocab) {
+                                         std::int64_t begin, std::int64_t tokens, std::int64_t vocab,
+                                         bool wide) {
+  const A lowest = -std::numeric_limits<A>::infinity();
   const std::int64_t t = blockIdx.x;
   const S* z = logits + t * vocab;
-  A largest = -std::numeric_limits<A>::infinity();
-  for (std::int64_t v = threadIdx.x; v < vocab; v += blockDim.x) largest = z[v] > largest ? z[v] : largest;
-  largest = block_max(largest);
-  A sum = 0;
-  for (std::int64_t v = threadIdx.x; v < vocab; v += blockDim.x) sum += std::exp(z[v] - largest);
-  sum = block_sum(sum);
+  A mine = lowest, below = 0;
+  for (std::int64_t p = threadIdx.x; p < packs_of(vocab); p += blockDim.x) {
+    A value[kPack];
+    load(value, z, p * kPack, vocab, wide);
+    A largest = mine;
+    for (int i = 0; i < kPack; ++i) {
+      if (p * kPack + i >= vocab) value[i] = lowest;
+      largest = value[i] > largest || value[i] != value[i] ? value[i] : largest;  // NaN stays
+    }
+    if (largest == lowest) continue;
+    below *= std::exp(mine - largest);
+    for (int i = 0; i < kPack; ++i) below += std::exp(value[i] - largest);
+    mine = largest;
+  }
+  const A largest = block_max(mine);
+  const A sum = block_sum(mine == lowest ? A(0) : below * std::exp(mine - largest));
   if (threadIdx.x != 0) return;
   const std::int64_t target = targets[t];
   const bool here = target >= 0 && target >= begin && target < begin + vocab;
   stats[t] = largest;
   stats[tokens + t] = sum;
-  stats[2 * tokens + t] = here ? z[target - begin] : A(0);
+  stats[2 * tokens + t] = here ? A(z[target - begin]) : A(0);
 }
 
 template <class S>
@@ -75,11 +92,20 @@ __global__ void cross_entropy_join_all(S* loss, S* lse, const S* stats, const st
 
 template <class S, class A = Acc<S>>
 __global__ void cross_entropy_backward_all(S* logits, const A* lse, const std::int32_t* targets,
-                                           std::int64_t begin, A weight, std::int64_t n, std::int64_t vocab) {
-  for (std::int64_t i = first_element(); i < n; i += element_stride()) {
-    const std::int64_t t = i / vocab, target = targets[t];
-    const A hit = target == begin + i % vocab ? A(1) : A(0);
-    logits[i] = target < 0 ? A(0) : weight * (std::exp(logits[i] - lse[t]) - hit);
+                                           std::int64_t begin, A weight, std::int64_t tokens,
+                                           std::int64_t vocab, bool wide) {
+  for (std::int64_t t = first_row(); t < tokens; t += row_stride()) {
+    const std::int64_t target = targets[t];
+    S* row = logits + t * vocab;
+    for (std::int64_t p = first_pack(); p < packs_of(vocab); p += pack_stride()) {
+      A value[kPack];
+      load(value, row, p * kPack, vocab, wide);
+      for (int i = 0; i < kPack; ++i) {
+        const A hit = target == begin + p * kPack + i ? A(1) : A(0);
+        value[i] = target < 0 ? A(0) : weight * (std::exp(value[i] - lse[t]) - hit);
+      }
+      store(row, p * kPack, vocab, wide, value);
+    }
   }
 }
 
@@ -89,9 +115,12 @@ void Backend::do_embedding(Tensor y, Tensor ids, Tensor table, std::int64_t voca
   with_scalar(y, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    const std::int64_t n = y.num_elements();
-    launch(stream_, over_elements(n), &embedding_all<S>, y.address<S>(), ids.address<std::int32_t>(),
-           table.address<A>(), vocab_begin, table.dim(0), n, table.dim(1));
+    const std::int64_t width = table.dim(1);
+    S* to = y.address<S>();
+    A* from = table.address<A>();
+    launch(stream_, over_matrix(y.dim(0), packs_of(width)), &embedding_all<S>, to,
+           ids.address<std::int32_t>(), from, vocab_begin, table.dim(0), y.dim(0), width,
+           is_wide(to, width) && is_wide(from, width));
   });
 }
 
@@ -108,8 +137,10 @@ void Backend::do_cross_entropy_stats(Tensor stats, Tensor logits, Tensor targets
   with_scalar(logits, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    launch(stream_, over_rows(logits.dim(0)), &cross_entropy_stats_rows<S>, stats.address<A>(),
-           logits.address<S>(), targets.address<std::int32_t>(), vocab_begin, logits.dim(0), logits.dim(1));
+    const S* z = logits.address<S>();
+    const std::int64_t vocab = logits.dim(1);
+    launch(stream_, over_wide_rows(logits.dim(0), vocab), &cross_entropy_stats_rows<S>, stats.address<A>(), z,
+           targets.address<std::int32_t>(), vocab_begin, logits.dim(0), vocab, is_wide(z, vocab));
   });
 }
 
@@ -127,9 +158,11 @@ void Backend::do_cross_entropy_backward(Tensor logits, Tensor lse, Tensor target
   with_scalar(logits, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    const std::int64_t n = logits.num_elements();
-    launch(stream_, over_elements(n), &cross_entropy_backward_all<S>, logits.address<S>(), lse.address<A>(),
-           targets.address<std::int32_t>(), vocab_begin, static_cast<A>(weight), n, logits.dim(1));
+    S* z = logits.address<S>();
+    const std::int64_t vocab = logits.dim(1);
+    launch(stream_, over_matrix(logits.dim(0), packs_of(vocab)), &cross_entropy_backward_all<S>, z,
+           lse.address<A>(), targets.address<std::int32_t>(), vocab_begin, static_cast<A>(weight),
+           logits.dim(0), vocab, is_wide(z, vocab));
   });
 }
 

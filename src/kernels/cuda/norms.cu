@@ -1,9 +1,11 @@
-// RMSNorm, LayerNorm and the norms of groups of columns: a block for each row (or group), all sums in its
-// tree; gradients of the weights: sums over the rows of a column.
+// RMSNorm, LayerNorm and the norms of groups of columns: a block for each row (a warp for each group), all
+// sums in its tree, and the row read a second time while it is near; gradients of the weights: sums over the
+// rows of a column.
 #include <cmath>
 #include <type_traits>
 
-#include "kernels/cuda/backend.h"
+#include "kernels/cuda/column_sums.h"
+#include "kernels/cuda/packs.h"
 
 namespace tessera::kernels::TESSERA_CUDA_NAMESPACE {
 namespace {
@@ -13,103 +15,138 @@ __device__ S rstd_of(S squares, S count, S eps) {
   return S(1) / std::sqrt(squares / count + eps);
 }
 
-// mean: null for RMSNorm. b: null for RMSNorm.
 template <class A>
-__device__ A normed(std::type_identity_t<A> x, const A* mean, A rstd, std::int64_t t) {
-  return mean == nullptr ? x * rstd : (x - mean[t]) * rstd;
+__device__ A normed(A x, A center, A rstd) {
+  return (x - center) * rstd;
 }
 
+template <class A>
+struct NormWeights {
+  const A* w;
+  const A* b;  // null: RMSNorm
+};
+
+template <class S, class A>
+__device__ void apply_pack(S* y, const S* x, std::int64_t first, NormWeights<A> weights, A center, A rstd,
+                           std::int64_t width, bool wide) {
+  A value[kPack], weight[kPack], bias[kPack] = {};
+  load(value, x, first, width, wide);
+  load(weight, weights.w, first, width, wide);
+  if (weights.b != nullptr) load(bias, weights.b, first, width, wide);
+  for (int i = 0; i < kPack; ++i) {
+    value[i] = normed(value[i], center, rstd) * weight[i];
+    if (weights.b != nullptr) value[i] += bias[i];
+  }
+  store(y, first, width, wide, value);
+}
+
+// y = the normed row, with its statistics. mean: null for RMSNorm.
 template <class S, class A = Acc<S>>
-__global__ void norm_rows(A* mean, A* rstd, const S* x, A eps, std::int64_t width) {
-  const std::int64_t t = blockIdx.x;
+__global__ void norm_rows(S* y, A* mean, A* rstd, const S* x, NormWeights<A> weights, A eps,
+                          std::int64_t width, bool wide) {
+  const std::int64_t t = blockIdx.x, packs = packs_of(width);
   const S* row = x + t * width;
-  A center = 0;
+  A center = 0, sum = 0;
   if (mean != nullptr) {
-    for (std::int64_t h = threadIdx.x; h < width; h += blockDim.x) center += row[h];
-    center = block_sum(center) / static_cast<A>(width);
+    for (std::int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
+      A value[kPack];
+      load(value, row, p * kPack, width, wide);
+      for (int i = 0; i < kPack; ++i) sum += value[i];
+    }
+    center = block_sum(sum) / static_cast<A>(width);
   }
   A squares = 0;
-  for (std::int64_t h = threadIdx.x; h < width; h += blockDim.x) {
-    squares += (row[h] - center) * (row[h] - center);
+  for (std::int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
+    A value[kPack];
+    load(value, row, p * kPack, width, wide);
+    for (int i = 0; i < kPack; ++i) {
+      const A away = value[i] - center;
+      if (p * kPack + i < width) squares += away * away;
+    }
   }
-  squares = block_sum(squares);
+  const A r = rstd_of(block_sum(squares), static_cast<A>(width), eps);
   if (threadIdx.x == 0) {
     if (mean != nullptr) mean[t] = center;
-    rstd[t] = rstd_of(squares, static_cast<A>(width), eps);
+    rstd[t] = r;
   }
+  for (std::int64_t p = threadIdx.x; p < packs; p += blockDim.x)
+    apply_pack(y + t * width, row, p * kPack, weights, center, r, width, wide);
 }
 
 template <class S, class A = Acc<S>>
-__global__ void norm_apply_all(S* y, const S* x, const A* mean, const A* rstd, const A* w, const A* b,
-                               std::int64_t n, std::int64_t width) {
-  for (std::int64_t i = first_element(); i < n; i += element_stride()) {
-    const A value = normed(x[i], mean, rstd[i / width], i / width) * w[i % width];
-    y[i] = b == nullptr ? value : value + b[i % width];
+__global__ void norm_apply_all(S* y, const S* x, const A* mean, const A* rstd, NormWeights<A> weights,
+                               std::int64_t rows, std::int64_t width, bool wide) {
+  for (std::int64_t t = first_row(); t < rows; t += row_stride()) {
+    const A center = mean == nullptr ? A(0) : mean[t];
+    for (std::int64_t p = first_pack(); p < packs_of(width); p += pack_stride())
+      apply_pack(y + t * width, x + t * width, p * kPack, weights, center, rstd[t], width, wide);
   }
 }
 
 // dx = rstd (g - mean(g) - n mean(g n)), g = dy w, n = the normed x; RMSNorm without mean(g).
 template <class S, class A = Acc<S>>
 __global__ void norm_dgrad_rows(S* dx, const S* dy, const S* x, const A* mean, const A* rstd, const A* w,
-                                std::int64_t width, Write write) {
-  const std::int64_t t = blockIdx.x, at = t * width;
+                                std::int64_t width, Write write, bool wide) {
+  const std::int64_t t = blockIdx.x, at = t * width, packs = packs_of(width);
+  const A center = mean == nullptr ? A(0) : mean[t], r = rstd[t];
   A sum = 0, dots = 0;
-  for (std::int64_t h = threadIdx.x; h < width; h += blockDim.x) {
-    const A g = dy[at + h] * w[h];
-    sum += g;
-    dots += g * normed(x[at + h], mean, rstd[t], t);
+  for (std::int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
+    A grad[kPack], value[kPack], weight[kPack];
+    load(grad, dy + at, p * kPack, width, wide);
+    load(value, x + at, p * kPack, width, wide);
+    load(weight, w, p * kPack, width, wide);
+    for (int i = 0; i < kPack; ++i) {
+      const A g = grad[i] * weight[i];
+      sum += g;
+      dots += g * normed(value[i], center, r);
+    }
   }
   const A mean_g = mean == nullptr ? A(0) : block_sum(sum) / static_cast<A>(width);
   const A mean_gn = block_sum(dots) / static_cast<A>(width);
-  for (std::int64_t h = threadIdx.x; h < width; h += blockDim.x) {
-    const A n = normed(x[at + h], mean, rstd[t], t);
-    const A value = rstd[t] * (dy[at + h] * w[h] - mean_g - n * mean_gn);
-    dx[at + h] = write == Write::accumulate ? dx[at + h] + value : value;
+  for (std::int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
+    A grad[kPack], value[kPack], weight[kPack], before[kPack] = {};
+    load(grad, dy + at, p * kPack, width, wide);
+    load(value, x + at, p * kPack, width, wide);
+    load(weight, w, p * kPack, width, wide);
+    if (write == Write::accumulate) load(before, dx + at, p * kPack, width, wide);
+    for (int i = 0; i < kPack; ++i) {
+      const A n = normed(value[i], center, r);
+      before[i] += r * (grad[i] * weight[i] - mean_g - n * mean_gn);
+    }
+    store(dx + at, p * kPack, width, wide, before);
   }
 }
 
-// Sums over rows: a block has 32 columns, thread (c, r) every 8th row of column c; then r in ascending order.
-constexpr int kRowLanes = 8;
-
-template <class S>
-__device__ S column_total(S value) {
-  __shared__ S part[kRowLanes][kWarp];
-  part[threadIdx.y][threadIdx.x] = value;
-  __syncthreads();
-  S sum = 0;
-  for (int r = 0; r < kRowLanes; ++r) sum += part[r][threadIdx.x];
-  __syncthreads();
-  return sum;
-}
-inline Grid over_columns(std::int64_t columns) {
-  return {{static_cast<unsigned>((columns + kWarp - 1) / kWarp)}, {kWarp, kRowLanes}};
-}
-
-// dw += sum of dy n, db += sum of dy (null: none).
+// What a row gives to the gradients of weight and bias: dy n, and dy.
 template <class S, class A = Acc<S>>
-__global__ void norm_wgrad_columns(A* dw, A* db, const S* dy, const S* x, const A* mean, const A* rstd,
-                                   std::int64_t rows, std::int64_t width) {
-  const std::int64_t h = static_cast<std::int64_t>(blockIdx.x) * kWarp + threadIdx.x;
-  A weight = 0, bias = 0;
-  for (std::int64_t t = threadIdx.y; h < width && t < rows; t += kRowLanes) {
-    weight += dy[t * width + h] * normed(x[t * width + h], mean, rstd[t], t);
-    bias += dy[t * width + h];
+struct NormTerm {
+  const S *dy, *x;
+  const A *mean, *rstd;
+  std::int64_t width;
+  bool wide;
+  __device__ void add(A (&sums)[kSums][kPack], std::int64_t t, std::int64_t first) const {
+    const A center = mean == nullptr ? A(0) : mean[t];
+    A grad[kPack], value[kPack];
+    load(grad, dy + t * width, first, width, wide);
+    load(value, x + t * width, first, width, wide);
+    for (int i = 0; i < kPack; ++i) {
+      sums[0][i] += grad[i] * normed(value[i], center, rstd[t]);
+      sums[1][i] += grad[i];
+    }
   }
-  weight = column_total(weight);
-  bias = column_total(bias);
-  if (threadIdx.y != 0 || h >= width) return;
-  dw[h] += weight;
-  if (db != nullptr) db[h] += bias;
-}
+};
 
 template <class S, class A = Acc<S>>
-__global__ void bias_wgrad_columns(A* db, const S* dy, std::int64_t rows, std::int64_t width, Write write) {
-  const std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * kWarp + threadIdx.x;
-  A sum = 0;
-  for (std::int64_t t = threadIdx.y; n < width && t < rows; t += kRowLanes) sum += dy[t * width + n];
-  sum = column_total(sum);
-  if (threadIdx.y == 0 && n < width) db[n] = write == Write::accumulate ? db[n] + sum : sum;
-}
+struct BiasTerm {
+  const S* dy;
+  std::int64_t width;
+  bool wide;
+  __device__ void add(A (&sums)[kSums][kPack], std::int64_t t, std::int64_t first) const {
+    A grad[kPack];
+    load(grad, dy + t * width, first, width, wide);
+    for (int i = 0; i < kPack; ++i) sums[0][i] += grad[i];
+  }
+};
 
 // sums = sum of x^2 (w null), or of dy w x. A warp for each group of each row.
 template <class S, class A = Acc<S>>
@@ -159,20 +196,25 @@ __global__ void group_norm_dgrad_all(S* dx, std::int64_t dx_columns, const S* dy
   }
 }
 
+// Rows are the groups of all rows.
 template <class S, class A = Acc<S>>
-__global__ void group_norm_wgrad_columns(A* dw, const S* dy, std::int64_t dy_columns, const S* x,
-                                         std::int64_t x_columns, const A* sums, GroupNorm<A> o,
-                                         std::int64_t rows, Write write) {
-  const std::int64_t j = static_cast<std::int64_t>(blockIdx.x) * kWarp + threadIdx.x;
-  A sum = 0;
-  for (std::int64_t i = threadIdx.y; j < o.cols.width && i < rows * o.cols.groups; i += kRowLanes) {
-    const std::int64_t t = i / o.cols.groups;
-    const std::int64_t at = o.cols.first + i % o.cols.groups * o.cols.width + j;
-    sum += dy[t * dy_columns + at] * (x[t * x_columns + at] * rstd_of(sums[i], o.count, o.eps));
+struct GroupNormTerm {
+  const S* dy;
+  std::int64_t dy_columns;
+  const S* x;
+  std::int64_t x_columns;
+  const A* sums;
+  GroupNorm<A> o;
+  bool wide;
+  __device__ void add(A (&into)[kSums][kPack], std::int64_t i, std::int64_t first) const {
+    const std::int64_t t = i / o.cols.groups, at = o.cols.first + i % o.cols.groups * o.cols.width;
+    const A rstd = rstd_of(sums[i], o.count, o.eps);
+    A grad[kPack], value[kPack];
+    load(grad, dy + t * dy_columns + at, first, o.cols.width, wide);
+    load(value, x + t * x_columns + at, first, o.cols.width, wide);
+    for (int k = 0; k < kPack; ++k) into[0][k] += grad[k] * (value[k] * rstd);
   }
-  sum = column_total(sum);
-  if (threadIdx.y == 0 && j < o.cols.width) dw[j] = write == Write::accumulate ? dw[j] + sum : sum;
-}
+};
 
 template <class S>
 GroupNorm<S> group_norm_of(const GroupNormOptions& options, const ColumnGroups& cols) {
@@ -181,93 +223,104 @@ GroupNorm<S> group_norm_of(const GroupNormOptions& options, const ColumnGroups& 
 
 }  // namespace
 
-void Backend::do_rms_norm(Tensor y, Tensor rstd, Tensor x, Tensor w, double eps) {
+void Backend::norm(const Tensor& y, const NormStats& stats, const Tensor& x, const Tensor& w, const Tensor& b,
+                   double eps) {
   with_scalar(y, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    launch(stream_, over_rows(x.dim(0)), &norm_rows<S>, static_cast<A*>(nullptr), rstd.address<A>(),
-           x.address<S>(), static_cast<A>(eps), x.dim(1));
+    const std::int64_t width = x.dim(1);
+    S *to = y.address<S>(), *from = x.address<S>();
+    const NormWeights<A> weights{w.address<A>(), address_or_null<A>(b)};
+    const bool wide =
+        is_wide(to, width) && is_wide(from, width) && is_wide(weights.w, width) && is_wide(weights.b, width);
+    launch(stream_, over_wide_rows(x.dim(0), width), &norm_rows<S>, to, address_or_null<A>(stats.mean),
+           stats.rstd.address<A>(), from, weights, static_cast<A>(eps), width, wide);
   });
-  do_rms_norm_apply(y, x, rstd, w);
 }
 
-void Backend::do_rms_norm_apply(Tensor y, Tensor x, Tensor rstd, Tensor w) {
+void Backend::norm_apply(const Tensor& y, const NormStats& stats, const Tensor& x, const Tensor& w,
+                         const Tensor& b) {
   with_scalar(y, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    const A* none = nullptr;
-    const std::int64_t n = x.num_elements();
-    launch(stream_, over_elements(n), &norm_apply_all<S>, y.address<S>(), x.address<S>(), none,
-           rstd.address<A>(), w.address<A>(), none, n, x.dim(1));
+    const std::int64_t width = x.dim(1);
+    S *to = y.address<S>(), *from = x.address<S>();
+    const NormWeights<A> weights{w.address<A>(), address_or_null<A>(b)};
+    const bool wide =
+        is_wide(to, width) && is_wide(from, width) && is_wide(weights.w, width) && is_wide(weights.b, width);
+    launch(stream_, over_matrix(x.dim(0), packs_of(width)), &norm_apply_all<S>, to, from,
+           address_or_null<A>(stats.mean), stats.rstd.address<A>(), weights, x.dim(0), width, wide);
   });
 }
 
-void Backend::do_rms_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor rstd, Tensor w, Write write) {
+void Backend::norm_dgrad(const Tensor& dx, const Tensor& dy, const Tensor& x, const NormStats& stats,
+                         const Tensor& w, Write write) {
   with_scalar(dx, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    const A* none = nullptr;
-    launch(stream_, over_rows(x.dim(0)), &norm_dgrad_rows<S>, dx.address<S>(), dy.address<S>(),
-           x.address<S>(), none, rstd.address<A>(), w.address<A>(), x.dim(1), write);
+    const std::int64_t width = x.dim(1);
+    S *to = dx.address<S>(), *grad = dy.address<S>(), *from = x.address<S>();
+    A* weight = w.address<A>();
+    const bool wide =
+        is_wide(to, width) && is_wide(grad, width) && is_wide(from, width) && is_wide(weight, width);
+    launch(stream_, over_wide_rows(x.dim(0), width), &norm_dgrad_rows<S>, to, grad, from,
+           address_or_null<A>(stats.mean), stats.rstd.address<A>(), weight, width, write, wide);
   });
 }
 
-void Backend::do_rms_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor rstd) {
+void Backend::norm_wgrad(const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
+                         const NormStats& stats) {
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    A* no_bias = nullptr;
-    const A* no_mean = nullptr;
-    launch(stream_, over_columns(x.dim(1)), &norm_wgrad_columns<S>, dw.address<A>(), no_bias, dy.address<S>(),
-           x.address<S>(), no_mean, rstd.address<A>(), x.dim(0), x.dim(1));
+    const std::int64_t width = x.dim(1);
+    S *grad = dy.address<S>(), *from = x.address<S>();
+    const NormTerm<S> term{grad,
+                           from,
+                           address_or_null<A>(stats.mean),
+                           stats.rstd.address<A>(),
+                           width,
+                           is_wide(grad, width) && is_wide(from, width)};
+    sum_columns(stream_, workspace_, term, dw.address<A>(), address_or_null<A>(db), x.dim(0), width,
+                Write::accumulate);
   });
+}
+
+void Backend::do_rms_norm(Tensor y, Tensor rstd, Tensor x, Tensor w, double eps) {
+  norm(y, {{}, rstd}, x, w, {}, eps);
+}
+void Backend::do_rms_norm_apply(Tensor y, Tensor x, Tensor rstd, Tensor w) {
+  norm_apply(y, {{}, rstd}, x, w, {});
+}
+void Backend::do_rms_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor rstd, Tensor w, Write write) {
+  norm_dgrad(dx, dy, x, {{}, rstd}, w, write);
+}
+void Backend::do_rms_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor rstd) {
+  norm_wgrad(dw, {}, dy, x, {{}, rstd});
+}
+void Backend::do_layer_norm(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, double eps) {
+  norm(y, {mean, rstd}, x, w, b, eps);
+}
+void Backend::do_layer_norm_apply(Tensor y, Tensor x, Tensor mean, Tensor rstd, Tensor w, Tensor b) {
+  norm_apply(y, {mean, rstd}, x, w, b);
+}
+void Backend::do_layer_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor w,
+                                  Write write) {
+  norm_dgrad(dx, dy, x, {mean, rstd}, w, write);
+}
+void Backend::do_layer_norm_wgrad(Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor mean, Tensor rstd) {
+  norm_wgrad(dw, db, dy, x, {mean, rstd});
 }
 
 void Backend::do_bias_wgrad(Tensor db, Tensor dy, Write write) {
   with_scalar(dy, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    launch(stream_, over_columns(dy.dim(1)), &bias_wgrad_columns<S>, db.address<A>(), dy.address<S>(),
-           dy.dim(0), dy.dim(1), write);
-  });
-}
-
-void Backend::do_layer_norm(Tensor y, Tensor mean, Tensor rstd, Tensor x, Tensor w, Tensor b, double eps) {
-  with_scalar(y, [&](auto zero) {
-    using S = decltype(zero);
-    using A = Acc<S>;
-    launch(stream_, over_rows(x.dim(0)), &norm_rows<S>, mean.address<A>(), rstd.address<A>(), x.address<S>(),
-           static_cast<A>(eps), x.dim(1));
-  });
-  do_layer_norm_apply(y, x, mean, rstd, w, b);
-}
-
-void Backend::do_layer_norm_apply(Tensor y, Tensor x, Tensor mean, Tensor rstd, Tensor w, Tensor b) {
-  with_scalar(y, [&](auto zero) {
-    using S = decltype(zero);
-    using A = Acc<S>;
-    const std::int64_t n = x.num_elements();
-    launch(stream_, over_elements(n), &norm_apply_all<S>, y.address<S>(), x.address<S>(), mean.address<A>(),
-           rstd.address<A>(), w.address<A>(), b.address<A>(), n, x.dim(1));
-  });
-}
-
-void Backend::do_layer_norm_dgrad(Tensor dx, Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor w,
-                                  Write write) {
-  with_scalar(dx, [&](auto zero) {
-    using S = decltype(zero);
-    using A = Acc<S>;
-    launch(stream_, over_rows(x.dim(0)), &norm_dgrad_rows<S>, dx.address<S>(), dy.address<S>(),
-           x.address<S>(), mean.address<A>(), rstd.address<A>(), w.address<A>(), x.dim(1), write);
-  });
-}
-
-void Backend::do_layer_norm_wgrad(Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor mean, Tensor rstd) {
-  with_scalar(x, [&](auto zero) {
-    using S = decltype(zero);
-    using A = Acc<S>;
-    launch(stream_, over_columns(x.dim(1)), &norm_wgrad_columns<S>, dw.address<A>(), db.address<A>(),
-           dy.address<S>(), x.address<S>(), mean.address<A>(), rstd.address<A>(), x.dim(0), x.dim(1));
+    const std::int64_t width = dy.dim(1);
+    S* grad = dy.address<S>();
+    A* none = nullptr;
+    sum_columns(stream_, workspace_, BiasTerm<S>{grad, width, is_wide(grad, width)}, db.address<A>(), none,
+                dy.dim(0), width, write);
   });
 }
 
@@ -321,9 +374,13 @@ void Backend::do_group_norm_wgrad(Tensor dw, Tensor dy, Tensor x, Tensor sums,
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    launch(stream_, over_columns(cols.width), &group_norm_wgrad_columns<S>, dw.address<A>(), dy.address<S>(),
-           dy.dim(1), x.address<S>(), x.dim(1), sums.address<A>(), group_norm_of<A>(options, cols), x.dim(0),
-           write);
+    S *grad = dy.address<S>(), *from = x.address<S>();
+    const bool wide = is_wide(grad, dy.dim(1)) && is_wide(from, x.dim(1)) && cols.first % kPack == 0 &&
+                      cols.width % kPack == 0;
+    const GroupNormTerm<S> term{
+        grad, dy.dim(1), from, x.dim(1), sums.address<A>(), group_norm_of<A>(options, cols), wide};
+    A* none = nullptr;
+    sum_columns(stream_, workspace_, term, dw.address<A>(), none, x.dim(0) * cols.groups, cols.width, write);
   });
 }
 
