@@ -40,6 +40,8 @@ int train(const TrainFlags& flags, const Terminal& terminal);
 struct RankFlags {  // how a model is spread over thread ranks of this machine
   std::int32_t tp = 1, ep = 1, etp = 1;
   std::int32_t dp = 0;  // 0: the fewest that ep and etp need
+  std::string device = "cpu";
+  std::string precision;  // empty: f32, on a GPU bf16
 };
 
 struct GenerateFlags {

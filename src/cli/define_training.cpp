@@ -67,6 +67,11 @@ void add_ranks(CLI::App& c, RankFlags& f) {
   c.add_option("--ep", f.ep, "Expert-parallel ranks, folded over tp and dp")->capture_default_str();
   c.add_option("--etp", f.etp, "Ranks that cut an expert's width")->capture_default_str();
   c.add_option("--dp", f.dp, "Copies of the dense layers (default: what ep and etp need)");
+  c.add_option("--device", f.device, "Where ranks compute: cpu, or cuda for this machine's GPUs in turn")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  c.add_option("--precision", f.precision, "f32, f64, or bf16 on a GPU (default: f32, on a GPU bf16)")
+      ->check(CLI::IsMember({"f32", "f64", "bf16"}));
 }
 
 void add_sampling(CLI::App& c, GenerateFlags& f) {

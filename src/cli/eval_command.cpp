@@ -87,6 +87,7 @@ int evaluate(const EvaluateFlags& f, const Terminal& terminal) {
   check_flags(f, problems);
   const spec::ParallelSpec parallel = parallel_of(f.ranks, problems);
   problems.throw_if_any();
+  const InferenceDevice device = device_of(f.ranks);
   const Weights w = open_weights(f.checkpoint);
   const data::Tokenizer tokenizer = tokenizer_of(f.tokenizer, f.checkpoint, w);
   const std::int64_t context = f.context > 0 ? f.context : w.context;
@@ -108,9 +109,14 @@ int evaluate(const EvaluateFlags& f, const Terminal& terminal) {
       std::fprintf(stderr, "\r%lld of %lld windows%s", static_cast<long long>(done),
                    static_cast<long long>(all), done == all ? "\n" : "");
     };
-    score = exec::score_tokens(
-        w.model, *w.source, ids,
-        {.parallel = parallel, .context = context, .stride = f.stride, .batch = f.batch}, progress);
+    score = exec::score_tokens(w.model, *w.source, ids,
+                               {.parallel = parallel,
+                                .dtype = device.dtype,
+                                .context = context,
+                                .stride = f.stride,
+                                .batch = f.batch,
+                                .compute = device.compute},
+                               progress);
   });
   // All tokens, the first one too, at the price of those that were scored.
   const double all = static_cast<double>(ids.size()) / static_cast<double>(score.scored);

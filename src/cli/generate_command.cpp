@@ -300,7 +300,12 @@ int generate(const GenerateFlags& f, const Terminal& terminal) {
   check_flags(f, problems);
   const spec::ParallelSpec parallel = parallel_of(f.ranks, problems);
   const std::vector<Prompt> prompts = prompts_of(f, problems);
+  if (f.bandwidth && f.ranks.device != "cpu") {
+    problems.add("the bandwidth is measured of the CPU's memory alone", "--bandwidth",
+                 "leave it out with --device cuda");
+  }
   problems.throw_if_any();
+  const InferenceDevice device = device_of(f.ranks);
   const Weights loaded = open_weights(f.checkpoint);
   const data::Tokenizer tokenizer = tokenizer_of(f.tokenizer, f.checkpoint, loaded);
   std::vector<exec::Request> requests = requests_of(f, prompts, tokenizer, loaded.model.vocab_size, problems);
@@ -319,11 +324,13 @@ int generate(const GenerateFlags& f, const Terminal& terminal) {
     generator.emplace(
         loaded.model, *loaded.source,
         exec::GeneratorOptions{.parallel = parallel,
+                               .dtype = device.dtype,
                                .context = context,
                                .batch = static_cast<std::int32_t>(batch),
                                .chunk = f.chunk,
                                .when_full = f.slide ? exec::WhenFull::slide : exec::WhenFull::stop,
-                               .expert_of_slot = slots});
+                               .expert_of_slot = slots,
+                               .compute = device.compute});
     if (live) std::printf("%s", prompts[0].text.c_str());
     done = generator->run(requests, [&](std::size_t request, std::int32_t token) {
       const bool go_on = stories[request].add(token);

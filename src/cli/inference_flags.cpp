@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "cli/train_device.h"
 
 namespace tessera::cli {
 
@@ -31,6 +32,19 @@ spec::ParallelSpec parallel_of(const RankFlags& f, Problems& problems) {
   p.etp = f.etp;
   p.dp = f.dp > 0 ? f.dp : std::max(1, f.ep * f.etp / f.tp);
   return p;
+}
+
+InferenceDevice device_of(const RankFlags& f) {
+  const bool gpu = f.device == "cuda";
+  InferenceDevice d;
+  if (f.precision == "f64") d.dtype = tensor::DType::f64;
+  if (f.precision == "bf16" || (f.precision.empty() && gpu)) d.dtype = tensor::DType::bf16;
+  if (d.dtype == tensor::DType::bf16 && !gpu) {
+    throw Error(ErrorKind::config, "bf16 is computed on GPUs alone", "--precision",
+                "use f32 or f64, or --device cuda");
+  }
+  if (gpu) d.compute = open_device(f.device, d.dtype, {}).compute;
+  return d;
 }
 
 void check_folder(const std::string& checkpoint, Problems& problems) {

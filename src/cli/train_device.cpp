@@ -19,9 +19,9 @@ std::int32_t available_cores() {
   return ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-TrainDevice open_cores(const spec::Job& job, std::int32_t hosts, bool measured) {
+TrainDevice open_cores(tensor::DType dtype, std::int32_t hosts, bool measured) {
   const kernels::Peaks peaks = measured ? kernels::measure_peaks() : kernels::Peaks{};
-  const bool f64 = job.train.precision == spec::Precision::f64;
+  const bool f64 = dtype == tensor::DType::f64;
   TrainDevice d;
   d.units = available_cores() * hosts;
   d.peak = f64 ? peaks.fma_f64 : peaks.fma_f32;
@@ -31,26 +31,19 @@ TrainDevice open_cores(const spec::Job& job, std::int32_t hosts, bool measured) 
   return d;
 }
 
-tensor::DType dtype_of(spec::Precision p) {
-  return p == spec::Precision::f64   ? tensor::DType::f64
-         : p == spec::Precision::f32 ? tensor::DType::f32
-                                     : tensor::DType::bf16;
-}
-
 kernels::DeviceList require_gpus() {
   kernels::DeviceList list = kernels::cuda_devices();
   if (list.count == 0) {
     throw Error(
-        ErrorKind::unsupported, "there is no GPU to train on: " + list.why_none, "--device cuda",
+        ErrorKind::unsupported, "there is no GPU: " + list.why_none, "--device cuda",
         "run on a machine with an NVIDIA GPU and its driver, with a build that found the CUDA toolkit "
         "(docs/gpu.md), or leave the flag out");
   }
   return list;
 }
 
-TrainDevice open_gpus(const spec::Job& job, std::int32_t hosts, Seconds timeout) {
+TrainDevice open_gpus(tensor::DType dtype, std::int32_t hosts, Seconds timeout) {
   const kernels::DeviceList list = require_gpus();
-  const tensor::DType dtype = dtype_of(job.train.precision);
   const std::string& name = list.names.front();
   TrainDevice d;
   d.compute.on = spec::EngineOn::gpu;
@@ -73,8 +66,15 @@ TrainDevice open_gpus(const spec::Job& job, std::int32_t hosts, Seconds timeout)
 
 }  // namespace
 
-TrainDevice open_device(const std::string& name, const spec::Job& job, const DeviceUse& use) {
-  return name == "cuda" ? open_gpus(job, use.hosts, use.timeout) : open_cores(job, use.hosts, use.measured);
+tensor::DType dtype_of(spec::Precision p) {
+  return p == spec::Precision::f64   ? tensor::DType::f64
+         : p == spec::Precision::f32 ? tensor::DType::f32
+                                     : tensor::DType::bf16;
+}
+
+TrainDevice open_device(const std::string& name, tensor::DType dtype, const DeviceUse& use) {
+  return name == "cuda" ? open_gpus(dtype, use.hosts, use.timeout)
+                        : open_cores(dtype, use.hosts, use.measured);
 }
 
 void require_device(const std::string& name) {

@@ -24,7 +24,8 @@ struct DeviceUse {
 };
 
 // name: cpu or cuda. Error{unsupported} where there is no GPU, saying why.
-[[nodiscard]] TrainDevice open_device(const std::string& name, const spec::Job& job, const DeviceUse& use);
+[[nodiscard]] TrainDevice open_device(const std::string& name, tensor::DType dtype, const DeviceUse& use);
+[[nodiscard]] tensor::DType dtype_of(spec::Precision precision);
 // The same error, before anything is prepared.
 void require_device(const std::string& name);
 [[nodiscard]] spec::JobUse use_on(const std::string& device);

@@ -59,9 +59,12 @@ void check_forward(const ForwardOptions& o, Problems& problems) {
   job.train.micro_batch_size = o.parallel.tp;
   job.train.global_batch_size = std::int64_t{o.parallel.tp} * o.parallel.dp;
   job.train.optimizer = {};
+  job.train.precision = o.dtype == tensor::DType::bf16  ? spec::Precision::bf16
+                        : o.dtype == tensor::DType::f64 ? spec::Precision::f64
+                                                        : spec::Precision::f32;
   Problems found;
   spec::validate(job, "", found);
-  if (found.empty()) spec::check_engine_runs(job, "", found);
+  if (found.empty()) spec::check_engine_runs(job, "", found, o.compute.on);
   if (!o.expert_of_slot.empty()) check_slots(o, found);
   problems.append(found);
 }
@@ -96,9 +99,10 @@ ForwardModel::ForwardModel(const ForwardOptions& options, Rank rank, const CommF
     : options_(main_model(options)),
       rank_(rank),
       layout_(layout_of(main_model(options))),
-      kernels_(options.kernels()),
+      kernels_(kernels_for(rank, options.compute.kernels)),
+      network_(options.compute.network ? options.compute.network(rank, kernels_->memory()) : nullptr),
       comms_(make_communicators(layout_, rank, options.model.tie_word_embeddings, 1, factory,
-                                {.memory = kernels_->memory()})) {}
+                                {.memory = kernels_->memory(), .network = network_.get()})) {}
 
 void ForwardModel::set_up(const std::function<ArenaSize(Arena&)>& build) {
   const auto once = [&](Arena& arena) {
@@ -152,7 +156,8 @@ std::unique_ptr<Stage> ForwardModel::make_stage(std::int64_t batch, std::int64_t
 ForwardModel::ActiveBytes ForwardModel::active_bytes() const {
   ActiveBytes bytes;
   for (const StoredParam& p : store_->params()) {
-    const auto size = static_cast<double>(p.value.bytes().value);
+    // Products beside bf16 rows read the copy in bf16.
+    const auto size = static_cast<double>(p.value.num_elements() * size_of(options_.dtype));
     if (is_expert(p.spec.kind)) {
       const std::int32_t slots = layout_.slots_of(p.spec.layer, options_.model.moe->num_experts);
       bytes.experts += size * options_.model.moe->num_experts_per_tok / slots;

@@ -11,6 +11,7 @@
 
 #include "ckpt/checkpoint.h"
 #include "exec/communicators.h"
+#include "exec/compute.h"
 #include "exec/param_store.h"
 #include "exec/stage.h"
 #include "spec/job.h"
@@ -26,7 +27,7 @@ struct ForwardOptions {
   // them.
   // An expert may have several (replicas); its tokens take turns. Empty: in order of experts.
   std::vector<std::vector<std::int32_t>> expert_of_slot;
-  std::function<std::unique_ptr<kernels::Kernels>()> kernels = kernels::make_cpu;
+  Compute compute = {};
 };
 
 // Adds what makes these options impossible: a model the engine does not run, degrees that do not divide it, a
@@ -74,6 +75,7 @@ class ForwardModel {
   Rank rank_;
   layout::Layout layout_;
   std::unique_ptr<kernels::Kernels> kernels_;
+  std::unique_ptr<comm::DeviceNetwork> network_;  // null: none
   Communicators comms_;
   Arena arena_, scratch_;
   std::unique_ptr<ParamStore> store_;

@@ -8,6 +8,7 @@
 #include "base/math.h"
 #include "comm/thread_world.h"
 #include "exec/generation_queue.h"
+#include "tensor/bf16.h"
 
 namespace tessera::exec {
 
@@ -66,7 +67,8 @@ GeneratorOptions resolved(const spec::ModelSpec& m, GeneratorOptions o) {
                  .parallel = o.parallel,
                  .dtype = o.dtype,
                  .context = o.context,
-                 .expert_of_slot = o.expert_of_slot},
+                 .expert_of_slot = o.expert_of_slot,
+                 .compute = o.compute},
                 problems);
   problems.throw_if_any();
   o.batch = static_cast<std::int32_t>(round_up(o.batch, o.parallel.dp));
@@ -80,6 +82,35 @@ struct Outcome {
   std::vector<Completion> completions;
   GenerationSpeed speed;
 };
+
+// Logits where the host reads them.
+class LogitsReader {
+ public:
+  explicit LogitsReader(const std::shared_ptr<tensor::Memory>& memory) : memory_(memory) {}
+  [[nodiscard]] Tensor read(const Tensor& logits) {
+    if (logits.device() == tensor::Device::cpu) return logits;
+    if (buffer_.size() < logits.bytes())
+      buffer_ = tensor::Buffer(memory_, logits.bytes(), tensor::Reach::shared);
+    const Tensor here(buffer_.data(), logits.dtype(), logits.shape());
+    memory_->copy(here, logits);
+    memory_->synchronise();
+    return here;
+  }
+
+ private:
+  std::shared_ptr<tensor::Memory> memory_;
+  tensor::Buffer buffer_;
+};
+
+template <class T>
+std::vector<double> doubles_of(const Tensor& x) {
+  const std::span<T> all = x.span<T>();
+  return {all.begin(), all.end()};
+}
+std::vector<double> to_doubles(const Tensor& x) {
+  if (x.dtype() == DType::f64) return doubles_of<double>(x);
+  return x.dtype() == DType::bf16 ? doubles_of<tensor::Bf16>(x) : doubles_of<float>(x);
+}
 
 // One rank's walk through the queue.
 class RankLoop {
@@ -95,7 +126,8 @@ class RankLoop {
         replica_(comms_.dp->rank()),
         own_(static_cast<std::size_t>(options.batch / options.parallel.dp), 0),
         next_(static_cast<std::size_t>(options.batch), 0),
-        verdicts_(static_cast<std::size_t>(options.batch), kGoOn) {}
+        verdicts_(static_cast<std::size_t>(options.batch), kGoOn),
+        logits_(decoder.model().kernels().memory()) {}
 
   void run() {
     for (queue_.admit(); !queue_.done(); queue_.admit()) {
@@ -130,11 +162,11 @@ class RankLoop {
 
   void decode(const Start& start) {
     const std::vector<DecodeRow> rows = queue_.last_rows(replica_);
-    const Tensor logits = decoder_.decode(rows, queue_.most_active());
+    const Tensor logits = logits_.read(decoder_.decode(rows, queue_.most_active()));
     for (std::int64_t i = 0; i < std::ssize(rows); ++i) {
       const std::int32_t local = rows[static_cast<std::size_t>(i)].slot;
       own_[static_cast<std::size_t>(local)] =
-          pick(logits.narrow_rows(i, 1).flat(), queue_.at(queue_.slot_of(replica_, local)));
+          pick(logits.narrow_rows(i, 1), queue_.at(queue_.slot_of(replica_, local)));
     }
     exchange();
     if (leads()) count_decode(start);
@@ -143,14 +175,8 @@ class RankLoop {
     }
   }
 
-  std::int32_t pick(Tensor logits, const GenerationQueue::Sequence& q) {
-    if (logits.dtype() == DType::f64) {
-      const std::span<double> z = logits.span<double>();
-      wide_.assign(z.begin(), z.end());
-    } else {
-      const std::span<float> z = logits.span<float>();
-      wide_.assign(z.begin(), z.end());
-    }
+  std::int32_t pick(const Tensor& logits, const GenerationQueue::Sequence& q) {
+    wide_ = to_doubles(logits);
     const SampleOptions& o = outcome_.requests[q.request].sampling;
     return sampler_.sample(wide_, o, draw_of(o.seed, q.stream, q.made));
   }
@@ -227,6 +253,7 @@ class RankLoop {
   GenerationQueue queue_;
   std::int32_t replica_;
   std::vector<std::int32_t> own_, next_, verdicts_;
+  LogitsReader logits_;
   std::vector<double> wide_;
   Sampler sampler_;
 };
@@ -248,7 +275,8 @@ Generator::World::World(const spec::ModelSpec& m, const ckpt::WeightSource& sour
                                            .parallel = options.parallel,
                                            .dtype = options.dtype,
                                            .context = options.context,
-                                           .expert_of_slot = options.expert_of_slot},
+                                           .expert_of_slot = options.expert_of_slot,
+                                           .compute = options.compute},
                                .slots = options.batch / options.parallel.dp,
                                .chunk = std::min(options.chunk, options.context)};
   threads.run([&](Rank rank) {
@@ -338,12 +366,10 @@ std::vector<float> Generator::next_logits(std::span<const std::int32_t> tokens) 
       decoder.prefill(queue.rows_of(replica, rows), rows);
       queue.mark_cached(rows);
     }
-    const Tensor logits = decoder.decode(queue.last_rows(replica), queue.most_active());
+    LogitsReader reader(decoder.model().kernels().memory());
+    const Tensor logits = reader.read(decoder.decode(queue.last_rows(replica), queue.most_active()));
     if (rank.value != 0) return;
-    for (std::int64_t i = 0; i < w.model.vocab_size; ++i) {
-      out.push_back(logits.dtype() == DType::f64 ? static_cast<float>(logits.as<double>()[i])
-                                                 : logits.as<float>()[i]);
-    }
+    for (const double z : to_doubles(logits.narrow_rows(0, 1))) out.push_back(static_cast<float>(z));
   });
   return out;
 }

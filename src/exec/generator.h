@@ -72,6 +72,7 @@ struct GeneratorOptions {
   WhenFull when_full = WhenFull::stop;
   std::vector<std::vector<std::int32_t>> expert_of_slot = {};  // ForwardOptions: replicas too
   std::int32_t cores = 0;  // that the ranks share; 0: those this process may use
+  Compute compute = {};
 };
 
 class Generator {

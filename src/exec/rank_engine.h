@@ -17,6 +17,7 @@
 #include "comm/worker.h"
 #include "exec/batch_source.h"
 #include "exec/communicators.h"
+#include "exec/compute.h"
 #include "exec/param_store.h"
 #include "exec/pass_pair.h"
 #include "exec/stage.h"
@@ -239,13 +240,6 @@ class RankEngine {
   // A queue of its own: rows to experts do not wait behind gradients. Last: it ends first.
   std::unique_ptr<comm::CommWorker> rows_worker_;
 };
-
-// Of a rank; null: kernels::make_cpu.
-using MakeKernels = std::function<std::unique_ptr<kernels::Kernels>(Rank)>;
-[[nodiscard]] std::unique_ptr<kernels::Kernels> kernels_for(Rank rank, const MakeKernels& make);
-// Of a rank whose tensors lie there; may give null.
-using MakeNetwork =
-    std::function<std::unique_ptr<comm::DeviceNetwork>(Rank, const std::shared_ptr<tensor::Memory>& memory)>;
 
 // What a rank of the plan will take, by a dry run of its set-up; needs no communicators and takes no memory.
 [[nodiscard]] plan::RankMemory plan_memory(const plan::Plan& plan, Rank rank, const MakeKernels& make = {});

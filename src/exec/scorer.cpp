@@ -15,6 +15,12 @@ using tensor::DType;
 
 namespace {
 
+ForwardOptions forward_of(const spec::ModelSpec& model, const ScoreOptions& o) {
+  ForwardOptions forward{.model = model, .parallel = o.parallel, .dtype = o.dtype, .context = o.context};
+  forward.compute = o.compute;
+  return forward;
+}
+
 ScoreOptions resolved(const spec::ModelSpec& model, std::int64_t num_tokens, ScoreOptions o) {
   Problems problems;
   if (o.stride == 0) o.stride = o.context;
@@ -28,7 +34,7 @@ ScoreOptions resolved(const spec::ModelSpec& model, std::int64_t num_tokens, Sco
     problems.add(fmt::format("the text has {} tokens: there is nothing to predict", num_tokens),
                  "scoring: text", "give a longer text");
   }
-  check_forward({.model = model, .parallel = o.parallel, .dtype = o.dtype, .context = o.context}, problems);
+  check_forward(forward_of(model, o), problems);
   problems.throw_if_any();
   o.batch = round_up(o.batch, o.parallel.tp);
   return o;
@@ -86,6 +92,7 @@ class RankScorer {
     Score score;
     const std::int64_t start = wall_ns();
     for (std::int64_t first = 0; first < windows.count(); first += per_call) {
+      model_.kernels().memory()->synchronise();  // the call before may still read its tokens
       for (std::int64_t b = 0; b < o_.batch; ++b) {
         sums[1] +=
             static_cast<double>(windows.fill(first + replica * o_.batch + b, row(ids_, b), row(targets_, b)));
@@ -122,8 +129,7 @@ Score score_tokens(const spec::ModelSpec& model, const ckpt::WeightSource& sourc
                    const OnScored& on_scored) {
   const ScoreOptions o = resolved(spec::require_trainable(model, "model"), std::ssize(tokens), options);
   const Windows windows(tokens, o);
-  const ForwardOptions forward{
-      .model = model, .parallel = o.parallel, .dtype = o.dtype, .context = o.context};
+  const ForwardOptions forward = forward_of(model, o);
   comm::ThreadWorld world({.size = o.parallel.world_size(), .cores = o.cores});
   Score score;
   world.run([&](Rank rank) {

@@ -22,6 +22,7 @@ struct ScoreOptions {
   std::int64_t stride = 0;  // 0: context
   std::int64_t batch = 1;   // windows of one replica at once, rounded up to a multiple of tp
   std::int32_t cores = 0;   // that the ranks share; 0: those this process may use
+  Compute compute = {};
 };
 
 struct Score {

@@ -12,18 +12,12 @@
 #include "ckpt/checkpoint.h"
 #include "comm/world.h"
 #include "data/token_source.h"
+#include "exec/compute.h"
 #include "exec/metrics.h"
 #include "exec/rank_engine.h"
 #include "plan/plan.h"
 
 namespace tessera::exec {
-
-// What the ranks of this process compute on.
-struct Compute {
-  MakeKernels kernels;
-  MakeNetwork network;  // empty: tensors of GPUs go from rank to rank through the host
-  spec::EngineOn on = spec::EngineOn::cpu;
-};
 
 struct TrainInputs {
   Compute compute;

@@ -99,5 +99,34 @@ TEST_F(Generate, EvalScoresTheSameOnRanksAndBetterWithAPast) {
   EXPECT_THAT(bad.errors, AllOf(HasSubstr("stride=9"), HasSubstr("--stride")));
 }
 
+TEST_F(Generate, BF16IsOfGpusAlone) {
+  const Outcome o = run(base_ + "--prompt a --precision bf16");
+  EXPECT_EQ(o.code, 2);
+  EXPECT_THAT(o.errors, AllOf(HasSubstr("bf16 is computed on GPUs alone"), HasSubstr("--device cuda")));
+  const Outcome f64 = run(base_ + "--prompt 'the river' --precision f64 --temperature 0 --json");
+  const Outcome f32 = run(base_ + "--prompt 'the river' --temperature 0 --json");
+  EXPECT_EQ(lines(f64).at(0)["text"], lines(f32).at(0)["text"]);
+}
+
+// Nothing falls back on the CPU, and nothing is written.
+TEST_F(Generate, WithoutAGpuEveryCommandSaysWhyAndWhatToDo) {
+  if (fs::exists("/dev/nvidiactl")) GTEST_SKIP() << "this machine has a GPU";
+  for (const std::string& command :
+       {base_ + "--prompt a --device cuda",
+        std::string("eval run/checkpoints text.txt --tokenizer run/tokenizer.model --device cuda"),
+        std::string("train job.yaml --set output.folder=other --set train.precision=bf16 --device cuda")}) {
+    const Outcome o = run(command);
+    EXPECT_EQ(o.code, 1) << command;
+    EXPECT_EQ(o.output, "") << command;
+    EXPECT_THAT(o.errors, AllOf(HasSubstr("there is no GPU: "), HasSubstr("where: --device cuda"),
+                                HasSubstr("mend: run on a machine with an NVIDIA GPU")))
+        << command;
+  }
+  EXPECT_FALSE(fs::exists(folder_ / "other"));
+  const Outcome both = run(base_ + "--prompt a --device cuda --bandwidth");
+  EXPECT_EQ(both.code, 2);
+  EXPECT_THAT(both.errors, HasSubstr("--bandwidth"));
+}
+
 }  // namespace
 }  // namespace tessera::cli

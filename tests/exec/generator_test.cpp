@@ -4,9 +4,12 @@
 
 #include <gmock/gmock.h>
 
+#include <cmath>
+
 #include "exec/inference.h"
 #include "exec/scorer.h"
 #include "slots.h"
+#include "support/emulated_place.h"
 
 namespace tessera::testing {
 namespace {
@@ -49,6 +52,63 @@ TEST(Generator, GreedyTextIsThatOfWholeForwardPassesWhateverTheBatchAndTheRanks)
             << family << " " << text_of(p) << " " << batch;
       }
     }
+  }
+}
+
+// On the kernels of the CUDA backend, compiled for the host, with tensors in a memory that the host cannot
+// touch (docs/gpu.md).
+exec::Compute emulated_gpu() {
+  return {.kernels = [](Rank) { return kernels::emulated::make_device(); },
+          .network = nullptr,
+          .on = spec::EngineOn::gpu};
+}
+
+TEST(GeneratorOnDevice, GivesTheTextOfTheCpu) {
+  for (const char* family : {"llama", "gpt2", "mixtral", "deepseek_v3", "gpt_oss"}) {
+    const GoldenModel m(family);
+    for (const spec::ParallelSpec& p : {spec::ParallelSpec{}, spec::ParallelSpec{.tp = 2}}) {
+      Generator cpu(m.spec, *m.weights, options(p, 3));
+      GeneratorOptions on_device = options(p, 3);
+      on_device.compute = emulated_gpu();
+      Generator gpu(m.spec, *m.weights, on_device);
+      EXPECT_EQ(tokens_of(gpu.run(requests(kGreedy))), tokens_of(cpu.run(requests(kGreedy))))
+          << family << " " << text_of(p);
+    }
+  }
+}
+
+TEST(GeneratorOnDevice, LogitsInBf16AreNearThoseInF64) {
+  const std::vector<std::int32_t> tokens = {5, 6, 7, 90, 8, 9, 10, 11};
+  for (const char* family : {"llama", "qwen3", "mixtral"}) {
+    const GoldenModel m(family);
+    Generator exact(m.spec, *m.weights, options());
+    GeneratorOptions narrow = options();
+    narrow.dtype = tensor::DType::bf16;
+    narrow.compute = emulated_gpu();
+    Generator bf16(m.spec, *m.weights, narrow);
+    const std::vector<float> want = exact.next_logits(tokens), got = bf16.next_logits(tokens);
+    ASSERT_EQ(got.size(), want.size());
+    double length = 0.0, away = 0.0;
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      length += want[i] * want[i];
+      away += (got[i] - want[i]) * (got[i] - want[i]);
+    }
+    EXPECT_LT(std::sqrt(away / length), 0.05) << family;
+    EXPECT_GT(away, 0.0) << family << ": this was not bf16";
+  }
+}
+
+TEST(GeneratorOnDevice, ScoresATextAsTheCpuDoes) {
+  std::vector<std::int32_t> text;
+  for (std::int32_t i = 0; i < 90; ++i) text.push_back(i * 7 % 90);
+  for (const char* family : {"llama", "mixtral"}) {
+    const GoldenModel m(family);
+    exec::ScoreOptions o{.dtype = tensor::DType::f64, .context = 16, .stride = 8, .batch = 2};
+    const exec::Score cpu = exec::score_tokens(m.spec, *m.weights, text, o);
+    o.compute = emulated_gpu();
+    const exec::Score gpu = exec::score_tokens(m.spec, *m.weights, text, o);
+    EXPECT_EQ(gpu.scored, cpu.scored);
+    EXPECT_NEAR(gpu.nats, cpu.nats, 1e-9 * cpu.nats) << family;
   }
 }
 

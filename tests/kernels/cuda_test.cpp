@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/fixtures.h"
+#include "kernels/gpu_peaks.h"
 #include "support/run_emulated.h"
 
 namespace tessera::kernels {
@@ -82,6 +83,20 @@ TEST(Cuda, ADeviceThatIsNotThereIsAnErrorWithItsMend) {
         << text;
     EXPECT_FALSE(e.problems().front().mend.empty());
   }
+}
+
+// Dense, without sparsity; NVIDIA's data sheets.
+TEST(Cuda, PublishedPeaksAreThoseOfTheNameAndType) {
+  const auto peak = [](std::string_view name, DType dtype) {
+    const auto p = published_peak(name, dtype);
+    return p ? p->value * 1e-12 : 0.0;
+  };
+  EXPECT_NEAR(peak("NVIDIA H100 80GB HBM3", DType::bf16), 989.4, 0.1);
+  EXPECT_NEAR(peak("NVIDIA H100 PCIe", DType::bf16), 756.0, 0.1) << "fewer units, a lower clock";
+  EXPECT_NEAR(peak("NVIDIA H200", DType::f32), 66.9, 0.1);
+  EXPECT_NEAR(peak("NVIDIA A100-SXM4-80GB", DType::bf16), 312.0, 0.1);
+  EXPECT_NEAR(peak("NVIDIA A100-SXM4-80GB", DType::f64), 9.7, 0.1);
+  EXPECT_EQ(published_peak("NVIDIA GeForce RTX 9999", DType::bf16), std::nullopt) << "no guess";
 }
 
 }  // namespace

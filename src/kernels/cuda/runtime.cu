@@ -173,10 +173,25 @@ bool DeviceEvent::done() {
 }  // namespace
 }  // namespace cuda
 
+namespace {
+// The runtime calls a driver that is missing one that is too old.
+std::string why_none(cudaError_t code) {
+  const auto text = [](int version) {
+    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+  };
+  int driver = 0, runtime = 0;
+  if (code != cudaErrorInsufficientDriver || cudaDriverGetVersion(&driver) != cudaSuccess ||
+      cudaRuntimeGetVersion(&runtime) != cudaSuccess)
+    return cudaGetErrorString(code);
+  if (driver == 0) return "no NVIDIA driver is installed";
+  return "the NVIDIA driver knows CUDA " + text(driver) + ", this build needs " + text(runtime);
+}
+}  // namespace
+
 DeviceList cuda_devices() {
   int count = 0;
   const cudaError_t code = cudaGetDeviceCount(&count);
-  if (code != cudaSuccess) return {.count = 0, .names = {}, .why_none = cudaGetErrorString(code)};
+  if (code != cudaSuccess) return {.count = 0, .names = {}, .why_none = why_none(code)};
   DeviceList list{.count = count, .names = {}, .why_none = count == 0 ? "no CUDA device" : ""};
   for (int device = 0; device < count; ++device) {
     cudaDeviceProp properties{};
