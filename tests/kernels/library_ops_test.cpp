@@ -1,7 +1,10 @@
 // Which calls the CUDA backend offers to a library, and that it does itself what the library leaves.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/fixtures.h"
@@ -91,20 +94,79 @@ TEST_F(Library, IsNotAskedForBf16ProductsWhoseWeightHasNoCopy) {
   EXPECT_EQ(calls_, std::vector<std::string>{"linear f32>f32 w f32 [3, 4]"});
 }
 
-TEST_F(Library, IsAskedForAttentionWithoutSinksInBothDirections) {
+TEST_F(Library, IsAskedForAttentionInBothDirections) {
   const auto k = kernels({"attention"});
   const AttentionShape s{.batch = 1, .seq = 4, .heads = 2, .kv_heads = 1, .head_dim = 4, .scale = 0.5};
   const Owned qkv = random(DType::bf16, {4, s.qkv_dim()}, 1), dout = random(DType::bf16, {4, 8}, 2);
   const Owned out(DType::bf16, {4, 8}), lse(DType::f32, {4, 2}), dqkv(DType::bf16, {4, s.qkv_dim()});
-  const Owned sinks = random(DType::f32, {2}, 3), dsinks(DType::f32, {2});
-  k->attention(out, lse, qkv, s);
-  k->attention_backward(dqkv, dout, qkv, out, lse, s);
-  EXPECT_EQ(calls_, (std::vector<std::string>{"attention", "attention_backward"}));
-  EXPECT_EQ(get(out, 0), 7.0);
-  k->attention(out, lse, qkv, sinks, s);
-  k->attention_backward(dqkv, dsinks, dout, qkv, out, lse, sinks, s);
-  EXPECT_EQ(calls_.size(), 2U) << "sinks are the backend's own";
-  EXPECT_NE(get(out, 0), 7.0);
+}
+
+// Attention without sinks by the backend's own kernels, with lse in a library's order.
+class AttentionLibrary final : public LibraryOps {
+ public:
+  bool linear(const Tensor&, const Tensor&, const Tensor&) override { return false; }
+  bool linear_dgrad(const Tensor&, const Tensor&, const Tensor&, Write) override { return false; }
+  bool linear_wgrad(const Tensor&, const Tensor&, const Tensor&) override { return false; }
+  bool attention(const Tensor& out, const Tensor& lse, const Tensor& qkv, const AttentionShape& s) override {
+    const Owned own(lse.dtype(), lse.shape());
+    kernels_->attention(out, own, qkv, s);
+    for_rows(s, [&](std::int64_t ours, std::int64_t theirs) { test::set(lse, theirs, get(own, ours)); });
+    return true;
+  }
+  bool attention_backward(const Tensor& dqkv, const Tensor& dout, const Tensor& qkv, const Tensor& out,
+                          const Tensor& lse, const AttentionShape& s) override {
+    const Owned own(lse.dtype(), lse.shape());
+    for_rows(s, [&](std::int64_t ours, std::int64_t theirs) { test::set(own, ours, get(lse, theirs)); });
+    kernels_->attention_backward(dqkv, {}, dout, qkv, out, own, {}, s);
+    return true;
+  }
+
+ private:
+  template <class Body>
+  static void for_rows(const AttentionShape& s, const Body& body) {
+    for (std::int64_t b = 0; b < s.batch; ++b) {
+      for (std::int64_t i = 0; i < s.seq; ++i) {
+        for (std::int64_t h = 0; h < s.heads; ++h)
+          body((b * s.seq + i) * s.heads + h, (b * s.heads + h) * s.seq + i);
+      }
+    }
+  }
+  std::unique_ptr<Kernels> kernels_ = emulated::make();
+};
+
+TEST_F(Library, ItsAttentionGetsSinksFromTheBackend) {
+  const AttentionShape s{.batch = 2,
+                         .seq = 9,
+                         .heads = 6,
+                         .kv_heads = 2,
+                         .head_dim = 8,
+                         .scale = 0.4,
+                         .v_head_dim = 16,
+                         .window = 5};
+  for (const auto& [dtype, tolerance] :
+       {std::pair(DType::f64, 1e-13), {DType::f32, 2e-5}, {DType::bf16, 0.03}}) {
+    const DType stats = tensor::stats_of(dtype);
+    const Owned qkv = random(dtype, {18, s.qkv_dim()}, 1), dout = random(dtype, {18, s.out_dim()}, 2);
+    const Owned sinks = random(stats, {6}, 3, 2.0);
+    const auto run = [&](Kernels& k) {
+      const Owned out(dtype, {18, s.out_dim()}), lse(stats, {18, 6}), dqkv(dtype, {18, s.qkv_dim()}),
+          dsinks(stats, {6});
+      k.attention(out, lse, qkv, sinks, s);
+      k.attention_backward(dqkv, dsinks, dout, qkv, out, lse, sinks, s);
+      std::vector<double> all;
+      for (const Owned* t : {&out, &dqkv, &dsinks}) {
+        const std::vector<double> v = values(*t);
+        all.insert(all.end(), v.begin(), v.end());
+      }
+      return all;
+    };
+    const std::vector<double> want = run(*emulated::make());
+    const std::vector<double> got = run(*emulated::make_with(std::make_unique<AttentionLibrary>()));
+    double most = 0.0;
+    for (const double w : want) most = std::max(most, std::abs(w));
+    for (std::size_t i = 0; i < want.size(); ++i)
+      ASSERT_NEAR(got[i], want[i], tolerance * most) << tensor::name(dtype) << " " << i;
+  }
 }
 
 }  // namespace

@@ -207,22 +207,6 @@ __global__ void attention_dkv(S* dk, S* dv, View<S> at, Upstream<S> up, bool acc
             accumulate);
 }
 
-// A block for each head.
-template <class S, class A = Acc<S>>
-__global__ void sinks_backward_heads(A* dsinks, Upstream<S> up, const A* sinks, std::int64_t tokens,
-                                     int heads, int v_dim) {
-  const int head = static_cast<int>(blockIdx.x);
-  A sum = 0;
-  for (std::int64_t t = threadIdx.x; t < tokens; t += blockDim.x) {
-    const std::int64_t row = t * heads + head;
-    A dot = 0;
-    for (int d = 0; d < v_dim; ++d) dot += up.dout[row * v_dim + d] * up.out[row * v_dim + d];
-    sum -= std::exp(sinks[head] - up.lse[row]) * dot;
-  }
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) dsinks[head] = sum;
-}
-
 // A block for each row and kv head. Of rows that fall on the same place of the cache, the last one stays.
 template <class S, class A = Acc<S>>
 __global__ void cache_append_rows(S* cache, const S* x, std::int64_t x_row, std::int64_t first,
@@ -316,7 +300,7 @@ void backward(Stream stream, S* dq, S* dk, S* dv, const View<S>& at, const Upstr
 }  // namespace
 
 void Backend::do_attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks, const AttentionShape& shape) {
-  if (library_ && sinks.empty() && library_->attention(out, lse, qkv, shape)) return;
+  if (library_attention(out, lse, qkv, sinks, shape)) return;
   with_scalar(out, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
@@ -328,7 +312,7 @@ void Backend::do_attention(Tensor out, Tensor lse, Tensor qkv, Tensor sinks, con
 
 void Backend::do_attention_backward(Tensor dqkv, Tensor dsinks, Tensor dout, Tensor qkv, Tensor out,
                                     Tensor lse, Tensor sinks, const AttentionShape& shape) {
-  if (library_ && sinks.empty() && library_->attention_backward(dqkv, dout, qkv, out, lse, shape)) return;
+  if (library_attention_backward(dqkv, dsinks, dout, qkv, out, lse, sinks, shape)) return;
   with_scalar(out, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
@@ -358,17 +342,6 @@ void Backend::do_attention_part_backward(Tensor dq, Tensor dkv, Tensor dout, Ten
     backward<S>(stream_, dq.address<S>(), dkv.address<S>(), dkv.address<S>() + shape.k_dim(),
                 part_view<S>(q, kv, shape, part), {dout.address<S>(), out.address<S>(), lse.address<A>()},
                 shape, true);
-  });
-}
-
-void Backend::do_attention_sinks_backward(Tensor dsinks, Tensor dout, Tensor out, Tensor lse, Tensor sinks,
-                                          const AttentionShape& shape) {
-  with_scalar(out, [&](auto zero) {
-    using S = decltype(zero);
-    using A = Acc<S>;
-    const Upstream<S> up = {dout.address<S>(), out.address<S>(), lse.address<A>()};
-    launch(stream_, over_rows(shape.heads), &sinks_backward_heads<S>, dsinks.address<A>(), up,
-           sinks.address<A>(), out.dim(0), static_cast<int>(shape.heads), static_cast<int>(shape.v_dim()));
   });
 }
 

@@ -143,6 +143,12 @@ class Backend final : public Kernels {
   static constexpr std::int64_t kWorkspace = std::int64_t{4} << 20U;  // of sums in two steps
 
   [[nodiscard]] double sum(const Tensor& x, bool squares);
+  // False: the library does not take it.
+  bool library_attention(const Tensor& out, const Tensor& lse, const Tensor& qkv, const Tensor& sinks,
+                         const AttentionShape& shape);
+  bool library_attention_backward(const Tensor& dqkv, const Tensor& dsinks, const Tensor& dout,
+                                  const Tensor& qkv, const Tensor& out, const Tensor& lse,
+                                  const Tensor& sinks, const AttentionShape& shape);
   // RMSNorm has no mean and no bias: empty.
   struct NormStats {
     Tensor mean, rstd;

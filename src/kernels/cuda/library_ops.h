@@ -18,7 +18,8 @@ class LibraryOps {
   virtual bool linear(const Tensor& y, const Tensor& x, const Tensor& w_NK) = 0;
   virtual bool linear_dgrad(const Tensor& dx, const Tensor& dy, const Tensor& w_NK, Write write) = 0;
   virtual bool linear_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) = 0;  // +=
-  // Without sinks. Who takes a shape forward takes it backward: lse is the library's own then.
+  // Without sinks, which the backend adds: backward gets out and lse with them. lse stands as [batch, heads,
+  // seq]. Who takes a shape forward takes it backward.
   virtual bool attention(const Tensor& out, const Tensor& lse, const Tensor& qkv,
                          const AttentionShape& shape) = 0;
   virtual bool attention_backward(const Tensor& dqkv, const Tensor& dout, const Tensor& qkv,

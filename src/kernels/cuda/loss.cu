@@ -1,4 +1,5 @@
 // Embedding and vocab-parallel cross entropy: a block for each token.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -20,21 +21,42 @@ __global__ void embedding_all(S* y, const std::int32_t* ids, const A* table, std
   }
 }
 
-// The block of the first token with an id adds the rows of all tokens with it, in ascending order; the other
-// blocks have nothing to do. So no two blocks write a row, and the order of the additions is fixed.
+// The tokens of one id are a chain in ascending order: the block of the first one walks it and alone writes
+// the id's row, so the order of the additions is fixed.
+struct Chains {
+  std::int32_t *previous, *next;  // -1: none
+};
+
+__global__ void link_backward(Chains chains, const std::int32_t* ids, std::int64_t tokens) {
+  for (std::int64_t t = first_element(); t < tokens; t += element_stride()) {
+    std::int64_t u = t - 1;
+    while (u >= 0 && ids[u] != ids[t]) --u;
+    chains.previous[t] = static_cast<std::int32_t>(u);
+    chains.next[t] = -1;
+  }
+}
+
+__global__ void link_forward(Chains chains, std::int64_t tokens) {
+  for (std::int64_t t = first_element(); t < tokens; t += element_stride()) {
+    if (chains.previous[t] >= 0) chains.next[chains.previous[t]] = static_cast<std::int32_t>(t);
+  }
+}
+
 template <class S, class A = Acc<S>>
-__global__ void embedding_wgrad_tokens(A* dtable, const S* dy, const std::int32_t* ids, std::int64_t begin,
-                                       std::int64_t vocab, std::int64_t tokens, std::int64_t width) {
+__global__ void embedding_wgrad_chains(A* dtable, const S* dy, const std::int32_t* ids, Chains chains,
+                                       std::int64_t begin, std::int64_t vocab, std::int64_t width,
+                                       bool wide) {
   const std::int64_t t = blockIdx.x, row = ids[t] - begin;
-  if (row < 0 || row >= vocab) return;
-  int earlier = 0;
-  for (std::int64_t u = threadIdx.x; u < t; u += blockDim.x) earlier += ids[u] == ids[t] ? 1 : 0;
-  if (block_sum(earlier) > 0) return;
-  for (std::int64_t u = t; u < tokens; ++u) {
-    if (ids[u] != ids[t]) continue;
-    for (std::int64_t h = threadIdx.x; h < width; h += blockDim.x) {
-      dtable[row * width + h] += dy[u * width + h];
+  if (row < 0 || row >= vocab || chains.previous[t] >= 0) return;
+  for (std::int64_t p = threadIdx.x; p < packs_of(width); p += blockDim.x) {
+    A sum[kPack];
+    load(sum, dtable + row * width, p * kPack, width, wide);
+    for (std::int64_t u = t; u >= 0; u = chains.next[u]) {
+      A grad[kPack];
+      load(grad, dy + u * width, p * kPack, width, wide);
+      for (int i = 0; i < kPack; ++i) sum[i] += grad[i];
     }
+    store(dtable + row * width, p * kPack, width, wide, sum);
   }
 }
 
@@ -125,11 +147,23 @@ void Backend::do_embedding(Tensor y, Tensor ids, Tensor table, std::int64_t voca
 }
 
 void Backend::do_embedding_wgrad(Tensor dtable, Tensor dy, Tensor ids, std::int64_t vocab_begin) {
+  const std::int64_t tokens = ids.dim(0), width = dtable.dim(1);
+  const std::int64_t most = workspace_.size().value / static_cast<std::int64_t>(2 * sizeof(std::int32_t));
   with_scalar(dy, [&](auto zero) {
     using S = decltype(zero);
     using A = Acc<S>;
-    launch(stream_, over_rows(ids.dim(0)), &embedding_wgrad_tokens<S>, dtable.address<A>(), dy.address<S>(),
-           ids.address<std::int32_t>(), vocab_begin, dtable.dim(0), ids.dim(0), dtable.dim(1));
+    A* to = dtable.address<A>();
+    for (std::int64_t first = 0; first < tokens; first += most) {
+      const std::int64_t n = std::min(most, tokens - first);
+      auto* links = reinterpret_cast<std::int32_t*>(workspace_.data());
+      const Chains chains{links, links + n};
+      const std::int32_t* id = ids.address<std::int32_t>() + first;
+      const S* grad = dy.address<S>() + first * width;
+      launch(stream_, over_elements(n), &link_backward, chains, id, n);
+      launch(stream_, over_elements(n), &link_forward, chains, n);
+      launch(stream_, over_wide_rows(n, width), &embedding_wgrad_chains<S>, to, grad, id, chains, vocab_begin,
+             dtable.dim(0), width, is_wide(to, width) && is_wide(grad, width));
+    }
   });
 }
 
