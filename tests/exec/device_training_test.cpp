@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "ckpt/checkpoint.h"
 #include "exec/trainer.h"
+#include "in_folder.h"
 #include "run.h"
 #include "support/emulated_place.h"
 
@@ -19,17 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class DeviceTraining : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    root_ = fs::temp_directory_path() / fmt::format("tessera-{}-{}", test->name(), ::getpid());
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  void TearDown() override { fs::remove_all(root_); }
-  fs::path root_;
-};
+class DeviceTraining : public InFolder {};
 
 // A noisy count to 40: something to learn.
 std::shared_ptr<const data::TokenSource> counting_tokens(std::int64_t count) {

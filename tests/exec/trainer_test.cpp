@@ -19,6 +19,7 @@
 #include "base/random.h"
 #include "ckpt/checkpoint.h"
 #include "exec/generator.h"
+#include "in_folder.h"
 #include "run.h"
 #include "slots.h"
 #include "trace/chrome.h"
@@ -28,17 +29,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class Trainer : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    root_ = fs::temp_directory_path() / fmt::format("tessera-{}-{}", test->name(), ::getpid());
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  void TearDown() override { fs::remove_all(root_); }
-  fs::path root_;
-};
+class Trainer : public InFolder {};
 
 std::shared_ptr<const data::TokenSource> tokens(std::int64_t count) {
   std::vector<std::int32_t> ids;

@@ -143,6 +143,10 @@ class Backend final : public Kernels {
   static constexpr std::int64_t kWorkspace = std::int64_t{4} << 20U;  // of sums in two steps
 
   [[nodiscard]] double sum(const Tensor& x, bool squares);
+  // Beside a library, which is made for many rows. seen: the weight as the activations read it. False: there
+  // are more.
+  static constexpr std::int64_t kFewRows = 8;
+  bool linear_of_few_rows(const Tensor& y, const Tensor& x, const Tensor& seen);
   // False: the library does not take it.
   bool library_attention(const Tensor& out, const Tensor& lse, const Tensor& qkv, const Tensor& sinks,
                          const AttentionShape& shape);

@@ -146,7 +146,7 @@ void Backend::do_pack(Weight& w) {
 
 void Backend::do_linear(Tensor y, Tensor x, const Weight& w) {
   const Tensor seen = library_ ? weight_beside(x, w) : Tensor();
-  if (!seen.empty() && library_->linear(y, x, seen)) return;
+  if (!seen.empty() && (linear_of_few_rows(y, x, seen) || library_->linear(y, x, seen))) return;
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
     with_output<S>(y, [&](auto out) {
