@@ -146,7 +146,7 @@ double predict(const plan::Plan& plan, const cost::MachineModel& model, const gr
 }
 
 exec::MeasuredSteps measure(const plan::Plan& plan, std::int32_t steps, comm::ProcessWorld& world) {
-  if (plan.layout.world_size() > 1) return exec::measure_steps(plan, steps, &world);
+  if (plan.layout.world_size() > 1) return exec::measure_steps(plan, steps, {.world = &world});
   world.run([](Rank) {});  // alone, but at the same time on every host
   exec::MeasuredSteps measured = exec::measure_steps(plan, steps);
   world.run([](Rank) {});

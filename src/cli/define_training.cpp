@@ -62,6 +62,29 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
   c->callback([&] { code = train(f, terminal); });
 }
 
+void add_profile(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
+  auto& f = all.profile;
+  CLI::App* c =
+      add(app, "profile", "Time every operation of a training step beside the machine's limits",
+          "tessera profile examples/demo/job.yaml\n"
+          "Thread ranks train on random tokens; the table is rank 0's. docs/howto/profile-a-step.md",
+          f.json);
+  c->add_option("job", f.job, "Job file (YAML)")->required();
+  c->add_option("--set", f.overrides, "Override a key of the job; may be repeated")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  c->add_option("--device", f.device, "Where ranks compute: cpu, or cuda for this machine's GPUs in turn")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  c->add_option("--steps", f.steps, "Steps that are timed, beside one to warm up")
+      ->check(CLI::Range(std::int64_t{1}, kMost))
+      ->capture_default_str();
+  c->add_option("--most", f.most, "Operations to list, the others in one line (0: all)")
+      ->check(CLI::Range(std::int64_t{0}, kMost))
+      ->capture_default_str();
+  c->callback([&] { code = profile(f, terminal); });
+}
+
 void add_ranks(CLI::App& c, RankFlags& f) {
   c.add_option("--tp", f.tp, "Tensor-parallel ranks (threads)")->capture_default_str();
   c.add_option("--ep", f.ep, "Expert-parallel ranks, folded over tp and dp")->capture_default_str();
@@ -171,6 +194,7 @@ CLI::App* add(CLI::App& app, const char* name, const char* what, const char* exa
 
 void add_training(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   add_train(app, all, terminal, code);
+  add_profile(app, all, terminal, code);
   add_generate(app, all, terminal, code);
   add_eval(app, all, terminal, code);
   add_data(app, all, code);

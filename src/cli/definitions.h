@@ -10,6 +10,7 @@
 #include "cli/model_command.h"
 #include "cli/place_command.h"
 #include "cli/plan_command.h"
+#include "cli/profile_command.h"
 #include "cli/question.h"
 #include "cli/routing_command.h"
 #include "cli/size_command.h"
@@ -36,6 +37,7 @@ struct AllFlags {
   ValidateFlags validate;
   CalibrateFlags calibrate;
   RoutingFlags routing;
+  ProfileFlags profile;
   PlaceFlags place;
 };
 

@@ -99,30 +99,36 @@ void share_routing(comm::Communicator& all, const plan::Plan& plan, graph::Routi
 
 }  // namespace
 
-MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps, comm::World* given) {
+MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps, const StepsOptions& options) {
   const RandomTokens data(plan.job.model.vocab_size, plan.job.train.sequence_length);
   const std::int32_t size = plan.layout.world_size();
   std::optional<comm::ThreadWorld> threads;
-  comm::World& world = given != nullptr ? *given : threads.emplace(comm::ThreadWorld::Options{.size = size});
+  comm::World& world =
+      options.world != nullptr ? *options.world : threads.emplace(comm::ThreadWorld::Options{.size = size});
   std::vector<Rank> everyone;
   for (std::int32_t r = 0; r < size; ++r) everyone.emplace_back(r);
   MeasuredSteps out;
   out.routing = no_routing(plan);
   world.run([&](Rank rank) {
     comm::CommWorker worker({.on_unwind = [&] { world.abort(rank, "left while its reductions ran"); }});
+    std::unique_ptr<kernels::Kernels> kernels = kernels_for(rank, options.compute.kernels);
+    std::unique_ptr<comm::DeviceNetwork> network;
+    if (options.compute.network) network = options.compute.network(rank, kernels->memory());
     RankEngine engine(
         {.plan = &plan,
          .data = &data,
          .rank = rank,
-         .kernels = kernels::make_cpu(),
+         .kernels = std::move(kernels),
          .communicators = [&](std::span<const Rank> members,
                               std::string_view label) { return world.communicator(rank, members, label); },
+         .network = std::move(network),
          .worker = size > 1 ? &worker : nullptr,
          .whereabouts = &world.whereabouts(rank)});
     const auto all = world.communicator(rank, everyone, "steps");
     StepGatherer gatherer(plan, size, FlopsPerSecond(1e9));  // its shares of a peak are not used
     engine.initialise();
     (void)engine.train_step(0);
+    if (options.warm) options.warm(rank);
     for (std::int32_t s = 1; s <= steps; ++s) {
       all->barrier();
       const std::int64_t start = wall_ns();

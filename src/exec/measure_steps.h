@@ -1,9 +1,11 @@
 // Steps of a plan on random tokens: how long they take, and the rows that experts got.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "comm/world.h"
+#include "exec/compute.h"
 #include "exec/metrics.h"
 #include "graph/graph.h"
 #include "plan/plan.h"
@@ -22,9 +24,14 @@ struct MeasuredSteps {
 // Puts the rows of the rank's last step in their place. Of different ranks at the same time: safe.
 void note_routing(RankEngine& engine, graph::RoutingCounts& routing);
 
-// Trains `steps` steps on random tokens after one to warm up: every rank a thread, or in `world`, whose size
-// is the plan's. Of several processes each returns the routing, and the first one the rest.
+struct StepsOptions {
+  comm::World* world = nullptr;  // of the plan's size; null: every rank a thread
+  Compute compute = {};
+  std::function<void(Rank)> warm = nullptr;  // on each rank's thread, after the step that warms up
+};
+// Trains `steps` steps on random tokens after one to warm up. Of several processes each returns the routing,
+// and the first one the rest.
 [[nodiscard]] MeasuredSteps measure_steps(const plan::Plan& plan, std::int32_t steps,
-                                          comm::World* world = nullptr);
+                                          const StepsOptions& options = {});
 
 }  // namespace tessera::exec

@@ -128,5 +128,21 @@ TEST_F(Generate, WithoutAGpuEveryCommandSaysWhyAndWhatToDo) {
   EXPECT_THAT(both.errors, HasSubstr("--bandwidth"));
 }
 
+TEST_F(Generate, ProfileTimesEveryOperationOfAStep) {
+  const Outcome o = run("profile job.yaml --steps 1");
+  ASSERT_EQ(o.code, 0) << o.errors;
+  EXPECT_THAT(o.output, AllOf(HasSubstr("linear_wgrad"), HasSubstr("attention_backward"), HasSubstr("adamw"),
+                              HasSubstr("a step takes"), HasSubstr("FMA peak"), HasSubstr("GB/s of a copy")));
+  const json j = json::parse(run("profile job.yaml --steps 1 --json").output);
+  EXPECT_GT(j["step_s"].get<double>(), 0.0);
+  double seconds = 0.0;
+  for (const json& op : j["operations"]) {
+    seconds += op["time_s"].get<double>();
+    EXPECT_GT(op["bytes"].get<double>(), 0.0) << op;
+  }
+  EXPECT_GT(seconds, 0.0);
+  EXPECT_THAT(run("profile missing.yaml").errors, HasSubstr("missing.yaml"));
+}
+
 }  // namespace
 }  // namespace tessera::cli

@@ -13,8 +13,9 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr const char* kCommands[] = {"train",    "generate",  "eval", "convert",  "tokenize", "schedule",
-                                     "validate", "calibrate", "plan", "simulate", "size",     "compare"};
+constexpr const char* kCommands[] = {"train",    "profile",  "generate", "eval",      "convert",
+                                     "tokenize", "schedule", "validate", "calibrate", "plan",
+                                     "simulate", "size",     "compare"};
 
 TEST_F(Program, HelpListsEveryCommandAndIsGood) {
   const Outcome help = run("--help");

@@ -130,6 +130,11 @@ TEST_F(Library, IsAskedForAttentionInBothDirections) {
   const AttentionShape s{.batch = 1, .seq = 4, .heads = 2, .kv_heads = 1, .head_dim = 4, .scale = 0.5};
   const Owned qkv = random(DType::bf16, {4, s.qkv_dim()}, 1), dout = random(DType::bf16, {4, 8}, 2);
   const Owned out(DType::bf16, {4, 8}), lse(DType::f32, {4, 2}), dqkv(DType::bf16, {4, s.qkv_dim()});
+  k->attention(out, lse, qkv, s);
+  k->attention_backward(dqkv, dout, qkv, out, lse, s);
+  EXPECT_EQ(calls_, (std::vector<std::string>{"attention", "attention_backward"}));
+  EXPECT_EQ(get(out, 0), 7.0);
+  EXPECT_EQ(get(dqkv, 0), 7.0);
 }
 
 // Attention without sinks by the backend's own kernels, with lse in a library's order.

@@ -1,0 +1,23 @@
+// Where the time of a rank's steps goes: every operation of its kernels, timed one by one.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "base/quantity.h"
+#include "exec/compute.h"
+#include "kernels/profiled.h"
+#include "plan/plan.h"
+
+namespace tessera::exec {
+
+struct StepProfile {
+  std::vector<kernels::OperatorUse> uses;  // of rank 0, over all steps; longest first
+  Seconds step;                            // the fastest one, not profiled
+  BytesPerSecond copy;                     // bytes read and written by a copy in the rank's memory
+};
+
+// Trains the plan on random tokens, once plain and once with rank 0 timed, `steps` steps each after one to
+// warm up; thread ranks.
+[[nodiscard]] StepProfile profile_steps(const plan::Plan& plan, std::int32_t steps, const Compute& compute);
+
+}  // namespace tessera::exec
