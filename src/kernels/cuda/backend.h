@@ -55,8 +55,9 @@ class Backend final : public Kernels {
       : Kernels(place),
         stream_(place->stream()),
         shared_(place, Bytes(64), tensor::Reach::shared),
+        work_(place, kWorkBytes, tensor::Reach::own),
         library_(std::move(library)) {}
-  [[nodiscard]] Bytes workspace_bytes() const override { return Bytes(0); }
+  [[nodiscard]] Bytes workspace_bytes() const override { return kWorkBytes; }
   [[nodiscard]] bool takes_bf16() const override { return true; }
   // The bf16 copy of a weight of f32.
   [[nodiscard]] Bytes packed_bytes(DType dtype, std::int64_t n, std::int64_t k) const override {
@@ -124,6 +125,17 @@ class Backend final : public Kernels {
   void do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tensor rows, Tensor pos,
                            Tensor weights) override;
   void do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) override;
+  void do_sort_choices(Tensor pos, Tensor token, Tensor begin, Tensor index) override;
+  void do_count_choices(Tensor counts, Tensor index, Tensor unit) override;
+  void do_scale_counts(Tensor a, Tensor share, double scale) override;
+  void do_router_stats(Tensor sums, Tensor counts, const RoutedTokens& tokens,
+                       const RouterStatsOptions& options) override;
+  void do_balance_value(Tensor value, Tensor probs, Tensor aux, Tensor unit, RouterScore score) override;
+  void do_experts_linear(Tensor y, Tensor x, std::span<const Weight> w, Tensor begin) override;
+  void do_experts_linear_dgrad(Tensor dx, Tensor dy, std::span<const Weight> w, Tensor begin) override;
+  void do_experts_linear_wgrad(std::span<const Tensor> dw, Tensor dy, Tensor x, Tensor begin) override;
+  void do_experts_add_bias(Tensor y, std::span<const Tensor> b, Tensor begin) override;
+  void do_experts_bias_wgrad(std::span<const Tensor> db, Tensor dy, Tensor begin) override;
   void do_move_columns(Tensor dst, Tensor src, const ColumnMove& move) override;
   void do_add(Tensor y, Tensor a, Tensor b) override;
   void do_accumulate(Tensor y, Tensor x) override;
@@ -133,6 +145,13 @@ class Backend final : public Kernels {
   void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) override;
 
  private:
+  // What kernels of one operation leave to each other.
+  static constexpr Bytes kWorkBytes{std::int64_t{1} << 20};
+  template <class T>
+  [[nodiscard]] T* work() const {
+    return reinterpret_cast<T*>(work_.data());
+  }
+
   // What a kernel wrote there, once it is done.
   [[nodiscard]] double* result() const { return reinterpret_cast<double*>(shared_.data()); }
   [[nodiscard]] double wait_for_result() const {
@@ -142,6 +161,7 @@ class Backend final : public Kernels {
 
   Stream stream_;
   tensor::Buffer shared_;
+  tensor::Buffer work_;
   std::unique_ptr<LibraryOps> library_;
 };
 

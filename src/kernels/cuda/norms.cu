@@ -68,23 +68,6 @@ __global__ void norm_dgrad_rows(S* dx, const S* dy, const S* x, const A* mean, c
   }
 }
 
-// Sums over rows: a block has 32 columns, thread (c, r) every 8th row of column c; then r in ascending order.
-constexpr int kRowLanes = 8;
-
-template <class S>
-__device__ S column_total(S value) {
-  __shared__ S part[kRowLanes][kWarp];
-  part[threadIdx.y][threadIdx.x] = value;
-  __syncthreads();
-  S sum = 0;
-  for (int r = 0; r < kRowLanes; ++r) sum += part[r][threadIdx.x];
-  __syncthreads();
-  return sum;
-}
-inline Grid over_columns(std::int64_t columns) {
-  return {{static_cast<unsigned>((columns + kWarp - 1) / kWarp)}, {kWarp, kRowLanes}};
-}
-
 // dw += sum of dy n, db += sum of dy (null: none).
 template <class S, class A = Acc<S>>
 __global__ void norm_wgrad_columns(A* dw, A* db, const S* dy, const S* x, const A* mean, const A* rstd,
