@@ -50,7 +50,7 @@ class LayerBench {
       params.experts.push_back({.gate_up = weight(2 * shape.width, kHidden, kPacked),
                                 .down = weight(kHidden, shape.width, kPacked)});
     }
-    experts_ = params.experts;
+    experts_ = moe::ExpertTable(params.experts);
     norm_ = params.norm_H;
     router_ = params.router_EH;
     layer_options_ = moe::Options{
@@ -78,6 +78,9 @@ class LayerBench {
     index_ = arena_.take(DType::i32, {kTokens, shape.top_k});
     unit_ = arena_.take(DType::i32, {kTokens});
     counts_ = arena_.take(DType::i32, {1, shape.experts});
+    sums_ = arena_.take(DType::f64, {kernels::kRouterSums});
+    totals_ = arena_.take(DType::i64, {std::int64_t{2} * shape.experts + 1});
+    begins_ = arena_.take(DType::i32, {shape.experts + 1});
     weights_ = filled({kTokens, shape.top_k}, 1.0);
     dweights_ = filled({kTokens, shape.top_k}, 1.0);
     aux_ = filled({1, shape.experts}, 1.0);
@@ -100,7 +103,7 @@ class LayerBench {
     layer_->backward_input(ctx, {0, 0}, {}, g_);
     layer_->backward_weight(ctx, {0, 0}, {});
     layer_->reset_stats();
-    if (begins_.empty()) count_rows();
+    if (!counted_) count_rows();
   }
   void experts_step() {
     moe::experts_forward(*kernels_, list(), begins_,
@@ -122,22 +125,13 @@ class LayerBench {
     const kernels::RouterOptions& options = layer_options_.router;
     timed("router_product", [&] { k.linear(logits_, x_, router_.weight); });
     timed("router", [&] { k.router(probs_, lse_, index_, weights_, logits_, Tensor(), options); });
-    timed("count", [&] { moe::count_choices(counts_, index_, layer_options_, 0); });
+    timed("count", [&] { k.count_choices(counts_, index_, unit_); });
     nn::Context ctx{.kernels = *kernels_, .tp = *tp_, .scratch = scratch_, .weights = {}};
     timed("plan", [&] { dispatch_->plan(ctx, slot_, index_, weights_); });
-    moe::Stats stats;
-    stats.chosen.resize(shape_.experts);
-    stats.dropped.resize(shape_.experts);
     timed("stats", [&] {
-      moe::add_to_stats(stats,
-                        {.probs_tE = probs_,
-                         .lse_t = lse_,
-                         .logits_tE = logits_,
-                         .index_tK = index_,
-                         .pos_tK = slot_.pos_tK,
-                         .aux_UE = aux_,
-                         .first_token = 0},
-                        layer_options_, 1e-4);
+      k.router_stats(sums_, totals_, {probs_, lse_, logits_, index_, slot_.pos_tK},
+                     {.score = options.score, .z_scale = 1e-4});
+      k.balance_value(sums_.narrow_rows(0, 1), probs_, aux_, unit_, options.score);
     });
     timed("gather", [&] { k.gather_rows(rows_, x_, slot_.token_n.narrow_rows(0, slot_.sent)); });
     timed("combine", [&] { k.combine(y_, x_, rows_, slot_.pos_tK, weights_); });
@@ -182,11 +176,12 @@ class LayerBench {
     return p;
   }
   void count_rows() {  // the rows that the layer's experts had
-    begins_.assign(static_cast<std::size_t>(shape_.experts) + 1, 0);
-    for (const std::int32_t e : layer_->chosen_tK(0).span<std::int32_t>()) {
-      ++begins_[static_cast<std::size_t>(e) + 1];
-    }
-    for (std::size_t e = 1; e < begins_.size(); ++e) begins_[e] += begins_[e - 1];
+    counted_ = true;
+    const std::span<std::int32_t> begin = begins_.span<std::int32_t>();
+    std::ranges::fill(begin, 0);
+    for (const std::int32_t e : layer_->chosen_tK(0).span<std::int32_t>())
+      ++begin[static_cast<std::size_t>(e) + 1];
+    for (std::size_t e = 1; e < begin.size(); ++e) begin[e] += begin[e - 1];
   }
 
   Shape shape_;
@@ -194,15 +189,15 @@ class LayerBench {
   tensor::Arena arena_ = tensor::Arena(Bytes(std::int64_t{3} << 30)), scratch_;
   std::unique_ptr<comm::Communicator> tp_ = comm::make_self("tp"), ep_ = comm::make_self("ep"),
                                       etp_ = comm::make_self("etp");
-  std::vector<moe::ExpertParams> experts_;
+  moe::ExpertTable experts_;
   nn::Param norm_, router_;
   moe::Options layer_options_;
   std::unique_ptr<moe::Dispatch> dispatch_;
   moe::DispatchSlot slot_;
-  Tensor logits_, probs_, lse_, index_, unit_, counts_, weights_, dweights_, aux_;
+  Tensor logits_, probs_, lse_, index_, unit_, counts_, sums_, totals_, begins_, weights_, dweights_, aux_;
   std::unique_ptr<moe::MoeLayer> layer_;
   Tensor x_, y_, g_, n_, dn_, rstd_, rows_, out_, dout_, drows_, gate_up_, dgate_up_, h_, dh_;
-  std::vector<std::int32_t> begins_;
+  bool counted_ = false;
   std::uint64_t stream_ = 1;
 };
 

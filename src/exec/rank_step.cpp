@@ -96,6 +96,7 @@ void RankEngine::begin_step(const StepOrder& order) {
   local_mtp_ = 0.0;
   exposed_reduce_ns_ = 0;
   shards_->begin_step();
+  options_.kernels->memory()->synchronise();  // kernels of an evaluation may still count
   for (StageState& s : states_) {
     s.num_weight_done = 0;
     for (const Stage::Mixture& m : s.stage->mixtures()) m.moe->reset_stats();
@@ -169,6 +170,7 @@ void RankEngine::share_results() {
   const spec::ModelSpec& model = options_.plan->job.model;
   const std::size_t experts = model.moe ? static_cast<std::size_t>(model.moe->num_experts) : 0;
   const std::size_t width = 2 * experts + 1;
+  options_.kernels->memory()->synchronise();
   for (StageState& s : states_) {
     for (const Stage::Mixture& m : s.stage->mixtures()) {
       const std::size_t at = moe_index(m.layer);

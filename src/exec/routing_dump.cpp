@@ -125,17 +125,21 @@ void RoutingDump::on_routed(const Mixture& mixture, const nn::Microbatch& mb, st
   if (layer == layers_.end()) return;  // of a part that is no layer of the model
   Local* l = local(static_cast<std::int32_t>(layer - layers_.begin()));
   TESSERA_CHECK(l != nullptr, "a rank hears of the layers of its stages");
-  const std::span<const std::int32_t> chosen = mixture.moe->chosen_tK(saved_slot).flat().span<std::int32_t>();
-  TESSERA_CHECK_EQ(chosen.size(), local_tokens_ * width_, "every token of this rank has its choices");
   std::int16_t* to = &l->choices[at(mb.index * local_tokens_ * width_)];
-  if (!experts_choose_) {
-    for (const std::int32_t e : chosen) *to++ = static_cast<std::int16_t>(e);
-  } else {  // every expert stands there, those that took the token have kept it
-    const Tensor kept = mixture.moe->kept_tK(saved_slot);
-    const std::span<const std::int32_t> place = kept.flat().span<std::int32_t>();
-    for (std::size_t i = 0; i < chosen.size(); ++i) {
-      *to++ = place[i] < 0 ? std::int16_t{-1} : static_cast<std::int16_t>(chosen[i]);
-    }
+  tensor::Memory& memory = *engine_.kernels().memory();
+  on_host(memory, mixture.moe->chosen_tK(saved_slot), tensor::Access::read, [&](const Tensor& index) {
+    TESSERA_CHECK_EQ(index.num_elements(), local_tokens_ * width_,
+                     "every token of this rank has its choices");
+    std::ranges::transform(index.span<std::int32_t>(), to,
+                           [](std::int32_t e) { return static_cast<std::int16_t>(e); });
+  });
+  if (experts_choose_) {  // every expert stands there, those that took the token have kept it
+    on_host(memory, mixture.moe->kept_tK(saved_slot), tensor::Access::read, [&](const Tensor& kept) {
+      for (const std::int32_t place : kept.span<std::int32_t>()) {
+        if (place < 0) *to = -1;
+        ++to;
+      }
+    });
   }
   ++l->seen;
 }

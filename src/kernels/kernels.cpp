@@ -132,7 +132,7 @@ void Kernels::gather_rows(Tensor dst, Tensor src, Tensor index) {
   call.num_dims("dst", dst, 2);
   call.is("dst", dst, {dst.dim(0), src.dim(1)});
   call.is_index("index", index, {dst.dim(0)});
-  call.in_range("index", index, 0, src.dim(0));
+  if (sees_values()) call.in_range("index", index, 0, src.dim(0));
   do_gather_rows(dst, src, index);
 }
 
@@ -144,7 +144,7 @@ void Kernels::combine(Tensor y, Tensor x, Tensor rows, Tensor pos, Tensor weight
   call.is("rows", rows, {rows.dim(0), y.dim(1)});
   call.num_dims("pos", pos, 2);
   call.is_index("pos", pos, {y.dim(0), pos.dim(1)});
-  call.in_range("pos", pos, kDropped, rows.dim(0));
+  if (sees_values()) call.in_range("pos", pos, kDropped, rows.dim(0));
   call.is_stats("weights", weights, pos.shape());
   do_combine(y, x, rows, pos, weights);
 }
@@ -158,7 +158,7 @@ void Kernels::combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tensor 
   call.is("drows", drows, rows.shape());
   call.num_dims("pos", pos, 2);
   call.is_index("pos", pos, {dy.dim(0), pos.dim(1)});
-  call.in_range("pos", pos, kDropped, rows.dim(0));
+  if (sees_values()) call.in_range("pos", pos, kDropped, rows.dim(0));
   call.is_stats("weights", weights, pos.shape());
   call.is_stats("dweights", dweights, pos.shape());
   do_combine_backward(drows, dweights, dy, rows, pos, weights);
@@ -171,7 +171,7 @@ void Kernels::sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) {
   call.is("rows", rows, {rows.dim(0), dx.dim(1)});
   call.num_dims("pos", pos, 2);
   call.is_index("pos", pos, {dx.dim(0), pos.dim(1)});
-  call.in_range("pos", pos, kDropped, rows.dim(0));
+  if (sees_values()) call.in_range("pos", pos, kDropped, rows.dim(0));
   do_sum_rows(dx, rows, pos, write);
 }
 

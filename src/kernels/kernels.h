@@ -21,7 +21,7 @@
 // columns of the output are split over ranks: one output element = one fixed-order sum over its reduction
 // dim. Integer tensors (ids, targets, index, pos, unit) are i32.
 // Errors: shape or dtype mismatch is Error{internal} naming the operation and both shapes; so is an index
-// outside its tensor.
+// outside its tensor, where the indices are there when the call is made (not what queued work will write).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -155,6 +155,19 @@ struct RouterOptions {
   GroupScore group_score = GroupScore::max;
   bool given_index = false;  // the choice is an input: only its weights are computed
 };
+
+// What became of a router's tokens: inputs of router_stats.
+struct RoutedTokens {
+  Tensor probs_TE, lse_T, logits_TE;
+  Tensor index_TK, pos_TK;  // i32; pos below 0: the choice was dropped
+};
+struct RouterStatsOptions {
+  RouterScore score;
+  bool counts_kept_only = false;  // experts that choose: what they left counts as neither chosen nor dropped
+  double z_scale = 0;
+};
+inline constexpr std::int64_t kRouterSums = 4;
+inline constexpr std::int64_t kMostExperts = 16384;  // that sort_choices takes
 
 struct AdamWOptions {
   double lr, beta1, beta2, eps, weight_decay;
@@ -350,6 +363,33 @@ class Kernels {
   // dx_TH = or += sum_k rows[pos_TK], k ascending; pos < 0 skipped.
   void sum_rows(Tensor dx_TH, Tensor rows_RH, Tensor pos_TK, Write write);
 
+  // Choices, T K of them for E experts. A stable counting sort by (expert, token): pos_TK of a choice becomes
+  // its row and token_N[row] its token, but a choice with pos below 0 is dropped and stays so; begin_E1 = the
+  // first row of each expert, and the end. N is at least T K; tokens behind the last row stay untouched.
+  void sort_choices(Tensor pos_TK, Tensor token_N, Tensor begin_E1, Tensor index_TK);
+  // counts_UE = choices by unit (unit_T, i32) and expert.
+  void count_choices(Tensor counts_UE, Tensor index_TK, Tensor unit_T);
+  // a_UE = scale * share_UE, share i32 (counts) or f64, in f64 and rounded once: coefficients of a balancing
+  // loss.
+  void scale_counts(Tensor a_UE, Tensor share_UE, double scale);
+  // All +=. sums [kRouterSums] (f64) of the tokens: entropy of P in nats, P the softmax or the sigmoid scores
+  // over their sum; squares of the logits; the largest |logit| (joined by max); z_scale times the squares of
+  // lse. counts [2 E + 1] (i64): chosen by expert, of these dropped, and tokens that no expert computes.
+  void router_stats(Tensor sums, Tensor counts, const RoutedTokens& tokens,
+                    const RouterStatsOptions& options);
+  // value_1 (f64) += sum_t sum_e a_{unit(t) e} P_te: what a balancing loss is worth.
+  void balance_value(Tensor value_1, Tensor probs_TE, Tensor aux_UE, Tensor unit_T, RouterScore score);
+
+  // Products of experts: the rows [begin_E1[e], begin_E1[e + 1]) of a call belong to expert e, all R rows to
+  // one, and each result has the bits of the operation of the same name on the rows of its expert alone. All
+  // experts have weights of one shape, packed all or none. FLOPs count as there. begin_E1 (i32) is read in
+  // its turn: on a GPU by the device, so the host need not know it.
+  void experts_linear(Tensor y_RN, Tensor x_RK, std::span<const Weight> w_E, Tensor begin_E1);          // =
+  void experts_linear_dgrad(Tensor dx_RK, Tensor dy_RN, std::span<const Weight> w_E, Tensor begin_E1);  // =
+  void experts_linear_wgrad(std::span<const Tensor> dw_E, Tensor dy_RN, Tensor x_RK, Tensor begin_E1);  // +=
+  void experts_add_bias(Tensor y_RN, std::span<const Tensor> b_E, Tensor begin_E1);      // in place
+  void experts_bias_wgrad(std::span<const Tensor> db_E, Tensor dy_RN, Tensor begin_E1);  // +=
+
   // dst[t, to.first + b to.stride + j] = src[t, from.first + b from.stride + j], b < blocks, j < width. Other
   // columns stay untouched. from.stride 0: the same block goes to every place; to.stride 0: its adjoint, the
   // sum over b ascending. dst is not src.
@@ -437,6 +477,18 @@ class Kernels {
   virtual void do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tensor rows, Tensor pos,
                                    Tensor weights) = 0;
   virtual void do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) = 0;
+  // The host's ways over what is in its memory: src/kernels/kernels_experts.cpp.
+  virtual void do_sort_choices(Tensor pos, Tensor token, Tensor begin, Tensor index);
+  virtual void do_count_choices(Tensor counts, Tensor index, Tensor unit);
+  virtual void do_scale_counts(Tensor a, Tensor share, double scale);
+  virtual void do_router_stats(Tensor sums, Tensor counts, const RoutedTokens& tokens,
+                               const RouterStatsOptions& options);
+  virtual void do_balance_value(Tensor value, Tensor probs, Tensor aux, Tensor unit, RouterScore score);
+  virtual void do_experts_linear(Tensor y, Tensor x, std::span<const Weight> w, Tensor begin);
+  virtual void do_experts_linear_dgrad(Tensor dx, Tensor dy, std::span<const Weight> w, Tensor begin);
+  virtual void do_experts_linear_wgrad(std::span<const Tensor> dw, Tensor dy, Tensor x, Tensor begin);
+  virtual void do_experts_add_bias(Tensor y, std::span<const Tensor> b, Tensor begin);
+  virtual void do_experts_bias_wgrad(std::span<const Tensor> db, Tensor dy, Tensor begin);
   virtual void do_move_columns(Tensor dst, Tensor src, const ColumnMove& move) = 0;
   virtual void do_add(Tensor y, Tensor a, Tensor b) = 0;
   virtual void do_accumulate(Tensor y, Tensor x) = 0;
@@ -446,6 +498,9 @@ class Kernels {
   virtual void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) = 0;
 
  private:
+  // Whether integers of a call hold their values when it is made: a GPU's queue may still write them.
+  [[nodiscard]] bool sees_values() const { return memory_->device() == tensor::Device::cpu; }
+
   std::shared_ptr<tensor::Memory> memory_;
   Flops flops_;
 };

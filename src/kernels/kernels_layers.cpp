@@ -378,13 +378,13 @@ void Kernels::router_backward(Tensor dlogits, Tensor dweights, Tensor probs, Ten
   call.is("dweights", dweights, chosen);
   call.is_stats("lse", lse, {probs.dim(0)});
   call.is_index("index", index, chosen);
-  call.in_range("index", index, 0, probs.dim(1));
+  if (sees_values()) call.in_range("index", index, 0, probs.dim(1));
   call.is("weights", weights, chosen);
   if (!aux.empty()) {
     call.num_dims("aux", aux, 2);
     call.is("aux", aux, {aux.dim(0), probs.dim(1)});
     call.is_index("unit", unit, {probs.dim(0)});
-    call.in_range("unit", unit, 0, aux.dim(0));
+    if (sees_values()) call.in_range("unit", unit, 0, aux.dim(0));
   }
   if (options.score == RouterScore::sigmoid && z_scale != 0) call.is("logits", logits, probs.shape());
   do_router_backward(dlogits, dweights, probs, lse, index, weights, aux, unit, z_scale, options, logits);

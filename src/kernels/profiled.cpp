@@ -261,6 +261,56 @@ class Profiled final : public Kernels {
     timed("sum_rows", dx, once({dx, pos}) + before(write, dx) + chosen_rows(pos, rows),
           [&] { inner_->sum_rows(dx, rows, pos, write); });
   }
+  void do_sort_choices(Tensor pos, Tensor token, Tensor begin, Tensor index) override {
+    timed("sort_choices", pos, once({pos, pos, token, begin, index}),
+          [&] { inner_->sort_choices(pos, token, begin, index); });
+  }
+  void do_count_choices(Tensor counts, Tensor index, Tensor unit) override {
+    timed("count_choices", index, once({counts, index, unit}),
+          [&] { inner_->count_choices(counts, index, unit); });
+  }
+  void do_scale_counts(Tensor a, Tensor share, double scale) override {
+    timed("scale_counts", a, once({a, share}), [&] { inner_->scale_counts(a, share, scale); });
+  }
+  void do_router_stats(Tensor sums, Tensor counts, const RoutedTokens& t,
+                       const RouterStatsOptions& options) override {
+    timed("router_stats", t.probs_TE,
+          once({sums, counts, t.probs_TE, t.lse_T, t.logits_TE, t.index_TK, t.pos_TK}),
+          [&] { inner_->router_stats(sums, counts, t, options); });
+  }
+  void do_balance_value(Tensor value, Tensor probs, Tensor aux, Tensor unit, RouterScore score) override {
+    timed("balance_value", probs, once({value, probs, aux, unit}),
+          [&] { inner_->balance_value(value, probs, aux, unit, score); });
+  }
+  // Of all experts, as activations of this type read them.
+  static Bytes weights_of(std::span<const Weight> w, DType dtype) {
+    return elements(std::ssize(w) * w[0].value_NK.num_elements(), dtype);
+  }
+  static Bytes tensors_of(std::span<const Tensor> all) {
+    Bytes sum;
+    for (const Tensor& t : all) sum += t.bytes();
+    return sum;
+  }
+  void do_experts_linear(Tensor y, Tensor x, std::span<const Weight> w, Tensor begin) override {
+    timed("experts_linear", product(w[0].value_NK), once({y, x}) + weights_of(w, x.dtype()),
+          [&] { inner_->experts_linear(y, x, w, begin); });
+  }
+  void do_experts_linear_dgrad(Tensor dx, Tensor dy, std::span<const Weight> w, Tensor begin) override {
+    timed("experts_linear_dgrad", product(w[0].value_NK), once({dx, dy}) + weights_of(w, dx.dtype()),
+          [&] { inner_->experts_linear_dgrad(dx, dy, w, begin); });
+  }
+  void do_experts_linear_wgrad(std::span<const Tensor> dw, Tensor dy, Tensor x, Tensor begin) override {
+    timed("experts_linear_wgrad", product(dw[0]), once({dy, x}) + 2 * tensors_of(dw),
+          [&] { inner_->experts_linear_wgrad(dw, dy, x, begin); });
+  }
+  void do_experts_add_bias(Tensor y, std::span<const Tensor> b, Tensor begin) override {
+    timed("experts_add_bias", y, once({y, y}) + tensors_of(b),
+          [&] { inner_->experts_add_bias(y, b, begin); });
+  }
+  void do_experts_bias_wgrad(std::span<const Tensor> db, Tensor dy, Tensor begin) override {
+    timed("experts_bias_wgrad", dy, once({dy}) + 2 * tensors_of(db),
+          [&] { inner_->experts_bias_wgrad(db, dy, begin); });
+  }
   void do_move_columns(Tensor dst, Tensor src, const ColumnMove& move) override {
     const std::int64_t read = move.from.stride == 0 ? 1 : move.blocks,
                        written = move.to.stride == 0 ? 1 : move.blocks;

@@ -69,9 +69,10 @@ struct DispatchSlot {
 
   // Local, all_to_all:
   Tensor token_n;         // i32: token of each send row
-  Tensor counts_PE;       // i32: rows of each ep rank for each expert
   std::int64_t sent = 0;  // n
   // all_to_all:
+  Tensor sent_begin_E1;             // i32: first send row of each expert, and the end
+  Tensor counts_PE;                 // i32: rows of each ep rank for each expert
   Tensor send_rows_P, recv_rows_P;  // i64: rows to and from each ep rank
   // all_gather:
   Tensor index_NK, weights_NK;  // choices (i32, below 0: dropped) and weights of all ep ranks' tokens
@@ -90,8 +91,6 @@ struct DispatchSlot {
   Tensor counts_QPe, start_QPe;       // i32: rows for the local experts by sender; their start in full order
   Tensor from_full_R, from_expert_R;  // i32: expert order by full index, and its inverse
   Tensor part_rows_Q;                 // i64: rows each etp rank holds in part order
-
-  [[nodiscard]] std::span<const std::int32_t> begins() const { return begin_e1.span<std::int32_t>(); }
 };
 
 // A transfer that was posted and not waited for. When an error unwinds what it reads and writes, it ends
@@ -133,13 +132,17 @@ class Dispatch {
     std::int64_t max_rows;      // bound of R; more is Error{internal}
     std::int64_t max_sent = 0;  // bound of n; 0: t K
     DispatchForm form = DispatchForm::all_to_all;
+    // own: nothing is dropped and the host reads none of the slot. Of one rank alone: the plan is then made
+    // where the choices lie, without a wait.
+    tensor::Reach reach = tensor::Reach::shared;
   };
   virtual ~Dispatch() = default;
 
   [[nodiscard]] virtual DispatchSlot reserve(Arena& arena) const = 0;
   [[nodiscard]] virtual Travel travel(Arena& scratch) const = 0;
 
-  // Fills the slot from the chosen experts. In: pos_tK below 0 for dropped choices, else anything.
+  // Fills the slot from the chosen experts. In: pos_tK below 0 for dropped choices, else anything. Waits for
+  // what is queued where the host has to know a count.
   virtual void plan(Context& ctx, DispatchSlot& slot, Tensor index_tK, Tensor weights_tK) const = 0;
 
   virtual void begin_rows(Context& ctx, Travel& tr, const DispatchSlot& slot, Tensor n_tH) const = 0;

@@ -41,6 +41,7 @@ class AllGather final : public Dispatch {
   }
 
   void plan(Context& ctx, DispatchSlot& s, Tensor index_tK, Tensor weights_tK) const override {
+    nn::host_turn(ctx);
     const std::int64_t own = ep_.rank() * o_.tokens;
     const std::int32_t* chosen = index_tK.as<std::int32_t>();
     const std::int32_t* pos = s.pos_tK.as<std::int32_t>();

@@ -14,6 +14,7 @@ class AllToAll final : public Dispatch {
     DispatchSlot s;
     s.pos_tK = arena.take(nn::DType::i32, {o_.tokens, o_.top_k});
     s.token_n = arena.take(nn::DType::i32, {o_.tokens * o_.top_k});
+    s.sent_begin_E1 = arena.take(nn::DType::i32, {o_.num_experts + 1});
     s.counts_PE = arena.take(nn::DType::i32, {order_.ep(), o_.num_experts});
     order_.reserve(s, arena);
     s.send_rows_P = arena.take(nn::DType::i64, {order_.ep()});
@@ -33,7 +34,11 @@ class AllToAll final : public Dispatch {
 
   void plan(Context& ctx, DispatchSlot& s, Tensor index_tK, Tensor /*weights_tK*/) const override {
     const Tensor own_1E = s.counts_PE.narrow_rows(ep_.rank(), 1);
-    s.sent = sort_choices(s.pos_tK, s.token_n, own_1E, index_tK);
+    ctx.kernels.sort_choices(s.pos_tK, s.token_n, s.sent_begin_E1, index_tK);
+    nn::host_turn(ctx);
+    const std::int32_t* begin = s.sent_begin_E1.as<std::int32_t>();
+    for (std::int64_t i = 0; i < o_.num_experts; ++i) own_1E.as<std::int32_t>()[i] = begin[i + 1] - begin[i];
+    s.sent = begin[o_.num_experts];
     if (crosses_) share_now(ctx, [this, s = &s, &own_1E] { ep_.all_gather(s->counts_PE, own_1E); });
     const std::int64_t e = order_.local_experts();
     const std::int32_t* all = s.counts_PE.as<std::int32_t>();

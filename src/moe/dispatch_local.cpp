@@ -11,21 +11,22 @@ class Local final : public Dispatch {
 
   [[nodiscard]] DispatchSlot reserve(Arena& arena) const override {
     DispatchSlot s;
-    s.pos_tK = arena.take(nn::DType::i32, {o_.tokens, o_.top_k});
-    s.token_n = arena.take(nn::DType::i32, {o_.tokens * o_.top_k});
-    s.begin_e1 = arena.take(nn::DType::i32, {o_.num_experts + 1});
-    s.counts_PE = arena.take(nn::DType::i32, {1, o_.num_experts});
+    s.pos_tK = arena.take(o_.reach, nn::DType::i32, {o_.tokens, o_.top_k});
+    s.token_n = arena.take(o_.reach, nn::DType::i32, {o_.tokens * o_.top_k});
+    s.begin_e1 = arena.take(o_.reach, nn::DType::i32, {o_.num_experts + 1});
     s.results = arena.take(o_.dtype, {o_.max_sent, o_.hidden});
     return s;
   }
   [[nodiscard]] Travel travel(Arena& /*scratch*/) const override { return {}; }
 
-  void plan(Context& /*ctx*/, DispatchSlot& s, Tensor index_tK, Tensor /*weights_tK*/) const override {
-    s.sent = s.received = sort_choices(s.pos_tK, s.token_n, s.counts_PE, index_tK);
-    const std::int32_t* count = s.counts_PE.as<std::int32_t>();
-    std::int32_t* begin = s.begin_e1.as<std::int32_t>();
-    begin[0] = 0;
-    for (std::int64_t e = 0; e < o_.num_experts; ++e) begin[e + 1] = begin[e] + count[e];
+  void plan(Context& ctx, DispatchSlot& s, Tensor index_tK, Tensor /*weights_tK*/) const override {
+    ctx.kernels.sort_choices(s.pos_tK, s.token_n, s.begin_e1, index_tK);
+    s.sent = o_.tokens * o_.top_k;
+    if (o_.reach == tensor::Reach::shared) {  // some may be dropped
+      nn::host_turn(ctx);
+      s.sent = s.begin_e1.as<std::int32_t>()[o_.num_experts];
+    }
+    s.received = s.sent;
   }
 
   void begin_rows(Context& /*ctx*/, Travel& tr, const DispatchSlot& /*s*/, Tensor n_tH) const override {

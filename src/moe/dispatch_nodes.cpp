@@ -58,6 +58,7 @@ class Hierarchical final : public Dispatch {
   }
 
   void plan(Context& ctx, DispatchSlot& s, Tensor index_tK, Tensor weights_tK) const override {
+    nn::host_turn(ctx);
     sort_by_node(s, index_tK, weights_tK);
     share_now(ctx, [this, s = &s] {
       across_.all_gather(s->node_counts_NN, s->node_counts_NN.narrow_rows(across_.rank(), 1));

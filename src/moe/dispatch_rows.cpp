@@ -13,34 +13,6 @@ namespace {
 constexpr nn::DType kIndex = nn::DType::i32;
 }
 
-std::int64_t sort_choices(Tensor pos_tK, Tensor token_n, Tensor count_E, Tensor index_tK) {
-  const std::int32_t* index = index_tK.as<std::int32_t>();
-  std::int32_t* pos = pos_tK.as<std::int32_t>();
-  std::int32_t* token = token_n.as<std::int32_t>();
-  std::int32_t* count = count_E.as<std::int32_t>();
-  const std::int64_t choices = index_tK.num_elements();
-  const std::int64_t top_k = index_tK.dim(1);
-  const std::int64_t experts = count_E.num_elements();
-
-  std::fill_n(count, experts, 0);
-  for (std::int64_t i = 0; i < choices; ++i) {
-    if (pos[i] >= 0) ++count[index[i]];
-  }
-  // Place from the back, so that `count` serves as the next place and then holds the starts; restore after.
-  std::int32_t total = 0;
-  for (std::int64_t e = 0; e < experts; ++e) count[e] = total += count[e];
-  for (std::int64_t i = choices - 1; i >= 0; --i) {
-    if (pos[i] < 0) continue;
-    const std::int32_t row = --count[index[i]];
-    pos[i] = row;
-    token[row] = static_cast<std::int32_t>(i / top_k);
-  }
-  for (std::int64_t e = 0; e < experts; ++e) {
-    count[e] = (e + 1 < experts ? count[e + 1] : total) - count[e];
-  }
-  return total;
-}
-
 RowOrder::RowOrder(const Dispatch::Options& options, comm::Communicator& ep, comm::Communicator& etp)
     : o_(options), ep_(ep), etp_(etp), ep_size_(ep.size()), etp_size_(etp.size()) {
   TESSERA_CHECK_EQ(o_.num_experts % ep_size_, 0, "ep divides the number of experts");

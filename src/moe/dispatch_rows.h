@@ -8,10 +8,6 @@
 
 namespace tessera::moe {
 
-// Stable counting sort of the kept choices by (expert, token): pos_tK becomes the send row, token_n its
-// token, count_E the rows of each expert. Returns n.
-std::int64_t sort_choices(Tensor pos_tK, Tensor token_n, Tensor count_E, Tensor index_tK);
-
 // Rows of the local experts that come from all ep and etp ranks.
 class RowOrder {
  public:

@@ -2,79 +2,57 @@
 
 namespace tessera::moe {
 
-namespace {
-
 using kernels::Kernels;
-using kernels::Write;
 
-bool present(const Param& p) {
-  return !p.weight.value_NK.empty();
+void experts_forward(Kernels& k, const ExpertList& list, Tensor begin_e1, const ExpertForward& io) {
+  const ExpertTable& p = list.experts;
+  k.experts_linear(io.gate_up, io.rows_RH, p.gate_up, begin_e1);
+  if (!p.gate_up_bias.empty()) k.experts_add_bias(io.gate_up, p.gate_up_bias, begin_e1);
+  k.activation(io.h_RI, io.gate_up, list.form.activation);
+  k.experts_linear(io.y_RH, io.h_RI, p.down, begin_e1);
+  if (!p.down_bias.empty() && list.form.adds_down_bias) k.experts_add_bias(io.y_RH, p.down_bias, begin_e1);
 }
 
-// body(expert, rows) for each expert with rows; rows(x) is its part of x.
-template <class Body>
-void for_each_expert(const ExpertList& list, Begins begins, Body&& body) {
-  TESSERA_CHECK_EQ(begins.size(), list.experts.size() + 1, "one begin an expert and the end");
-  for (std::size_t i = 0; i < list.experts.size(); ++i) {
-    const std::int64_t count = begins[i + 1] - begins[i];
-    if (count == 0) continue;
-    body(list.experts[i], [&, i](const Tensor& x) { return x.narrow_rows(begins[i], count); });
-  }
-}
-
-}  // namespace
-
-void experts_forward(Kernels& k, const ExpertList& list, Begins begins, const ExpertForward& io) {
-  for_each_expert(list, begins, [&](const ExpertParams& p, const auto& rows) {
-    k.linear(rows(io.gate_up), rows(io.rows_RH), p.gate_up.weight);
-    if (present(p.gate_up_bias_Z)) k.add_bias(rows(io.gate_up), p.gate_up_bias_Z.weight.value_NK);
-    k.activation(rows(io.h_RI), rows(io.gate_up), list.form.activation);
-    k.linear(rows(io.y_RH), rows(io.h_RI), p.down.weight);
-    if (present(p.down_bias_H) && list.form.adds_down_bias) {
-      k.add_bias(rows(io.y_RH), p.down_bias_H.weight.value_NK);
-    }
-  });
-}
-
-void experts_backward_input(Kernels& k, const ExpertList& list, Begins begins,
+void experts_backward_input(Kernels& k, const ExpertList& list, Tensor begin_e1,
                             const ExpertInputGradient& io) {
-  for_each_expert(list, begins, [&](const ExpertParams& p, const auto& rows) {
-    k.linear_dgrad(rows(io.dh_RI), rows(io.dy_RH), p.down.weight);
-    k.activation_backward(rows(io.dgate_up), rows(io.dh_RI), rows(io.gate_up), list.form.activation);
-    k.linear_dgrad(rows(io.drows_RH), rows(io.dgate_up), p.gate_up.weight);
-  });
+  k.experts_linear_dgrad(io.dh_RI, io.dy_RH, list.experts.down, begin_e1);
+  k.activation_backward(io.dgate_up, io.dh_RI, io.gate_up, list.form.activation);
+  k.experts_linear_dgrad(io.drows_RH, io.dgate_up, list.experts.gate_up, begin_e1);
 }
 
-void experts_backward_weight(Kernels& k, const ExpertList& list, Begins begins,
+void experts_backward_weight(Kernels& k, const ExpertList& list, Tensor begin_e1,
                              const ExpertWeightGradient& in) {
-  for_each_expert(list, begins, [&](const ExpertParams& p, const auto& rows) {
-    k.linear_wgrad(p.down.grad, rows(in.dy_RH), rows(in.h_RI));
-    k.linear_wgrad(p.gate_up.grad, rows(in.dgate_up), rows(in.rows_RH));
-    if (present(p.gate_up_bias_Z)) k.bias_wgrad(p.gate_up_bias_Z.grad, rows(in.dgate_up), Write::accumulate);
-    if (present(p.down_bias_H)) k.bias_wgrad(p.down_bias_H.grad, rows(in.dy_RH), Write::accumulate);
-  });
+  const ExpertTable& p = list.experts;
+  k.experts_linear_wgrad(p.down_grad, in.dy_RH, in.h_RI, begin_e1);
+  k.experts_linear_wgrad(p.gate_up_grad, in.dgate_up, in.rows_RH, begin_e1);
+  if (!p.gate_up_bias.empty()) k.experts_bias_wgrad(p.gate_up_bias_grad, in.dgate_up, begin_e1);
+  if (!p.down_bias.empty()) k.experts_bias_wgrad(p.down_bias_grad, in.dy_RH, begin_e1);
 }
 
 namespace {
 
 // Adding to zeros copies, in the memory of any device.
-void copy_experts(Kernels& k, Tensor to, Begins to_begins, Tensor from, Begins from_begins, Begins counted) {
-  TESSERA_CHECK_EQ(to_begins.size(), from_begins.size(), "begins of the same experts");
-  k.fill(to.narrow_rows(0, to_begins.back()), 0.0);
-  for (std::size_t i = 0; i + 1 < counted.size(); ++i) {
+void copy_experts(Kernels& k, Tensor to, Tensor to_e1, Tensor from, Tensor from_e1, Tensor counted_e1) {
+  TESSERA_CHECK_EQ(to_e1.num_elements(), from_e1.num_elements(), "begins of the same experts");
+  const std::int32_t* to_begin = to_e1.as<std::int32_t>();
+  const std::int32_t* from_begin = from_e1.as<std::int32_t>();
+  const std::int32_t* counted = counted_e1.as<std::int32_t>();
+  const std::int64_t experts = to_e1.num_elements() - 1;
+  k.fill(to.narrow_rows(0, to_begin[experts]), 0.0);
+  for (std::int64_t i = 0; i < experts; ++i) {
     const std::int64_t count = counted[i + 1] - counted[i];
-    if (count > 0) k.accumulate(to.narrow_rows(to_begins[i], count), from.narrow_rows(from_begins[i], count));
+    if (count > 0) k.accumulate(to.narrow_rows(to_begin[i], count), from.narrow_rows(from_begin[i], count));
   }
 }
 
 }  // namespace
 
-void pad_rows(Kernels& k, Tensor padded_RH, Begins padded, Tensor compact_RH, Begins compact) {
-  copy_experts(k, padded_RH, padded, compact_RH, compact, compact);
+void pad_rows(Kernels& k, Tensor padded_RH, Tensor padded_e1, Tensor compact_RH, Tensor compact_e1) {
+  copy_experts(k, padded_RH, padded_e1, compact_RH, compact_e1, compact_e1);
 }
 
-void unpad_rows(Kernels& k, Tensor compact_RH, Begins compact, Tensor padded_RH, Begins padded) {
-  copy_experts(k, compact_RH, compact, padded_RH, padded, compact);
+void unpad_rows(Kernels& k, Tensor compact_RH, Tensor compact_e1, Tensor padded_RH, Tensor padded_e1) {
+  copy_experts(k, compact_RH, compact_e1, padded_RH, padded_e1, compact_e1);
 }
 
 }  // namespace tessera::moe

@@ -1,7 +1,7 @@
-// The experts of one rank: an MLP each, on its rows of the dispatched batch. Expert i owns the rows
-// [begins[i], begins[i + 1]); one without rows does nothing. All tensors hold exactly R = begins.back()
-// rows; I is the FFN width on this rank, z has 2 I columns where the activation is gated. No communication,
-// no allocation.
+// The experts of one rank: an MLP each, on its rows of the dispatched batch. Expert i owns the rows from
+// begin_e1[i] to begin_e1[i + 1]; one without rows does nothing. All tensors hold exactly R rows, where
+// begin_e1 ends; I is the FFN width on this rank, z has 2 I columns where the activation is gated. All of it
+// is queued: the host need not know the begins. No communication, no allocation.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -15,7 +15,7 @@ struct ExpertForm {
   bool adds_down_bias;  // of the ranks that share an expert, one adds it
 };
 struct ExpertList {
-  std::span<const ExpertParams> experts;
+  const ExpertTable& experts;
   ExpertForm form;
 };
 
@@ -24,7 +24,7 @@ struct ExpertForward {
   Tensor y_RH, h_RI, gate_up;  // out
   Tensor rows_RH;              // in
 };
-void experts_forward(kernels::Kernels& kernels, const ExpertList& list, Begins begins,
+void experts_forward(kernels::Kernels& kernels, const ExpertList& list, Tensor begin_e1,
                      const ExpertForward& io);
 
 // drows and dgate_up from dy; dh is work space.
@@ -32,20 +32,21 @@ struct ExpertInputGradient {
   Tensor drows_RH, dgate_up, dh_RI;  // out
   Tensor dy_RH, gate_up;             // in
 };
-void experts_backward_input(kernels::Kernels& kernels, const ExpertList& list, Begins begins,
+void experts_backward_input(kernels::Kernels& kernels, const ExpertList& list, Tensor begin_e1,
                             const ExpertInputGradient& io);
 
 // Param::grad += for every expert that has rows; biases: column sums of dy and dz.
 struct ExpertWeightGradient {
   Tensor dy_RH, h_RI, dgate_up, rows_RH;  // in
 };
-void experts_backward_weight(kernels::Kernels& kernels, const ExpertList& list, Begins begins,
+void experts_backward_weight(kernels::Kernels& kernels, const ExpertList& list, Tensor begin_e1,
                              const ExpertWeightGradient& in);
 
-// Rows between two sets of begins, expert by expert: padded_RH = the rows of compact_RH with zeros after
-// those of each expert, and back.
-void pad_rows(kernels::Kernels& kernels, Tensor padded_RH, Begins padded, Tensor compact_RH, Begins compact);
-void unpad_rows(kernels::Kernels& kernels, Tensor compact_RH, Begins compact, Tensor padded_RH,
-                Begins padded);
+// Rows between two sets of begins that the host sees, expert by expert: padded_RH = the rows of compact_RH
+// with zeros after those of each expert, and back.
+void pad_rows(kernels::Kernels& kernels, Tensor padded_RH, Tensor padded_e1, Tensor compact_RH,
+              Tensor compact_e1);
+void unpad_rows(kernels::Kernels& kernels, Tensor compact_RH, Tensor compact_e1, Tensor padded_RH,
+                Tensor padded_e1);
 
 }  // namespace tessera::moe

@@ -24,7 +24,7 @@ std::int64_t max_sent(const Options& o) {
   return limit > 0 ? std::min(choices, o.num_experts * limit) : choices;
 }
 
-Dispatch::Options dispatch_options(const Options& o, std::int64_t max_rows) {
+Dispatch::Options dispatch_options(const Options& o, std::int64_t max_rows, tensor::Reach reach) {
   return {.dtype = o.dims.dtype,
           .hidden = o.dims.hidden,
           .tokens = o.dims.local_tokens(),
@@ -32,7 +32,8 @@ Dispatch::Options dispatch_options(const Options& o, std::int64_t max_rows) {
           .num_experts = num_slots(o),
           .max_rows = max_rows,
           .max_sent = max_sent(o),
-          .form = o.dispatch};
+          .form = o.dispatch,
+          .reach = reach};
 }
 
 std::optional<SharedExpert> make_shared(const Options& o, const SharedExpert::Params& p) {
@@ -62,6 +63,23 @@ std::int64_t z_columns(const Options& o) {
 
 }  // namespace
 
+ExpertTable::ExpertTable(std::span<const ExpertParams> experts) {
+  for (const ExpertParams& p : experts) {
+    gate_up.push_back(p.gate_up.weight);
+    gate_up_grad.push_back(p.gate_up.grad);
+    down.push_back(p.down.weight);
+    down_grad.push_back(p.down.grad);
+    if (!p.gate_up_bias_Z.weight.value_NK.empty()) {
+      gate_up_bias.push_back(p.gate_up_bias_Z.weight.value_NK);
+      gate_up_bias_grad.push_back(p.gate_up_bias_Z.grad);
+    }
+    if (!p.down_bias_H.weight.value_NK.empty()) {
+      down_bias.push_back(p.down_bias_H.weight.value_NK);
+      down_bias_grad.push_back(p.down_bias_H.grad);
+    }
+  }
+}
+
 std::int64_t MoeLayer::max_rows(const Options& o, std::int32_t ep, std::int32_t etp) {
   const std::int64_t local_experts = div_exact(num_slots(o), ep);
   const std::int64_t dropless =
@@ -78,14 +96,16 @@ std::int64_t MoeLayer::buffer_rows(const Options& o, std::int32_t ep, std::int32
 MoeLayer::MoeLayer(Options options, Params params, const ExpertGroups& groups)
     : o_(options),
       p_(std::move(params)),
+      experts_(p_.experts),
       kernel_options_(kernel_options(options)),
       width_(choice_width(options)),
       max_rows_(max_rows(options, groups.ep.size(), groups.etp.size())),
       buffer_rows_(buffer_rows(options, groups.ep.size(), groups.etp.size())),
       adds_down_bias_(groups.etp.rank() == 0),
+      all_local_(groups.ep.size() == 1 && groups.etp.size() == 1),
       first_turn_(groups.ep.rank()),
       num_nodes_(options.dispatch == DispatchForm::hierarchical ? groups.across->size() : 0),
-      dispatch_(make_dispatch(dispatch_options(options, max_rows_), groups)),
+      dispatch_(make_dispatch(dispatch_options(options, max_rows_, reach()), groups)),
       shared_(make_shared(options, p_.shared)),
       frequency_(static_cast<std::size_t>(options.num_experts), 1.0 / options.num_experts) {
   TESSERA_CHECK_EQ(p_.experts.size(), num_slots(o_) / groups.ep.size(),
@@ -95,10 +115,6 @@ MoeLayer::MoeLayer(Options options, Params params, const ExpertGroups& groups)
   TESSERA_CHECK(!padded() || capacity(o_) > 0, "rows are padded to a capacity");
   TESSERA_CHECK(o_.joined == nullptr || o_.unit != BalanceUnit::global_batch,
                 "layers are joined within a micro-batch");
-  for (std::size_t i = 0; padded() && i <= p_.experts.size(); ++i) {
-    padded_begins_.push_back(
-        static_cast<std::int32_t>(static_cast<std::int64_t>(i) * capacity(o_) * o_.units_in_group));
-  }
   reset_stats();
 }
 
@@ -113,6 +129,30 @@ void MoeLayer::reset_stats() {
   stats_.dropped = std::move(dropped);
   node_rows.assign(static_cast<std::size_t>(num_nodes_), 0);
   stats_.node_rows = std::move(node_rows);
+  if (sums_.empty()) return;
+  std::ranges::fill(sums_.span<double>(), 0.0);
+  std::ranges::fill(counts_.span<std::int64_t>(), 0);
+}
+
+const Stats& MoeLayer::stats() const {
+  if (sums_.empty()) return stats_;
+  const std::span<const double> sums = sums_.span<double>();
+  const std::int64_t* counts = counts_.as<std::int64_t>();
+  stats_.entropy = sums[0];
+  stats_.logit_squares = sums[1];
+  stats_.max_abs_logit = sums[2];
+  stats_.z_loss = sums[3];
+  stats_.aux_loss = sums[kernels::kRouterSums];
+  std::copy_n(counts, o_.num_experts, stats_.chosen.begin());
+  std::copy_n(counts + o_.num_experts, o_.num_experts, stats_.dropped.begin());
+  stats_.unserved = counts[std::int64_t{2} * o_.num_experts];
+  return stats_;
+}
+
+tensor::Reach MoeLayer::reach() const {
+  const bool host_reads =
+      !all_local_ || capacity(o_) > 0 || o_.choice != Choice::scores || !o_.expert_of_slot.empty();
+  return host_reads ? tensor::Reach::shared : tensor::Reach::own;
 }
 
 void MoeLayer::place_experts(std::vector<std::int32_t> expert_of_slot) {
@@ -126,7 +166,8 @@ void MoeLayer::place_experts(std::vector<std::int32_t> expert_of_slot) {
 
 void MoeLayer::set_global_frequency(std::span<const double> frequency) {
   TESSERA_CHECK_EQ(frequency.size(), frequency_.size(), "one frequency an expert");
-  std::copy(frequency.begin(), frequency.end(), frequency_.begin());
+  std::ranges::copy(frequency, frequency_.begin());
+  if (!frequency_1E_.empty()) std::ranges::copy(frequency, frequency_1E_.as<double>());
 }
 
 std::int64_t MoeLayer::norm_rows() const {
@@ -135,22 +176,36 @@ std::int64_t MoeLayer::norm_rows() const {
 
 // --- slots
 
+// What all micro-batches share.
+void MoeLayer::reserve_routing(Arena& arena) {
+  sums_ = arena.take_shared(DType::f64, {kernels::kRouterSums + 1});
+  counts_ = arena.take_shared(DType::i64, {std::int64_t{2} * o_.num_experts + 1});
+  reset_stats();
+  if (!balanced()) return;
+  unit_t_ = arena.take(DType::i32, {o_.dims.local_tokens()});
+  if (counts_units()) return;
+  frequency_1E_ = arena.take_shared(DType::f64, {1, o_.num_experts});
+  if (!frequency_1E_.empty()) std::ranges::copy(frequency_, frequency_1E_.as<double>());
+}
+
 void MoeLayer::reserve_saved(Arena& arena) {
+  if (saved_.empty()) reserve_routing(arena);
   const nn::Dims& d = o_.dims;
   const std::int64_t t = d.local_tokens();
   Saved s;
   s.rstd_t = arena.take(d.stats(), {t});
   if (!selective()) s.n_H = arena.take(d.dtype, {norm_rows(), d.hidden});
-  s.probs_tE = arena.take_shared(d.stats(), {t, o_.num_experts});
-  s.lse_t = arena.take_shared(d.stats(), {t});
-  s.index_tK = arena.take(DType::i32, {t, width_});
-  s.weights_tK = arena.take_shared(d.stats(), {t, width_});
-  if (keeps_logits()) s.logits_tE = arena.take_shared(d.stats(), {t, o_.num_experts});
-  if (balanced() && !joined()) s.aux_UE = arena.take_shared(d.stats(), {num_units(o_), o_.num_experts});
+  s.probs_tE = arena.take(d.stats(), {t, o_.num_experts});
+  s.lse_t = arena.take(d.stats(), {t});
+  s.index_tK = arena.take(reach(), DType::i32, {t, width_});
+  s.weights_tK = arena.take(reach(), d.stats(), {t, width_});
+  if (keeps_logits()) s.logits_tE = arena.take(d.stats(), {t, o_.num_experts});
+  if (balanced() && !joined()) s.aux_UE = arena.take(d.stats(), {num_units(o_), o_.num_experts});
   s.rows_RH = arena.take(d.dtype, {buffer_rows_, d.hidden});
   s.gate_up = arena.take(d.dtype, {buffer_rows_, z_columns(o_)});
   if (!selective()) s.h_RI = arena.take(d.dtype, {buffer_rows_, o_.intermediate});
   s.dispatch = dispatch_->reserve(arena);
+  if (padded()) s.padded_begin_e1 = arena.take(DType::i32, {std::ssize(p_.experts) + 1});
   if (shared_) shared_->reserve_saved(arena);
   saved_.push_back(s);
 }
@@ -172,10 +227,13 @@ void MoeLayer::reserve_deferred(Arena& arena) {
 MoeLayer::RouteScratch MoeLayer::route_scratch(Arena& arena) const {
   const nn::Dims& d = o_.dims;
   RouteScratch s;
-  s.logits_tE = arena.take_shared(d.stats(), {d.local_tokens(), o_.num_experts});
+  s.logits_tE = arena.take(d.stats(), {d.local_tokens(), o_.num_experts});
   if (o_.router_jitter > 0.0) s.input_tH = arena.take(d.dtype, {d.local_tokens(), d.hidden});
   if (!o_.expert_of_slot.empty()) s.slots_tK = arena.take(DType::i32, {d.local_tokens(), width_});
-  if (counts_units()) s.counts_UE = arena.take(DType::i32, {num_units(o_), o_.num_experts});
+  if (counts_units()) {
+    s.counts_UE =
+        arena.take(joined() ? tensor::Reach::shared : reach(), DType::i32, {num_units(o_), o_.num_experts});
+  }
   if (capacity(o_) == 0) return s;
   const bool by_weight = drop_policy() == DropPolicy::probs;
   s.index = take_table(arena, DType::i32, d, width_);
@@ -206,7 +264,6 @@ MoeLayer::BackwardScratch MoeLayer::backward_scratch(Arena& arena) const {
   const std::int64_t t = d.local_tokens();
   BackwardScratch s;
   s.dweights_tK = arena.take(d.stats(), {t, width_});
-  s.unit_t = arena.take(DType::i32, {t});
   if (joined()) s.aux_UE = arena.take_shared(d.stats(), {num_units(o_), o_.num_experts});
   if (o_.router_jitter > 0.0) s.dinput_tH = arena.take(d.dtype, {t, d.hidden});
   s.dh_RI = arena.take(d.dtype, {buffer_rows_, o_.intermediate});

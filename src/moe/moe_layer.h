@@ -66,8 +66,6 @@ using nn::Pass;
 using nn::Slots;
 using nn::Tensor;
 
-using Begins = std::span<const std::int32_t>;  // first row of each local expert, and the end
-
 enum class BalanceUnit : std::uint8_t { sequence, micro_batch, global_batch };
 enum class DropPolicy : std::uint8_t { position, probs };
 enum class Choice : std::uint8_t { scores, hash, expert_choice };
@@ -103,8 +101,6 @@ struct Options {
   std::vector<std::int32_t> expert_of_slot = {};
 };
 
-struct ExpertList;
-
 // A parameter that the model does not have is an empty Param. Z: columns that the activation reads, 2 I where
 // it is gated.
 struct ExpertParams {
@@ -120,6 +116,17 @@ struct Params {
   Param correction_E;  // of the choice alone: no gradient
   SharedExpert::Params shared;
 };
+
+// The parameters of all local experts by kind, as products of many experts take them; biases are empty where
+// the model has none.
+struct ExpertTable {
+  ExpertTable() = default;
+  explicit ExpertTable(std::span<const ExpertParams> experts);
+  std::vector<kernels::Weight> gate_up, down;
+  std::vector<Tensor> gate_up_grad, down_grad;
+  std::vector<Tensor> gate_up_bias, down_bias, gate_up_bias_grad, down_bias_grad;
+};
+struct ExpertList;
 
 // Of this rank's tokens, summed over the forward passes since reset (one step). Summed over ranks they are
 // the same on every layout (received_rows: etp times the kept choices, since every slice of an expert sees a
@@ -149,13 +156,14 @@ class MoeLayer : public nn::Layer {
   void backward_input(Context& ctx, Slots slots, const Microbatch& mb, Tensor g_tH) override;
   void backward_weight(Context& ctx, Slots slots, const Microbatch& mb) override;
 
-  [[nodiscard]] const Stats& stats() const { return stats_; }
+  // Both once the kernels queued so far are done: they add to what these read and clear.
+  [[nodiscard]] const Stats& stats() const;
   void reset_stats();
   // Between steps: the slots have other experts now, whose weights are there. REQUIRES as many as
   // Options::expert_of_slot gave, which was not empty.
   void place_experts(std::vector<std::int32_t> expert_of_slot);
   // Share of all choices of the previous step that went to each expert [E] (sums to 1); for the global_batch
-  // unit.
+  // unit. Likewise between steps.
   void set_global_frequency(std::span<const double> frequency);
   // The most rows this rank's experts can receive, and the rows that its buffers hold: more with padding.
   [[nodiscard]] static std::int64_t max_rows(const Options& options, std::int32_t ep, std::int32_t etp);
@@ -178,6 +186,7 @@ class MoeLayer : public nn::Layer {
     Tensor aux_UE;                  // with a balancing loss of this layer alone
     Tensor rows_RH, gate_up, h_RI;  // expert order; h: Recompute::none only
     DispatchSlot dispatch;
+    Tensor padded_begin_e1;  // with padding: as begin_e1 of dispatch
   };
   struct Deferred {
     Tensor dy_RH, dgate_up, dn_tH, dlogits_tE;
@@ -197,6 +206,7 @@ class MoeLayer : public nn::Layer {
   void route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, Pass pass);
   void choose(Context& ctx, Saved& s, const Microbatch& mb, Tensor logits_tE);
   void balance(Context& ctx, Saved& s, const Microbatch& mb, Tensor counts_UE, Pass pass);
+  void note_routing(Context& ctx, const Saved& s, Tensor logits_tE);
   void drop(Context& ctx, Saved& s, const RouteScratch& scratch);
   void run_experts(Context& ctx, Saved& s, ForwardScratch& scratch);
   void experts_input(Context& ctx, const Saved& s, Slots slots, BackwardScratch& scratch, Tensor g_tH);
@@ -210,7 +220,8 @@ class MoeLayer : public nn::Layer {
   [[nodiscard]] DrawKey draw_key() const { return {.seed = o_.seed, .layer = o_.layer}; }
   // The rows of the norm's output that belong to this rank, in a buffer with those of all or its own.
   [[nodiscard]] Tensor own_rows(const Context& ctx, Tensor n_H) const;
-  [[nodiscard]] Begins begins(const Saved& s) const;  // of the rows that the experts compute
+  [[nodiscard]] Tensor begins(const Saved& s) const;  // of the rows that the experts compute
+  [[nodiscard]] Tensor balance_sum() const { return sums_.narrow_rows(kernels::kRouterSums, 1); }
   [[nodiscard]] bool selective() const { return o_.recompute == nn::Recompute::selective; }
   [[nodiscard]] bool padded() const { return o_.padding == Padding::to_capacity; }
   [[nodiscard]] bool balanced() const { return o_.aux_loss_coef != 0.0; }
@@ -223,25 +234,33 @@ class MoeLayer : public nn::Layer {
     return o_.router.score == kernels::RouterScore::sigmoid && o_.z_loss_coef != 0.0;
   }
   [[nodiscard]] std::int64_t norm_rows() const;
+  // Where what the router says lies: beside the kernels that alone read it, or where the host sees it too.
+  [[nodiscard]] tensor::Reach reach() const;
+  void reserve_routing(Arena& arena);
   [[nodiscard]] std::int64_t first_token(const Context& ctx) const;  // of the tokens of this cp rank
   void jitter(const Context& ctx, const Microbatch& mb, Tensor out_tH, Tensor x_tH) const;
 
   Options o_;
   Params p_;
+  ExpertTable experts_;
   RouterOptions kernel_options_;  // of the choice
   std::int64_t width_;            // choices a token: K, or E where experts choose
   std::int64_t max_rows_, buffer_rows_;
   bool adds_down_bias_;
+  bool all_local_;                                   // ep and etp of one rank
   std::int32_t first_turn_;                          // among replicas
   std::vector<std::int32_t> replicas_P_, first_E1_;  // slots by expert, and where each expert's begin
-  std::vector<std::int32_t> padded_begins_;
-  std::int32_t num_nodes_;  // 0: not hierarchical
+  std::int32_t num_nodes_;                           // 0: not hierarchical
   std::unique_ptr<Dispatch> dispatch_;
   std::optional<SharedExpert> shared_;
   std::vector<double> frequency_;  // [E]
+  Tensor frequency_1E_;            // f64, the same for kernels; global_batch unit
+  Tensor unit_t_;                  // i32: unit of each token, with a balancing loss
+  bool units_known_ = false;
   std::vector<Saved> saved_;
   std::vector<Deferred> deferred_;
-  Stats stats_;
+  Tensor sums_, counts_;  // what kernels add up: of kernels::router_stats, and last the balancing loss
+  mutable Stats stats_;   // what the host counts; sums_ and counts_ when they are read
 };
 
 }  // namespace tessera::moe

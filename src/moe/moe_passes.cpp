@@ -31,12 +31,12 @@ DropPolicy MoeLayer::drop_policy() const {
   return o_.choice == Choice::expert_choice ? DropPolicy::probs : o_.drop_policy;
 }
 
-Begins MoeLayer::begins(const Saved& s) const {
-  return padded() ? Begins(padded_begins_) : s.dispatch.begins();
+Tensor MoeLayer::begins(const Saved& s) const {
+  return padded() ? s.padded_begin_e1 : s.dispatch.begin_e1;
 }
 
 ExpertList MoeLayer::expert_list() const {
-  return {.experts = p_.experts, .form = {.activation = o_.activation, .adds_down_bias = adds_down_bias_}};
+  return {.experts = experts_, .form = {.activation = o_.activation, .adds_down_bias = adds_down_bias_}};
 }
 
 // --- forward
@@ -60,16 +60,20 @@ void MoeLayer::choose(Context& ctx, Saved& s, const Microbatch& mb, Tensor logit
 }
 
 void MoeLayer::balance(Context& ctx, Saved& s, const Microbatch& mb, Tensor counts_UE, Pass pass) {
+  if (!balanced()) return;
+  if (!units_known_) fill_units(unit_t_, o_, first_token(ctx));
+  units_known_ = true;
   if (!counts_units()) {
-    if (balanced()) balance_from_frequency(s.aux_UE, frequency_, o_, ctx.weights.z_token);
+    ctx.kernels.scale_counts(s.aux_UE, frequency_1E_, frequency_scale(o_, ctx.weights.z_token));
     return;
   }
-  count_choices(counts_UE, s.index_tK, o_, first_token(ctx));
+  ctx.kernels.count_choices(counts_UE, s.index_tK, unit_t_);
   if (ctx.tp.size() > 1) ctx.tp.all_reduce_direct(counts_UE, comm::Op::sum);
   if (o_.dims.cp > 1) nn::context_group(ctx, o_.dims.cp).all_reduce_direct(counts_UE, comm::Op::sum);
   if (!joined()) {
-    balance_from_counts(s.aux_UE, counts_UE, o_, ctx.weights.aux_unit);
+    ctx.kernels.scale_counts(s.aux_UE, counts_UE, balance_scale(o_, ctx.weights.aux_unit));
   } else if (pass == Pass::forward) {
+    nn::host_turn(ctx);
     o_.joined->add(mb.index, counts_UE.span<std::int32_t>());
   }
 }
@@ -78,9 +82,10 @@ void MoeLayer::balance(Context& ctx, Saved& s, const Microbatch& mb, Tensor coun
 void MoeLayer::drop(Context& ctx, Saved& s, const RouteScratch& scratch) {
   const Tensor pos_tK = s.dispatch.pos_tK;
   if (capacity(o_) == 0) {
-    std::fill_n(pos_tK.as<std::int32_t>(), pos_tK.num_elements(), 0);
+    ctx.kernels.memory()->clear(pos_tK);
     return;
   }
+  nn::host_turn(ctx);
   const nn::Dims& d = o_.dims;
   Tensor index_TK;
   if (o_.choice != Choice::expert_choice) {
@@ -115,6 +120,7 @@ void MoeLayer::jitter(const Context& ctx, const Microbatch& mb, Tensor out_tH, T
 Tensor MoeLayer::slots_of(const Context& ctx, const Microbatch& mb, Tensor index_tK,
                           const RouteScratch& scratch) const {
   if (o_.expert_of_slot.empty()) return index_tK;
+  nn::host_turn(ctx);
   const std::int64_t first_row = first_token(ctx);
   const std::int32_t* index = index_tK.as<std::int32_t>();
   std::int32_t* slots = scratch.slots_tK.as<std::int32_t>();
@@ -146,21 +152,28 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
   ctx.kernels.linear(logits_tE, input_tH, p_.router_EH.weight);
   if (present(p_.router_bias_E)) ctx.kernels.add_bias(logits_tE, p_.router_bias_E.weight.value_NK);
   choose(ctx, s, mb, logits_tE);
-  nn::host_turn(ctx);
   balance(ctx, s, mb, scratch.counts_UE, pass);
   drop(ctx, s, scratch);
   dispatch_->plan(ctx, s.dispatch, slots_of(ctx, mb, s.index_tK, scratch), s.weights_tK);
+  for (std::int64_t i = 0; padded() && i < s.padded_begin_e1.num_elements(); ++i) {
+    s.padded_begin_e1.as<std::int32_t>()[i] = static_cast<std::int32_t>(i * capacity(o_) * o_.units_in_group);
+  }
+  if (pass != Pass::recompute) note_routing(ctx, s, logits_tE);
+}
 
-  if (pass == Pass::recompute) return;
-  add_to_stats(stats_,
-               {.probs_tE = s.probs_tE,
-                .lse_t = s.lse_t,
-                .logits_tE = logits_tE,
-                .index_tK = s.index_tK,
-                .pos_tK = s.dispatch.pos_tK,
-                .aux_UE = s.aux_UE,
-                .first_token = first_token(ctx)},
-               o_, ctx.weights.z_token);
+void MoeLayer::note_routing(Context& ctx, const Saved& s, Tensor logits_tE) {
+  const kernels::RouterScore score = o_.router.score;
+  ctx.kernels.router_stats(sums_.narrow_rows(0, kernels::kRouterSums), counts_,
+                           {.probs_TE = s.probs_tE,
+                            .lse_T = s.lse_t,
+                            .logits_TE = logits_tE,
+                            .index_TK = s.index_tK,
+                            .pos_TK = s.dispatch.pos_tK},
+                           {.score = score,
+                            .counts_kept_only = o_.choice == Choice::expert_choice,
+                            .z_scale = o_.z_loss_coef * ctx.weights.z_token});
+  if (!s.aux_UE.empty()) ctx.kernels.balance_value(balance_sum(), s.probs_tE, s.aux_UE, unit_t_, score);
+  stats_.tokens += s.index_tK.rows();
   stats_.received_rows += s.dispatch.received;
   for (std::int32_t n = 0; n < num_nodes_; ++n)
     stats_.node_rows[static_cast<std::size_t>(n)] += s.dispatch.send_rows_N.as<std::int64_t>()[n];
@@ -177,13 +190,13 @@ void MoeLayer::run_experts(Context& ctx, Saved& s, ForwardScratch& scratch) {
   Kernels& k = ctx.kernels;
 
   dispatch_->end_rows(ctx, scratch.travel, s.dispatch, arrived_RH);
-  if (padded()) pad_rows(k, rows_RH, begins(s), arrived_RH, s.dispatch.begins());
+  if (padded()) pad_rows(k, rows_RH, begins(s), arrived_RH, s.dispatch.begin_e1);
   experts_forward(k, expert_list(), begins(s),
                   {.y_RH = y_RH,
                    .h_RI = (selective() ? scratch.h_RI : s.h_RI).narrow_rows(0, rows),
                    .gate_up = s.gate_up.narrow_rows(0, rows),
                    .rows_RH = rows_RH});
-  if (padded()) unpad_rows(k, done_RH, s.dispatch.begins(), y_RH, begins(s));
+  if (padded()) unpad_rows(k, done_RH, s.dispatch.begin_e1, y_RH, begins(s));
 }
 
 void MoeLayer::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH, Tensor y_tH, Pass pass) {
@@ -232,14 +245,14 @@ void MoeLayer::experts_input(Context& ctx, const Saved& s, Slots slots, Backward
     shared_->backward_input(ctx, slots, f.dn_tH, g_tH);
   }
   dispatch_->end_gradient(ctx, scratch.travel, s.dispatch, arrived_RH, s.weights_tK, scratch.dweights_tK);
-  if (padded()) pad_rows(k, dy_RH, begins(s), arrived_RH, s.dispatch.begins());
+  if (padded()) pad_rows(k, dy_RH, begins(s), arrived_RH, s.dispatch.begin_e1);
   experts_backward_input(k, expert_list(), begins(s),
                          {.drows_RH = drows_RH,
                           .dgate_up = f.dgate_up.narrow_rows(0, rows),
                           .dh_RI = scratch.dh_RI.narrow_rows(0, rows),
                           .dy_RH = dy_RH,
                           .gate_up = s.gate_up.narrow_rows(0, rows)});
-  if (padded()) unpad_rows(k, done_RH, s.dispatch.begins(), drows_RH, begins(s));
+  if (padded()) unpad_rows(k, done_RH, s.dispatch.begin_e1, drows_RH, begins(s));
   dispatch_->scatter(ctx, scratch.travel, s.dispatch, f.dn_tH, done_RH,
                      shared_ ? Write::accumulate : Write::overwrite);
   stats_.hidden_transfer_ns += scratch.travel.hidden_ns;
@@ -247,12 +260,9 @@ void MoeLayer::experts_input(Context& ctx, const Saved& s, Slots slots, Backward
 
 // The coefficients of the loss over all layers together, which only now are known; its value as well.
 Tensor MoeLayer::joined_aux(Context& ctx, const Saved& s, const Microbatch& mb, Tensor aux_UE) {
+  nn::host_turn(ctx);
   balance_from_totals(aux_UE, o_.joined->totals(mb.index), o_.joined->num_layers(), o_, ctx.weights.aux_unit);
-  Routed routed;
-  routed.probs_tE = s.probs_tE;
-  routed.aux_UE = aux_UE;
-  routed.first_token = first_token(ctx);
-  stats_.aux_loss += balance_value(routed, o_);
+  ctx.kernels.balance_value(balance_sum(), s.probs_tE, aux_UE, unit_t_, o_.router.score);
   return aux_UE;
 }
 
@@ -260,11 +270,9 @@ Tensor MoeLayer::joined_aux(Context& ctx, const Saved& s, const Microbatch& mb, 
 void MoeLayer::router_input(Context& ctx, const Saved& s, const Deferred& f, const Microbatch& mb,
                             const BackwardScratch& scratch) {
   Kernels& k = ctx.kernels;
-  nn::host_turn(ctx);
   const Tensor aux_UE = joined() ? joined_aux(ctx, s, mb, scratch.aux_UE) : s.aux_UE;
-  if (balanced()) fill_units(scratch.unit_t, o_, first_token(ctx));
   k.router_backward(f.dlogits_tE, scratch.dweights_tK, s.probs_tE, s.lse_t, s.index_tK, s.weights_tK, aux_UE,
-                    scratch.unit_t, o_.z_loss_coef * ctx.weights.z_token, kernel_options_, s.logits_tE);
+                    unit_t_, o_.z_loss_coef * ctx.weights.z_token, kernel_options_, s.logits_tE);
   if (!jitters(ctx)) {
     k.linear_dgrad(f.dn_tH, f.dlogits_tE, p_.router_EH.weight, Write::accumulate);
     return;

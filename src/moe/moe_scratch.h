@@ -35,7 +35,7 @@ struct MoeLayer::ForwardScratch {
 };
 
 struct MoeLayer::BackwardScratch {
-  Tensor dweights_tK, unit_t;
+  Tensor dweights_tK;
   Tensor aux_UE;     // joined layers
   Tensor dinput_tH;  // with jitter
   Tensor dh_RI, drows_RH;

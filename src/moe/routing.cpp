@@ -129,24 +129,13 @@ void fill_units(Tensor unit_t, const Options& o, std::int64_t first_token) {
   }
 }
 
-void count_choices(Tensor counts_UE, Tensor index_tK, const Options& o, std::int64_t first_token) {
-  std::int32_t* counts = counts_UE.as<std::int32_t>();
-  const std::int32_t* index = index_tK.as<std::int32_t>();
-  const std::int64_t top_k = index_tK.dim(1);
-  const std::int64_t experts = counts_UE.dim(1);
-  std::fill_n(counts, counts_UE.num_elements(), 0);
-  for (std::int64_t i = 0; i < index_tK.num_elements(); ++i) {
-    const std::int64_t token = first_token + i / top_k;
-    const std::int64_t unit = o.unit == BalanceUnit::sequence ? token / o.dims.seq : 0;
-    ++counts[unit * experts + index[i]];
-  }
+double balance_scale(const Options& o, double weight) {
+  const auto tokens = static_cast<double>(unit_tokens(o));
+  return weight * o.aux_loss_coef * o.num_experts / (o.router.top_k * tokens * tokens);
 }
 
-void balance_from_counts(Tensor aux_UE, Tensor counts_UE, const Options& o, double weight) {
-  const std::int32_t* counts = counts_UE.as<std::int32_t>();
-  const auto tokens = static_cast<double>(unit_tokens(o));
-  const double scale = weight * o.aux_loss_coef * o.num_experts / (o.router.top_k * tokens * tokens);
-  for (std::int64_t i = 0; i < counts_UE.num_elements(); ++i) write(aux_UE, i, scale * counts[i]);
+double frequency_scale(const Options& o, double token_weight) {
+  return o.aux_loss_coef * o.num_experts * token_weight;
 }
 
 void balance_from_totals(Tensor aux_UE, std::span<const std::int64_t> totals, std::int32_t num_layers,
@@ -155,14 +144,6 @@ void balance_from_totals(Tensor aux_UE, std::span<const std::int64_t> totals, st
   const double scale = weight * o.aux_loss_coef * o.num_experts / (tokens * tokens);
   for (std::int64_t i = 0; i < aux_UE.num_elements(); ++i) {
     write(aux_UE, i, scale * static_cast<double>(totals[static_cast<std::size_t>(i)]));
-  }
-}
-
-void balance_from_frequency(Tensor aux_1E, std::span<const double> frequency, const Options& o,
-                            double token_weight) {
-  const double scale = o.aux_loss_coef * o.num_experts * token_weight;
-  for (std::int64_t e = 0; e < aux_1E.num_elements(); ++e) {
-    write(aux_1E, e, scale * frequency[static_cast<std::size_t>(e)]);
   }
 }
 
@@ -177,99 +158,6 @@ void mark_drops(Tensor pos_tK, Tensor index_TK, Tensor weights_TK, const DropWor
       mark_by_weight(pos_tK, index_TK, weights_TK, work, capacity, first_choice);
       return;
   }
-}
-
-namespace {
-
-// P of the balancing loss is the score over this: sigmoid scores do not sum to one.
-double score_sum(const Routed& r, const Options& o, std::int64_t token) {
-  if (o.router.score != kernels::RouterScore::sigmoid) return 1.0;
-  const std::int64_t experts = r.probs_tE.dim(1);
-  double sum = 0.0;
-  for (std::int64_t e = 0; e < experts; ++e) sum += read(r.probs_tE, token * experts + e);
-  return sum > 0.0 ? sum : 1.0;
-}
-
-void count_routes(Stats& stats, const Routed& r, const Options& o) {
-  const std::int32_t* index = r.index_tK.as<std::int32_t>();
-  const std::int32_t* pos = r.pos_tK.as<std::int32_t>();
-  const std::int64_t width = r.index_tK.dim(1);
-  for (std::int64_t t = 0; t < r.index_tK.rows(); ++t) {
-    bool served = false;
-    for (std::int64_t i = t * width; i < (t + 1) * width; ++i) {
-      const auto e = static_cast<std::size_t>(index[i]);
-      const bool kept = pos[i] >= 0;
-      served = served || kept;
-      // What an expert that chooses leaves was never promised to it.
-      if (kept || o.choice != Choice::expert_choice) ++stats.chosen[e];
-      if (!kept && o.choice != Choice::expert_choice) ++stats.dropped[e];
-    }
-    if (!served) ++stats.unserved;
-  }
-}
-
-}  // namespace
-
-double balance_value(const Routed& r, const Options& o) {
-  const std::int64_t experts = r.probs_tE.dim(1);
-  double value = 0.0;
-  for (std::int64_t t = 0; t < r.probs_tE.rows(); ++t) {
-    const std::int64_t unit = o.unit == BalanceUnit::sequence ? (r.first_token + t) / o.dims.seq : 0;
-    double sum = 0.0;
-    for (std::int64_t e = 0; e < experts; ++e) {
-      sum += read(r.aux_UE, unit * experts + e) * read(r.probs_tE, t * experts + e);
-    }
-    value += sum / score_sum(r, o, t);
-  }
-  return value;
-}
-
-namespace {
-struct LogitSums {
-  double entropy = 0.0, squares = 0.0, largest = 0.0;
-};
-// Of one token's scores. Softmax: log p = z - lse, and no logarithm is needed.
-template <class T>
-LogitSums logit_sums(const T* scores, const T* logits, std::int64_t experts, bool softmax, double score_sum,
-                     double lse) {
-  LogitSums s;
-  for (std::int64_t e = 0; e < experts; ++e) {
-    const double p = static_cast<double>(scores[e]) / score_sum;
-    const double z = static_cast<double>(logits[e]);
-    if (softmax) {
-      s.entropy += p * (lse - z);
-    } else if (p > 0.0) {
-      s.entropy -= p * std::log(p);
-    }
-    s.squares += z * z;
-    s.largest = std::max(s.largest, std::abs(z));
-  }
-  return s;
-}
-}  // namespace
-
-void add_to_stats(Stats& stats, const Routed& r, const Options& o, double token_weight) {
-  const std::int64_t tokens = r.probs_tE.rows();
-  const std::int64_t experts = r.probs_tE.dim(1);
-  const bool softmax = o.router.score != kernels::RouterScore::sigmoid;
-  count_routes(stats, r, o);
-  double lse_squares = 0.0;
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    const double sum = score_sum(r, o, t);
-    const double lse = read(r.lse_t, t);
-    const auto sums = [&]<class T>(T) {
-      return logit_sums(r.probs_tE.as<T>() + t * experts, r.logits_tE.as<T>() + t * experts, experts, softmax,
-                        sum, lse);
-    };
-    const LogitSums s = r.probs_tE.dtype() == nn::DType::f64 ? sums(double{}) : sums(float{});
-    stats.entropy += s.entropy;
-    stats.logit_squares += s.squares;
-    stats.max_abs_logit = std::max(stats.max_abs_logit, s.largest);
-    lse_squares += lse * lse;
-  }
-  stats.tokens += tokens;
-  stats.z_loss += o.z_loss_coef * token_weight * lse_squares;
-  if (!r.aux_UE.empty()) stats.aux_loss += balance_value(r, o);
 }
 
 }  // namespace tessera::moe

@@ -35,18 +35,14 @@ void choose_all(Tensor index_tE);
 // unit_t[i] = unit of token first_token + i.
 void fill_units(Tensor unit_t, const Options& options, std::int64_t first_token);
 
-// counts_UE = choices of this rank's tokens by unit and expert (overwritten).
-void count_choices(Tensor counts_UE, Tensor index_tK, const Options& options, std::int64_t first_token);
-
-// a_UE of the balancing loss sum_t sum_e a_{u(t) e} P_te, from the counts of whole units:
-//   a_ue = weight c E N_ue / (K T_u^2), T_u = tokens of a unit.
-void balance_from_counts(Tensor aux_UE, Tensor counts_UE, const Options& options, double weight);
-// The same over all layers together: a_ue = weight c E N_ue / (L T_u)^2, N_ue summed over the L layers.
+// Of the balancing loss sum_t sum_e a_{u(t) e} P_te: a_ue = N_ue times weight c E / (K T_u^2), with N_ue the
+// choices and T_u the tokens of a whole unit;
+[[nodiscard]] double balance_scale(const Options& options, double weight);
+// for the global batch a_e = f_e times c E token_weight, f_e = share of all choices of the previous step;
+[[nodiscard]] double frequency_scale(const Options& options, double token_weight);
+// over all layers together a_ue = weight c E N_ue / (L T_u)^2, N_ue summed over the L layers.
 void balance_from_totals(Tensor aux_UE, std::span<const std::int64_t> totals, std::int32_t num_layers,
                          const Options& options, double weight);
-// a_1E for the global batch: a_e = c E f_e token_weight, f_e = share of all choices of the previous step.
-void balance_from_frequency(Tensor aux_1E, std::span<const double> frequency, const Options& options,
-                            double token_weight);
 
 // Decides over all T tokens of the micro-batch, writes this rank's part: pos_tK = 0 for a kept choice, -1
 // for a dropped one. index_TK, weights_TK: the decisions of the whole micro-batch (weights: `probs` policy
@@ -57,15 +53,5 @@ struct DropWork {
 };
 void mark_drops(Tensor pos_tK, Tensor index_TK, Tensor weights_TK, const DropWork& work, DropPolicy policy,
                 std::int64_t capacity, std::int64_t first_token);
-
-// Adds this rank's tokens of one forward pass to the statistics (not received_rows). aux_UE may be empty.
-struct Routed {
-  Tensor probs_tE, lse_t, logits_tE, index_tK, pos_tK;
-  Tensor aux_UE;
-  std::int64_t first_token;
-};
-void add_to_stats(Stats& stats, const Routed& routed, const Options& options, double token_weight);
-// sum_t sum_e a_{u(t) e} P_te of this rank's tokens: the value of a balancing loss.
-[[nodiscard]] double balance_value(const Routed& routed, const Options& options);
 
 }  // namespace tessera::moe

@@ -5,7 +5,7 @@
 // page. Not thread safe.
 //
 // On a GPU floating tensors lie in its own memory, integer ones (ids, positions, counts) where the host reads
-// and writes them too; take_shared puts any tensor there.
+// and writes them too; take_shared puts any tensor there, take with a Reach where that says.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -32,6 +32,7 @@ class Arena {
   // A tensor of `shape`, aligned. Error{internal} when a real arena is too small: the plan was wrong.
   [[nodiscard]] Tensor take(DType dtype, Shape shape);
   [[nodiscard]] Tensor take_shared(DType dtype, Shape shape);
+  [[nodiscard]] Tensor take(Reach reach, DType dtype, const Shape& shape);
 
   [[nodiscard]] bool counting() const { return buffers_[0].data() == nullptr; }
   [[nodiscard]] Bytes used() const { return used_.all; }
@@ -45,8 +46,6 @@ class Arena {
   void cover(const ArenaSize& end);
 
  private:
-  [[nodiscard]] Tensor take(Reach reach, DType dtype, const Shape& shape);
-
   std::array<Buffer, 2> buffers_;  // own, shared; on the host the first holds both
   Device device_ = Device::cpu;
   ArenaSize used_, peak_;

@@ -124,6 +124,53 @@ TEST_P(Bf16Kernels, ProductsTakeTheWeightRoundedWithACopyOrWithout) {
   }
 }
 
+TEST_P(Bf16Kernels, ProductsOfExperts) {
+  Kernels& k = *kernels_;
+  const std::int64_t rows = 140, n = 21, width = 34;
+  const Owned begin = test::tensor_of(DType::i32, {5}, {0, 3, 3, 70, 140});
+  std::vector<Owned> values, rounded, packed;
+  std::vector<Weight> plain, with, seen;
+  std::vector<Twin> dw, b, db;
+  for (std::uint64_t e = 0; e < 4; ++e) {
+    values.push_back(random(DType::f32, {n, width}, 20 + e));
+    rounded.push_back(test::cast(test::cast(values.back(), DType::bf16), DType::f32));
+    packed.emplace_back(DType::u8, Shape{k.packed_bytes(DType::bf16, n, width).value});
+    plain.push_back({values.back(), {}});
+    with.push_back({values.back(), packed.back()});
+    seen.push_back({rounded.back(), {}});
+    k.pack(with.back());
+    dw.push_back(stats_in({n, width}, 30 + e));
+    b.push_back(stats_in({n}, 40 + e));
+    db.push_back(stats_in({n}, 50 + e));
+  }
+  const auto of = [](const std::vector<Twin>& twins, DType type) {
+    std::vector<Tensor> out;
+    for (const Twin& t : twins) out.push_back(t[type]);
+    return out;
+  };
+  const Twin x = in({rows, width}, 2), dy = in({rows, n}, 3), biased = in({rows, n}, 4);
+  for (const std::vector<Weight>& weights : {with, plain}) {
+    const Twin y = out({rows, n}), dx = out({rows, width});
+    run([&](DType d) {
+      const std::vector<Weight>& w = d == DType::bf16 ? weights : seen;
+      k.experts_linear(y[d], x[d], w, begin);
+      k.experts_linear_dgrad(dx[d], dy[d], w, begin);
+    });
+    expect_rounded("experts y", y);
+    expect_rounded("experts dx", dx);
+  }
+  run([&](DType d) {
+    k.experts_linear_wgrad(of(dw, d), dy[d], x[d], begin);
+    k.experts_add_bias(biased[d], of(b, d), begin);
+    k.experts_bias_wgrad(of(db, d), dy[d], begin);
+  });
+  expect_rounded("experts bias", biased);
+  for (std::size_t e = 0; e < 4; ++e) {
+    expect_rounded("experts dw", dw[e]);
+    expect_rounded("experts db", db[e]);
+  }
+}
+
 TEST_P(Bf16Kernels, Norms) {
   Kernels& k = *kernels_;
   for (const auto& [t, h] : kShapes) {

@@ -117,6 +117,8 @@ struct DispatchRig {
   tensor::Arena memory, scratch;
   nn::Context ctx;
   moe::DispatchSlot slot;
+  [[nodiscard]] std::span<const std::int32_t> begins() const { return slot.begin_e1.span<std::int32_t>(); }
+
   moe::Travel travel;
   Owned index = Owned(DType::i32, {kTokens, kTopK});
   Owned x, weights, rows;
@@ -134,7 +136,7 @@ TEST(Dispatch, BringsEveryKeptChoiceToItsExpertAndBack) {
         const std::int32_t local = kExperts / c.layout.ep;
         for (std::int32_t i = 0; i < local; ++i) {
           const double factor = (g.place.ep->rank() * local + i + 1.0) / c.layout.etp;
-          for (std::int64_t r = rig.slot.begins()[i] * kHidden; r < rig.slot.begins()[i + 1] * kHidden; ++r) {
+          for (std::int64_t r = rig.begins()[i] * kHidden; r < rig.begins()[i + 1] * kHidden; ++r) {
             set(rig.rows, r, factor * get(rig.rows, r));
           }
         }
@@ -217,7 +219,7 @@ TEST(Dispatch, OrdersTheRowsOfAnExpertLikeTheWholeBatch) {
         set(rig.x, i, static_cast<double>(g.place.rank * 100 + i / kHidden));
       }
       rig.there();
-      const auto begins = rig.slot.begins();
+      const auto begins = rig.begins();
       for (std::size_t e = 0; e + 1 < begins.size(); ++e) {
         for (std::int64_t r = begins[e] + 1; r < begins[e + 1]; ++r) {
           EXPECT_LT(get(rig.rows, (r - 1) * kHidden), get(rig.rows, r * kHidden));

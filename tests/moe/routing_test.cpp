@@ -74,70 +74,53 @@ moe::Options options_of(BalanceUnit unit) {
 }
 
 TEST(Balance, CountsBySequenceAcrossTheCutOfARank) {
+  const auto kernels = kernels::make_reference();
   const Owned index = tensor_of(DType::i32, {3, 2}, {0, 1, 0, 2, 1, 0});  // tokens 1, 2 | 3
-  const Owned counts(DType::i32, {2, 3});
-  moe::count_choices(counts, index, options_of(BalanceUnit::sequence), 1);
-  EXPECT_EQ(values(counts), (Values{2, 1, 1, 1, 1, 0}));
-  const Owned one(DType::i32, {1, 3});
-  moe::count_choices(one, index, options_of(BalanceUnit::micro_batch), 1);
-  EXPECT_EQ(values(one), (Values{3, 2, 1}));
-  const Owned unit(DType::i32, {3});
+  const Owned unit(DType::i32, {3}), counts(DType::i32, {2, 3}), one(DType::i32, {1, 3});
   moe::fill_units(unit, options_of(BalanceUnit::sequence), 1);
   EXPECT_EQ(values(unit), (Values{0, 0, 1}));
+  kernels->count_choices(counts, index, unit);
+  EXPECT_EQ(values(counts), (Values{2, 1, 1, 1, 1, 0}));
+  moe::fill_units(unit, options_of(BalanceUnit::micro_batch), 1);
+  kernels->count_choices(one, index, unit);
+  EXPECT_EQ(values(one), (Values{3, 2, 1}));
 }
 
 TEST(Balance, CoefficientsFollowTheFormula) {
+  const auto kernels = kernels::make_reference();
   const Owned counts = tensor_of(DType::i32, {2, 3}, {4, 2, 0, 1, 2, 3});
   const Owned aux(DType::f64, {2, 3});
-  moe::balance_from_counts(aux, counts, options_of(BalanceUnit::sequence), 0.25);
+  kernels->scale_counts(aux, counts, moe::balance_scale(options_of(BalanceUnit::sequence), 0.25));
   for (std::int64_t i = 0; i < 6; ++i) {
     EXPECT_DOUBLE_EQ(get(aux, i), 0.25 * 0.5 * 3 * get(counts, i) / (2 * 3.0 * 3.0));
   }
-  const Owned global(DType::f64, {1, 3});
-  moe::balance_from_frequency(global, Values{0.5, 0.3, 0.2}, options_of(BalanceUnit::global_batch), 0.01);
+  const Owned global(DType::f64, {1, 3}), frequency = tensor_of(DType::f64, {1, 3}, {0.5, 0.3, 0.2});
+  kernels->scale_counts(global, frequency, moe::frequency_scale(options_of(BalanceUnit::global_batch), 0.01));
   EXPECT_DOUBLE_EQ(get(global, 1), 0.5 * 3 * 0.3 * 0.01);
 }
 
 // c at perfect balance: uniform scores and equal counts.
 TEST(Balance, LossIsTheCoefficientAtPerfectBalance) {
+  const auto kernels = kernels::make_reference();
   for (const BalanceUnit unit :
        {BalanceUnit::sequence, BalanceUnit::micro_batch, BalanceUnit::global_batch}) {
     const moe::Options o = options_of(unit);
     const Owned index = tensor_of(DType::i32, {6, 2}, {0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2, 0});
-    const Owned probs(DType::f64, {6, 3});
+    const Owned probs(DType::f64, {6, 3}), frequency(DType::f64, {1, 3});
     set_all(probs, 1.0 / 3);
-    const Owned lse(DType::f64, {6});
-    set_all(lse, std::log(3.0));
-    set(lse, 0, 1 + std::log(3.0));
-    set(lse, 1, -3 + std::log(3.0));
-    set(lse, 4, 2 + std::log(3.0));
-    const Owned pos = zeros(DType::i32, {6, 2});
+    set_all(frequency, 1.0 / 3);
     const std::int64_t units = moe::num_units(o);
-    const Owned counts(DType::i32, {units, 3});
-    const Owned aux(DType::f64, {units, 3});
+    const Owned counts(DType::i32, {units, 3}), aux(DType::f64, {units, 3}), of_token(DType::i32, {6});
+    moe::fill_units(of_token, o, 0);
     if (unit == BalanceUnit::global_batch) {
-      moe::balance_from_frequency(aux, Values(3, 1.0 / 3), o, 1.0 / 6);
+      kernels->scale_counts(aux, frequency, moe::frequency_scale(o, 1.0 / 6));
     } else {
-      moe::count_choices(counts, index, o, 0);
-      moe::balance_from_counts(aux, counts, o, 1.0 / static_cast<double>(units));
+      kernels->count_choices(counts, index, of_token);
+      kernels->scale_counts(aux, counts, moe::balance_scale(o, 1.0 / static_cast<double>(units)));
     }
-    moe::Stats stats{.chosen = {0, 0, 0}, .dropped = {0, 0, 0}};
-    moe::add_to_stats(stats,
-                      {.probs_tE = probs,
-                       .lse_t = lse,
-                       .logits_tE = tensor_of(DType::f64, {6, 3},
-                                              {1, 1, 1, -3, -3, -3, 0, 0, 0, 0, 0, 0, 2, 2, 2, 0, 0, 0}),
-                       .index_tK = index,
-                       .pos_tK = pos,
-                       .aux_UE = aux,
-                       .first_token = 0},
-                      o, 1.0 / 6);
-    EXPECT_EQ(stats.max_abs_logit, 3.0);
-    EXPECT_EQ(stats.logit_squares, 42.0);
-    EXPECT_EQ(stats.unserved, 0);
-    EXPECT_NEAR(stats.aux_loss, 0.5, 1e-14);
-    EXPECT_NEAR(stats.entropy, 6 * std::log(3.0), 1e-12);
-    EXPECT_EQ(stats.chosen, (std::vector<std::int64_t>{4, 4, 4}));
+    const Owned value = zeros(DType::f64, {1});
+    kernels->balance_value(value, probs, aux, of_token, o.router.score);
+    EXPECT_NEAR(get(value, 0), 0.5, 1e-14);
   }
 }
 

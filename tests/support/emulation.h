@@ -9,6 +9,7 @@
 // as NaN), what memory ordering does on a GPU.
 // Launches are finished when `launch` returns, or when their queue is. One thread runs one launch at a time.
 #pragma once
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -94,4 +95,22 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   const unsigned lane = tessera::emulation::here().thread.x % 32;
   return tessera::emulation::value_of<T>(tessera::emulation::exchange(value),
                                          lane ^ static_cast<unsigned>(mask));
+}
+// The lanes that give the same value.
+template <class T>
+unsigned __match_any_sync(unsigned, T value) {
+  const std::uint64_t* words = tessera::emulation::exchange(value);
+  unsigned same = 0;
+  for (unsigned i = 0; i < 32; ++i) {
+    same |= (tessera::emulation::value_of<T>(words, i) == value ? 1U : 0U) << i;
+  }
+  return same;
+}
+inline int __popc(unsigned bits) {
+  return std::popcount(bits);
+}
+inline int atomicAdd(int* at, int value) {
+  const int before = *at;
+  *at += value;
+  return before;
 }

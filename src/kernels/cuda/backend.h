@@ -131,6 +131,17 @@ class Backend final : public Kernels {
   void do_combine_backward(Tensor drows, Tensor dweights, Tensor dy, Tensor rows, Tensor pos,
                            Tensor weights) override;
   void do_sum_rows(Tensor dx, Tensor rows, Tensor pos, Write write) override;
+  void do_sort_choices(Tensor pos, Tensor token, Tensor begin, Tensor index) override;
+  void do_count_choices(Tensor counts, Tensor index, Tensor unit) override;
+  void do_scale_counts(Tensor a, Tensor share, double scale) override;
+  void do_router_stats(Tensor sums, Tensor counts, const RoutedTokens& tokens,
+                       const RouterStatsOptions& options) override;
+  void do_balance_value(Tensor value, Tensor probs, Tensor aux, Tensor unit, RouterScore score) override;
+  void do_experts_linear(Tensor y, Tensor x, std::span<const Weight> w, Tensor begin) override;
+  void do_experts_linear_dgrad(Tensor dx, Tensor dy, std::span<const Weight> w, Tensor begin) override;
+  void do_experts_linear_wgrad(std::span<const Tensor> dw, Tensor dy, Tensor x, Tensor begin) override;
+  void do_experts_add_bias(Tensor y, std::span<const Tensor> b, Tensor begin) override;
+  void do_experts_bias_wgrad(std::span<const Tensor> db, Tensor dy, Tensor begin) override;
   void do_move_columns(Tensor dst, Tensor src, const ColumnMove& move) override;
   void do_add(Tensor y, Tensor a, Tensor b) override;
   void do_accumulate(Tensor y, Tensor x) override;
@@ -140,7 +151,12 @@ class Backend final : public Kernels {
   void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) override;
 
  private:
-  static constexpr std::int64_t kWorkspace = std::int64_t{4} << 20U;  // of sums in two steps
+  // What kernels of one operation leave to each other.
+  static constexpr std::int64_t kWorkspace = std::int64_t{4} << 20U;
+  template <class T>
+  [[nodiscard]] T* work() const {
+    return reinterpret_cast<T*>(workspace_.data());
+  }
 
   [[nodiscard]] double sum(const Tensor& x, bool squares);
   // Beside a library, which is made for many rows. seen: the weight as the activations read it. False: there

@@ -143,4 +143,21 @@ inline Grid over_rows(std::int64_t rows, int threads = kThreads) {
   return {{static_cast<unsigned>(rows)}, {static_cast<unsigned>(threads)}};
 }
 
+// Sums over rows: a block has 32 columns, thread (c, r) every 8th row of column c; then r in ascending order.
+constexpr int kRowLanes = 8;
+
+template <class S>
+__device__ S column_total(S value) {
+  __shared__ S part[kRowLanes][kWarp];
+  part[threadIdx.y][threadIdx.x] = value;
+  __syncthreads();
+  S sum = 0;
+  for (int r = 0; r < kRowLanes; ++r) sum += part[r][threadIdx.x];
+  __syncthreads();
+  return sum;
+}
+inline Grid over_columns(std::int64_t columns) {
+  return {{static_cast<unsigned>((columns + kWarp - 1) / kWarp)}, {kWarp, kRowLanes}};
+}
+
 }  // namespace tessera::kernels::TESSERA_CUDA_NAMESPACE

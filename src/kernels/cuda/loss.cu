@@ -155,7 +155,7 @@ void Backend::do_embedding_wgrad(Tensor dtable, Tensor dy, Tensor ids, std::int6
     A* to = dtable.address<A>();
     for (std::int64_t first = 0; first < tokens; first += most) {
       const std::int64_t n = std::min(most, tokens - first);
-      auto* links = reinterpret_cast<std::int32_t*>(workspace_.data());
+      auto* links = work<std::int32_t>();
       const Chains chains{links, links + n};
       const std::int32_t* id = ids.address<std::int32_t>() + first;
       const S* grad = dy.address<S>() + first * width;

@@ -37,7 +37,7 @@ double Backend::sum(const Tensor& x, bool squares) {
   const std::int64_t n = x.num_elements();
   const std::int64_t packs = std::max(kLeastPacks, (packs_of(n) + kMostParts - 1) / kMostParts);
   const std::int64_t parts = (packs_of(n) + packs - 1) / packs;
-  auto* at = reinterpret_cast<double*>(workspace_.data());
+  auto* at = work<double>();
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
     const S* from = x.address<S>();
