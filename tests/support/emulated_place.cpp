@@ -10,7 +10,8 @@ namespace {
 // On tensors of the host a launch is done when it returns; a memory of its own has a queue.
 class HostPlace final : public Place {
  public:
-  explicit HostPlace(tensor::Device device) : device_(device) {}
+  explicit HostPlace(tensor::Device device, std::atomic<std::int64_t>* waits = nullptr)
+      : device_(device), waits_(waits) {}
   ~HostPlace() override { queue_.finish(); }
   HostPlace(const HostPlace&) = delete;
   HostPlace& operator=(const HostPlace&) = delete;
@@ -23,7 +24,10 @@ class HostPlace final : public Place {
     queue_.finish();  // as cudaFree does
     host_->release(memory, size, reach);
   }
-  void synchronise() override { queue_.finish(); }
+  void synchronise() override {
+    if (waits_ != nullptr) ++*waits_;
+    queue_.finish();
+  }
 
  private:
   void do_copy(void* to, const void* from, Bytes size) override {
@@ -34,6 +38,7 @@ class HostPlace final : public Place {
   }
 
   tensor::Device device_;
+  std::atomic<std::int64_t>* waits_;
   mutable emulation::Queue queue_;
   std::shared_ptr<tensor::Memory> host_ = tensor::make_host_memory();
 };
@@ -50,6 +55,10 @@ std::unique_ptr<Kernels> make_with(std::unique_ptr<LibraryOps> library) {
 
 std::unique_ptr<Kernels> make_device() {
   return std::make_unique<Backend>(std::make_shared<HostPlace>(tensor::Device::cuda));
+}
+
+std::unique_ptr<Kernels> make_counting_device(std::atomic<std::int64_t>& waits) {
+  return std::make_unique<Backend>(std::make_shared<HostPlace>(tensor::Device::cuda, &waits));
 }
 
 }  // namespace tessera::kernels::emulated

@@ -1,5 +1,7 @@
 // The CUDA backend where there is no GPU: its sources, compiled for the host (support/emulation.h).
 #pragma once
+#include <atomic>
+#include <cstdint>
 #include <memory>
 
 #include "kernels/cuda/library_ops.h"
@@ -12,6 +14,8 @@ namespace tessera::kernels::emulated {
 // With a memory of its own, whose tensors the host refuses to touch, as it could not touch a GPU's, and with
 // launches and copies that are done no sooner than somebody synchronises.
 [[nodiscard]] std::unique_ptr<Kernels> make_device();
+// The same, counting the calls that waited until all of it was done.
+[[nodiscard]] std::unique_ptr<Kernels> make_counting_device(std::atomic<std::int64_t>& waits);
 // As make, asking `library` first.
 [[nodiscard]] std::unique_ptr<Kernels> make_with(std::unique_ptr<LibraryOps> library);
 

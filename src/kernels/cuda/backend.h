@@ -142,6 +142,8 @@ class Backend final : public Kernels {
   void do_fill(Tensor y, double value) override;
   double do_sum(Tensor x) override;
   double do_sum_squares(Tensor x) override;
+  void do_sum_to(Tensor to, Tensor x, double scale, Write write) override;
+  void do_sum_squares_to(Tensor to, Tensor x, Write write) override;
   void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) override;
 
  private:
@@ -151,6 +153,8 @@ class Backend final : public Kernels {
   [[nodiscard]] T* work() const {
     return reinterpret_cast<T*>(work_.data());
   }
+
+  void launch_sum(double* to, const Tensor& x, bool squares, double scale, Write write);
 
   // What a kernel wrote there, once it is done.
   [[nodiscard]] double* result() const { return reinterpret_cast<double*>(shared_.data()); }

@@ -24,14 +24,14 @@ __global__ void fill_all(S* y, A value, std::int64_t n) {
 
 // One block: 256 threads sum every 256th element, then a tree. f64.
 template <class S, class A = Acc<S>>
-__global__ void sum_all(double* result, const S* x, std::int64_t n, bool squares) {
+__global__ void sum_all(double* to, const S* x, std::int64_t n, bool squares, double scale, Write write) {
   double sum = 0;
   for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) {
     const double value = static_cast<double>(x[i]);
     sum += squares ? value * value : value;
   }
   sum = block_sum(sum);
-  if (threadIdx.x == 0) *result = sum;
+  if (threadIdx.x == 0) *to = (write == Write::accumulate ? *to : 0.0) + scale * sum;
 }
 
 template <class S>
@@ -209,20 +209,29 @@ void Backend::do_fill(Tensor y, double value) {
   });
 }
 
-double Backend::do_sum(Tensor x) {
+void Backend::launch_sum(double* to, const Tensor& x, bool squares, double scale, Write write) {
   with_scalar(x, [&](auto zero) {
     using S = decltype(zero);
-    launch(stream_, over_rows(1), &sum_all<S>, result(), x.address<S>(), x.num_elements(), false);
+    launch(stream_, over_rows(1), &sum_all<S>, to, x.address<S>(), x.num_elements(), squares, scale, write);
   });
+}
+
+double Backend::do_sum(Tensor x) {
+  launch_sum(result(), x, false, 1.0, Write::overwrite);
   return wait_for_result();
 }
 
 double Backend::do_sum_squares(Tensor x) {
-  with_scalar(x, [&](auto zero) {
-    using S = decltype(zero);
-    launch(stream_, over_rows(1), &sum_all<S>, result(), x.address<S>(), x.num_elements(), true);
-  });
+  launch_sum(result(), x, true, 1.0, Write::overwrite);
   return wait_for_result();
+}
+
+void Backend::do_sum_to(Tensor to, Tensor x, double scale, Write write) {
+  launch_sum(to.address<double>(), x, false, scale, write);
+}
+
+void Backend::do_sum_squares_to(Tensor to, Tensor x, Write write) {
+  launch_sum(to.address<double>(), x, true, 1.0, write);
 }
 
 void Backend::do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& o) {
