@@ -203,6 +203,10 @@ void HeadWithMtp::backward_weight(Context& ctx, Slots slots, const Microbatch& m
   }
 }
 
+void HeadWithMtp::add_loss(nn::Kernels& kernels, nn::Tensor sum_1, std::int32_t saved_slot) const {
+  for (const MtpDepth& d : depths_) kernels.accumulate(sum_1, d.head->loss_1(saved_slot));
+}
+
 double HeadWithMtp::loss(std::int32_t saved_slot) const {
   double sum = 0.0;
   for (const MtpDepth& d : depths_) sum += d.head->loss(saved_slot);

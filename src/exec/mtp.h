@@ -45,6 +45,7 @@ class HeadWithMtp : public nn::Layer {
   [[nodiscard]] const nn::Head& main() const { return *main_; }
   // Its weighted terms of this micro-batch, the same on every tp rank.
   [[nodiscard]] double loss(std::int32_t saved_slot) const;
+  void add_loss(nn::Kernels& kernels, nn::Tensor sum_1, std::int32_t saved_slot) const;
 
  private:
   struct Saved {

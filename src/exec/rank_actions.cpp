@@ -222,8 +222,7 @@ void RankEngine::run_forward(StageState& s, MicrobatchId mb) {
   s.stage->forward(*ctx_, {.live = live, .deferred = 0, .gradient = 0}, microbatch(mb));
   if (probe_) probe_forward(s, mb);
   if (!s.stage->cut().has_head) return;
-  local_ce_ += s.stage->loss(live);
-  if (ctx_->training) local_mtp_ += s.stage->mtp_loss(live);
+  s.stage->add_losses(*options_.kernels, local_losses_2_, live);
 }
 
 // The gradient of the stage's output is in its slot when the head or a receive put it there; a neighbour on
@@ -281,6 +280,7 @@ double RankEngine::evaluate(const BatchSource& data, std::int64_t first, std::in
         run({ActionKind::recv_forward, s.stage->id(), mb});
       }
       run_forward(s, mb);
+      options_.kernels->memory()->synchronise();
       if (s.stage->cut().has_head && comms_.tp->rank() == 0) sum += s.stage->loss(live);
       if (s.next_rank >= 0 && s.next_here == nullptr) run({ActionKind::send_forward, s.stage->id(), mb});
     }

@@ -264,6 +264,7 @@ void RankEngine::reserve_step_buffers(Arena& arena) {
   const std::int64_t experts = job.model.moe ? job.model.moe->num_experts : 0;
   const auto layers = std::ssize(moe_layers_);
   const bool mtp = job.model.num_nextn_predict_layers > 0;
+  local_losses_2_ = arena.take_shared(DType::f64, {2});
   sums_ = arena.take_shared(DType::f64, {4 + layers + (mtp ? 1 : 0)});
   counts_ = arena.take(DType::i64, {std::max<std::int64_t>(1, layers * (2 * experts + 1))});
   if (job.train.moe.aux_loss_unit == spec::BalanceUnit::global_batch && layers > 0) {

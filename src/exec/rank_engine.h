@@ -231,7 +231,7 @@ class RankEngine {
   std::unique_ptr<nn::Context> pair_ctx_;
   std::unique_ptr<PassPair> pair_;
   StepResult result_;
-  double local_ce_ = 0.0, local_mtp_ = 0.0;
+  Tensor local_losses_2_;  // f64: cross entropy and terms of the MTP layers of a step, as kernels add them
   Flops step_flops_;
   std::vector<ActionTime> times_;
   std::int64_t exposed_reduce_ns_ = 0;

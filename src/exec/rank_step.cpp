@@ -92,11 +92,10 @@ void RankEngine::begin_step(const StepOrder& order) {
   ctx_->weights = loss_weights(options_.data->num_targets(first, r.global_batch_size), r.global_batch_size);
   ctx_->training = true;
   store_->zero_grads(*options_.kernels);
-  local_ce_ = 0.0;
-  local_mtp_ = 0.0;
   exposed_reduce_ns_ = 0;
   shards_->begin_step();
-  options_.kernels->memory()->synchronise();  // kernels of an evaluation may still count
+  options_.kernels->memory()->synchronise();  // kernels of an evaluation may still add to these
+  std::ranges::fill(local_losses_2_.span<double>(), 0.0);
   for (StageState& s : states_) {
     s.num_weight_done = 0;
     for (const Stage::Mixture& m : s.stage->mixtures()) m.moe->reset_stats();
@@ -165,12 +164,14 @@ void RankEngine::share_results() {
   std::span<std::int64_t> counts = counts_.span<std::int64_t>();
   std::ranges::fill(sums, 0.0);
   std::ranges::fill(counts, 0);
-  sums[0] = comms_.tp->rank() == 0 ? local_ce_ : 0.0;
-  for (const optim::Bucket& b : store_->buckets()) sums[3] += optim::sum_squares(b, *options_.kernels);
+  for (const optim::Bucket& b : store_->buckets())
+    optim::add_sum_squares(sums_.narrow_rows(3, 1), b, *options_.kernels);
   const spec::ModelSpec& model = options_.plan->job.model;
   const std::size_t experts = model.moe ? static_cast<std::size_t>(model.moe->num_experts) : 0;
   const std::size_t width = 2 * experts + 1;
   options_.kernels->memory()->synchronise();
+  const double* losses = local_losses_2_.as<double>();
+  sums[0] = comms_.tp->rank() == 0 ? losses[0] : 0.0;
   for (StageState& s : states_) {
     for (const Stage::Mixture& m : s.stage->mixtures()) {
       const std::size_t at = moe_index(m.layer);
@@ -185,7 +186,7 @@ void RankEngine::share_results() {
     }
   }
   const bool mtp = model.num_nextn_predict_layers > 0;
-  if (mtp) sums.back() = comms_.tp->rank() == 0 ? local_mtp_ : 0.0;
+  if (mtp) sums.back() = comms_.tp->rank() == 0 ? losses[1] : 0.0;
   comms_.world->all_reduce_direct(sums_, comm::Op::sum);
   if (model.moe) comms_.world->all_reduce_direct(counts_, comm::Op::sum);
   result_.ce_loss = sums[0];

@@ -100,6 +100,7 @@ class RankScorer {
       nn::Context ctx = model_.context();
       stage_->forward(ctx, {.live = 0, .deferred = 0, .gradient = 0},
                       {.ids_T = ids_.flat(), .targets_T = targets_.flat()});
+      nn::host_turn(ctx);
       sums[0] += stage_->loss(0);
       score.run += per_call * o_.context;
       if (on_scored && comms.world->rank() == 0)

@@ -468,6 +468,10 @@ const nn::Head& Stage::head() const {
 double Stage::loss(std::int32_t live) const {
   return head().loss(live);
 }
+void Stage::add_losses(nn::Kernels& kernels, Tensor losses_2, std::int32_t live) const {
+  kernels.accumulate(losses_2.narrow_rows(0, 1), head().loss_1(live));
+  if (mtp_ != nullptr) mtp_->add_loss(kernels, losses_2.narrow_rows(1, 1), live);
+}
 double Stage::mtp_loss(std::int32_t live) const {
   return mtp_ != nullptr ? mtp_->loss(live) : 0.0;
 }

@@ -92,9 +92,11 @@ class Stage {
   [[nodiscard]] Tensor input(std::int32_t live) const;         // [t, H]; empty with the embedding
   [[nodiscard]] Tensor output(std::int32_t live) const;        // [t, H]; empty with the head
   [[nodiscard]] Tensor gradient(std::int32_t gradient) const;  // [t, H]
-  [[nodiscard]] double loss(std::int32_t live) const;          // REQUIRES the head
-  // Weighted terms of the MTP layers; 0 without any. REQUIRES the head.
-  [[nodiscard]] double mtp_loss(std::int32_t live) const;
+  // Both REQUIRE the head, and that what is queued is done.
+  [[nodiscard]] double loss(std::int32_t live) const;
+  [[nodiscard]] double mtp_loss(std::int32_t live) const;  // weighted terms of the MTP layers; 0 without any
+  // Queues losses_2 (f64) += these two.
+  void add_losses(nn::Kernels& kernels, Tensor losses_2, std::int32_t live) const;
   [[nodiscard]] const nn::Head& head() const;
   // The residual stream of this rank's rows before unit u, u = 0 .. num_units(); empty where there is none.
   [[nodiscard]] std::size_t num_units() const { return units_.size(); }

@@ -215,6 +215,30 @@ double Kernels::sum_squares(Tensor x) {
   return do_sum_squares(x);
 }
 
+void Kernels::sum_to(Tensor to, Tensor x, double scale, Write write) {
+  Call call("sum_to", takes_bf16());
+  call.leads("x", x);
+  call.is("to", to, DType::f64, {1});
+  do_sum_to(to, x, scale, write);
+}
+
+void Kernels::do_sum_to(Tensor to, Tensor x, double scale, Write write) {
+  double& at = *to.as<double>();
+  at = (write == Write::accumulate ? at : 0.0) + scale * do_sum(x);
+}
+
+void Kernels::sum_squares_to(Tensor to, Tensor x, Write write) {
+  Call call("sum_squares_to", takes_bf16());
+  call.leads("x", x);
+  call.is("to", to, DType::f64, {1});
+  do_sum_squares_to(to, x, write);
+}
+
+void Kernels::do_sum_squares_to(Tensor to, Tensor x, Write write) {
+  double& at = *to.as<double>();
+  at = (write == Write::accumulate ? at : 0.0) + do_sum_squares(x);
+}
+
 void Kernels::adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) {
   Call call("adamw", takes_bf16());
   call.leads_stats("p", p, p.shape().num_dims());

@@ -401,6 +401,9 @@ class Kernels {
   void fill(Tensor y, double value);           // =
   [[nodiscard]] double sum(Tensor x);          // in f64, blocks of 256 then the blocks
   [[nodiscard]] double sum_squares(Tensor x);  // likewise
+  // to_1 (f64) = or += these, scaled, in their turn: nobody waits for the number.
+  void sum_to(Tensor to_1, Tensor x, double scale, Write write);
+  void sum_squares_to(Tensor to_1, Tensor x, Write write);
 
   // AdamW (Loshchilov and Hutter 2019), flat tensors; p, m, v in place. g' = grad_scale g;
   // m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2; p -= lr (m/bc1 / (sqrt(v/bc2) + eps) + wd p)
@@ -495,6 +498,8 @@ class Kernels {
   virtual void do_fill(Tensor y, double value) = 0;
   virtual double do_sum(Tensor x) = 0;
   virtual double do_sum_squares(Tensor x) = 0;
+  virtual void do_sum_to(Tensor to, Tensor x, double scale, Write write);  // by do_sum
+  virtual void do_sum_squares_to(Tensor to, Tensor x, Write write);
   virtual void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) = 0;
 
  private:

@@ -336,6 +336,12 @@ class Profiled final : public Kernels {
     timed("sum_squares", x, once({x}), [&] { sum = inner_->sum_squares(x); });
     return sum;
   }
+  void do_sum_to(Tensor to, Tensor x, double scale, Write write) override {
+    timed("sum_to", x, once({to, x}), [&] { inner_->sum_to(to, x, scale, write); });
+  }
+  void do_sum_squares_to(Tensor to, Tensor x, Write write) override {
+    timed("sum_squares_to", x, once({to, x}), [&] { inner_->sum_squares_to(to, x, write); });
+  }
   void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) override {
     timed("adamw", p, once({p, p, m, m, v, v, g}), [&] { inner_->adamw(p, g, m, v, options); });
   }

@@ -28,6 +28,7 @@ void Head::reserve_saved(Arena& arena) {
   s.logits_TV = arena.take(d.dtype, {d.tokens(), o_.vocab});
   s.lse_T = arena.take(d.stats(), {d.tokens()});
   s.loss_T = arena.take(d.stats(), {d.tokens()});
+  s.loss_1 = arena.take_shared(DType::f64, {1});
   saved_.push_back(s);
 }
 
@@ -62,7 +63,7 @@ void Head::forward(Context& ctx, Slots slots, const Microbatch& mb, Tensor x_tH,
   k.cross_entropy_stats(mine_13T.reshaped({3, d.tokens()}), s.logits_TV, mb.targets_T, o_.vocab_begin);
   gather_rows(ctx, stats_P3T, mine_13T);
   k.cross_entropy_join(s.loss_T, s.lse_T, stats_P3T, mb.targets_T);
-  s.loss = ctx.weights.ce * k.sum(s.loss_T);
+  k.sum_to(s.loss_1, s.loss_T, ctx.weights.ce, kernels::Write::overwrite);
 }
 
 void Head::backward_input(Context& ctx, Slots slots, const Microbatch& mb, Tensor g_tH) {
@@ -88,7 +89,11 @@ void Head::backward_weight(Context& ctx, Slots slots, const Microbatch& /*mb*/) 
 }
 
 double Head::loss(std::int32_t saved_slot) const {
-  return slot_at(saved_, saved_slot).loss;
+  return *loss_1(saved_slot).as<double>();
+}
+
+Tensor Head::loss_1(std::int32_t saved_slot) const {
+  return slot_at(saved_, saved_slot).loss_1;
 }
 
 Tensor Head::loss_T(std::int32_t saved_slot) const {

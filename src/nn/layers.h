@@ -107,16 +107,17 @@ class Head : public Layer {
   void backward_input(Context& ctx, Slots slots, const Microbatch& mb, Tensor g_tH) override;
   void backward_weight(Context& ctx, Slots slots, const Microbatch& mb) override;
 
-  // weights.ce * sum of the token losses of this micro-batch, the same on every tp rank.
+  // weights.ce * sum of the token losses of this micro-batch, the same on every tp rank: f64, in its turn
+  // among the kernels; as a number once what is queued is done.
+  [[nodiscard]] Tensor loss_1(std::int32_t saved_slot) const;
   [[nodiscard]] double loss(std::int32_t saved_slot) const;
   [[nodiscard]] Tensor loss_T(std::int32_t saved_slot) const;
   [[nodiscard]] Tensor logits(std::int32_t saved_slot) const;
 
  private:
   struct Saved {
-    Tensor x_tH, n_TH, logits_TV, lse_T, loss_T;
+    Tensor x_tH, n_TH, logits_TV, lse_T, loss_T, loss_1;
     Norm::Saved norm;
-    double loss = 0.0;
   };
   struct Deferred {
     Tensor dn_tH;

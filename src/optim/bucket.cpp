@@ -21,21 +21,21 @@ void reduce(Bucket& bucket, kernels::Kernels& kernels) {
   if (!bucket.keeps_grad) kernels.accumulate(bucket.grad_shard, part);
 }
 
-double sum_squares(const Bucket& bucket, kernels::Kernels& kernels) {
-  if (!bucket.counted) return 0.0;
-  if (!bucket.sharded && bucket.group->rank() != 0) return 0.0;
+void add_sum_squares(Tensor sum_1, const Bucket& bucket, kernels::Kernels& kernels) {
+  using kernels::Write;
+  if (!bucket.counted) return;
+  if (!bucket.sharded && bucket.group->rank() != 0) return;
   if (std::ranges::all_of(bucket.segments, &Segment::counted))
-    return kernels.sum_squares(bucket.owned_grad());
+    return kernels.sum_squares_to(sum_1, bucket.owned_grad(), Write::accumulate);
   const std::int64_t begin = bucket.owned_begin();
   const std::int64_t end = begin + bucket.owned_size();
-  double sum = 0.0;
   for (const Segment& s : bucket.segments) {
     const std::int64_t from = std::max(begin, s.begin);
     const std::int64_t to = std::min(end, s.begin + s.size);
     if (s.counted && from < to)
-      sum += kernels.sum_squares(bucket.owned_grad().narrow_rows(from - begin, to - from));
+      kernels.sum_squares_to(sum_1, bucket.owned_grad().narrow_rows(from - begin, to - from),
+                             Write::accumulate);
   }
-  return sum;
 }
 
 void apply(Bucket& bucket, kernels::Kernels& kernels, const kernels::AdamWOptions& options) {

@@ -57,7 +57,7 @@ struct Bucket {
 // May run on another thread than the kernels do: of them it uses accumulate alone.
 void reduce(Bucket& bucket, kernels::Kernels& kernels);
 // Sum of squares of what this rank must contribute so that the sum over the world counts each element once.
-[[nodiscard]] double sum_squares(const Bucket& bucket, kernels::Kernels& kernels);
+void add_sum_squares(Tensor sum_1, const Bucket& bucket, kernels::Kernels& kernels);
 // AdamW on the owned range. options.weight_decay applies to segments that decay.
 void apply(Bucket& bucket, kernels::Kernels& kernels, const kernels::AdamWOptions& options);
 // Every rank gets the owned ranges of the others: after the update (ZeRO-1, ZeRO-2), before a use (ZeRO-3). A

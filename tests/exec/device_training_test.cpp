@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <cmath>
 #include <filesystem>
 
@@ -91,6 +93,36 @@ TEST_F(DeviceTraining, ARunAndAResumedOneGiveTheSameBits) {
   const exec::RunSummary resumed = run(job, emulated_gpu());
   EXPECT_EQ(resumed.first_step, 4);
   EXPECT_EQ(resumed.losses, std::vector<double>(once.losses.begin() + 4, once.losses.end()));
+}
+
+// The calls of one more step that wait until the GPU is done.
+std::int64_t waits_of_a_step(spec::Job job) {
+  std::array<std::int64_t, 2> all{};
+  for (std::size_t more : {0, 1}) {
+    std::atomic<std::int64_t> waits = 0;
+    job.train.steps = static_cast<std::int64_t>(2 + more);
+    (void)run(job, {.kernels = [&](Rank) { return kernels::emulated::make_counting_device(waits); },
+                    .on = spec::EngineOn::gpu});
+    all[more] = waits;
+  }
+  return all[1] - all[0];
+}
+
+TEST_F(DeviceTraining, AStepWaitsAFixedNumberOfTimes) {
+  const auto waits = [](bool moe, std::int32_t layers, std::int64_t microbatches) {
+    spec::Job job = small_job({.moe = moe, .layers = layers});
+    job.train.precision = spec::Precision::bf16;
+    job.train.sequence_length = 4;
+    job.train.global_batch_size = microbatches * job.parallel.dp * job.train.micro_batch_size;
+    return waits_of_a_step(job);
+  };
+  // A mixture's experts all here and nothing dropped: no layer and no micro-batch adds a wait.
+  for (const bool moe : {false, true}) {
+    const std::int64_t least = waits(moe, 1, 1);
+    EXPECT_LE(least, 8);
+    EXPECT_EQ(waits(moe, 4, 1), least) << (moe ? "moe" : "dense");
+    EXPECT_EQ(waits(moe, 2, 4), least) << (moe ? "moe" : "dense");
+  }
 }
 
 TEST_F(DeviceTraining, Bf16IsRefusedOnTheCpu) {

@@ -215,6 +215,11 @@ TEST_P(Agreement, SumsInF64WhateverTheDtype) {
     const Owned sum = as_tensor(kernels_->sum(x.got())), want = as_tensor(truth().sum(x.want()));
     EXPECT_TRUE(test::matches(GetParam().name() + " sum", sum, want, {.count = n, .scale = {magnitude}}));
     const Owned squares = as_tensor(kernels_->sum_squares(x.got()));
+    const Owned to = as_tensor(7), squares_to = as_tensor(0.5);
+    kernels_->sum_to(to, x.got(), 0.25, Write::overwrite);
+    EXPECT_EQ(get(to, 0), 0.25 * kernels_->sum(x.got()));
+    kernels_->sum_squares_to(squares_to, x.got(), Write::accumulate);
+    EXPECT_EQ(get(squares_to, 0), 0.5 + get(squares, 0));
     const Owned want_squares = as_tensor(truth().sum_squares(x.want()));
     EXPECT_TRUE(test::matches(GetParam().name() + " sum_squares", squares, want_squares,
                               {.count = n, .scale = {get(want_squares, 0)}}));

@@ -71,6 +71,18 @@ class Bf16Kernels : public KernelTest {
     }
     EXPECT_EQ(wrong, 0) << what << ": " << text;
   }
+  // Sums of `count` terms in f32, whose sizes add up to `size`, rounded to the type of got.
+  void expect_near(const std::string& what, const Tensor& got, const Tensor& want, const Tensor& size,
+                   std::int64_t count) {
+    const double rounding = got.dtype() == DType::bf16 ? 0x1p-8 : 0x1p-24;
+    std::int64_t wrong = 0;
+    for (std::int64_t i = 0; i < got.num_elements(); ++i) {
+      const double allowed = rounding * std::abs(get(want, i)) +
+                             4 * std::sqrt(static_cast<double>(count)) * 0x1p-24 * get(size, i);
+      if (!(std::abs(get(got, i) - get(want, i)) <= allowed)) ++wrong;
+    }
+    EXPECT_EQ(wrong, 0) << what << " of " << got.num_elements();
+  }
 };
 
 const std::vector<std::pair<std::int64_t, std::int64_t>> kShapes = {
@@ -168,6 +180,51 @@ TEST_P(Bf16Kernels, ProductsOfExperts) {
   for (std::size_t e = 0; e < 4; ++e) {
     expect_rounded("experts dw", dw[e]);
     expect_rounded("experts db", db[e]);
+  }
+}
+
+// Rows of whole vectors go to tensor cores, whose sums run in another order: against f64, and to the bit what
+// an expert alone gives.
+TEST_P(Bf16Kernels, ProductsOfExpertsOnTensorCores) {
+  Kernels& k = *kernels_;
+  const std::unique_ptr<Kernels> truth = make_reference();
+  for (const auto& [n, width] : {std::array<std::int64_t, 2>{8, 8}, {136, 40}, {40, 264}}) {
+    const std::int64_t rows = 150;
+    const Owned begin = test::tensor_of(DType::i32, {6}, {0, 0, 3, 132, 132, 150});
+    const Owned x = random(DType::bf16, {rows, width}, 1), dy = random(DType::bf16, {rows, n}, 2);
+    const Owned x64 = test::cast(x, DType::f64), dy64 = test::cast(dy, DType::f64);
+    std::vector<Owned> held;
+    std::vector<Weight> w, w64, magnitudes;
+    std::vector<Tensor> dw, dw64, dw_magnitude;
+    const auto keep = [&](Owned one) -> Tensor { return held.emplace_back(std::move(one)); };
+    for (std::uint64_t e = 0; e < 5; ++e) {
+      const Tensor value = keep(random(DType::f32, {n, width}, 10 + e));
+      w.push_back({value, keep(Owned(DType::u8, {k.packed_bytes(DType::bf16, n, width).value}))});
+      k.pack(w.back());
+      w64.push_back({keep(test::cast(test::cast(value, DType::bf16), DType::f64)), {}});
+      magnitudes.push_back({keep(magnitude_of(w64.back().value_NK)), {}});
+      dw.push_back(keep(random(DType::f32, {n, width}, 20 + e)));
+      dw64.push_back(keep(test::cast(dw.back(), DType::f64)));
+      dw_magnitude.push_back(keep(magnitude_of(dw64.back())));
+    }
+    const Owned y(DType::bf16, {rows, n}), dx(DType::bf16, {rows, width}), y64(DType::f64, {rows, n}),
+        dx64(DType::f64, {rows, width}), y_size(DType::f64, {rows, n}), dx_size(DType::f64, {rows, width});
+    k.experts_linear(y, x, w, begin);
+    k.experts_linear_dgrad(dx, dy, w, begin);
+    k.experts_linear_wgrad(dw, dy, x, begin);
+    truth->experts_linear(y64, x64, w64, begin);
+    truth->experts_linear_dgrad(dx64, dy64, w64, begin);
+    truth->experts_linear_wgrad(dw64, dy64, x64, begin);
+    truth->experts_linear(y_size, magnitude_of(x64), magnitudes, begin);
+    truth->experts_linear_dgrad(dx_size, magnitude_of(dy64), magnitudes, begin);
+    truth->experts_linear_wgrad(dw_magnitude, magnitude_of(dy64), magnitude_of(x64), begin);
+    expect_near("experts y", y, y64, y_size, width);
+    expect_near("experts dx", dx, dx64, dx_size, n);
+    for (std::size_t e = 0; e < 5; ++e) expect_near("experts dw", dw[e], dw64[e], dw_magnitude[e], rows + 1);
+
+    const Owned alone = test::tensor_of(DType::i32, {2}, {0, 18}), part(DType::bf16, {18, n});
+    k.experts_linear(part, x.tensor().narrow_rows(132, 18), std::span(w).subspan(4, 1), alone);
+    EXPECT_TRUE(test::same_bits(part, y.tensor().narrow_rows(132, 18)));
   }
 }
 

@@ -66,7 +66,9 @@ StepOutcome run_step(DType dtype, std::int32_t size, bool sharded) {
     const auto kernels = kernels::make_reference();
     OwnedBucket b(dtype, *group, sharded);
     optim::reduce(b.bucket, *kernels);
-    squares[at] = optim::sum_squares(b.bucket, *kernels);
+    const Owned sum = zeros(DType::f64, {1});
+    optim::add_sum_squares(sum, b.bucket, *kernels);
+    squares[at] = get(sum, 0);
     optim::apply(b.bucket, *kernels, kStep);
     optim::gather(b.bucket);
     all[at] = values(b.value);
@@ -137,7 +139,9 @@ TEST(Bucket, ATiedCopyIsNeitherCountedNorUpdated) {
   b.bucket.counted = false;
   b.bucket.updated = false;
   const std::vector<double> before = values(b.value);
-  EXPECT_EQ(optim::sum_squares(b.bucket, *kernels), 0.0);
+  const Owned sum = zeros(DType::f64, {1});
+  optim::add_sum_squares(sum, b.bucket, *kernels);
+  EXPECT_EQ(get(sum, 0), 0.0);
   optim::apply(b.bucket, *kernels, kStep);
   optim::gather(b.bucket);
   EXPECT_EQ(values(b.value), before);

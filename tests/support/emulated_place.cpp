@@ -9,9 +9,17 @@ namespace {
 // On tensors of the host a launch is done when it returns; a memory of its own has lanes.
 class HostPlace final : public emulation::LaneMemory<Place> {
  public:
-  explicit HostPlace(tensor::Device device, emulation::Pace pace = emulation::Pace::late)
-      : LaneMemory(device, pace) {}
+  explicit HostPlace(tensor::Device device, emulation::Pace pace = emulation::Pace::late,
+                     std::atomic<std::int64_t>* waits = nullptr)
+      : LaneMemory(device, pace), waits_(waits) {}
   [[nodiscard]] Stream stream() const override { return lane_queue(); }
+  void synchronise() override {
+    if (waits_ != nullptr) ++*waits_;
+    LaneMemory::synchronise();
+  }
+
+ private:
+  std::atomic<std::int64_t>* waits_;
 };
 
 }  // namespace
@@ -31,6 +39,11 @@ std::unique_ptr<Kernels> make_device() {
 std::unique_ptr<Kernels> make_device_beside() {
   return std::make_unique<Backend>(
       std::make_shared<HostPlace>(tensor::Device::cuda, emulation::Pace::beside));
+}
+
+std::unique_ptr<Kernels> make_counting_device(std::atomic<std::int64_t>& waits) {
+  return std::make_unique<Backend>(
+      std::make_shared<HostPlace>(tensor::Device::cuda, emulation::Pace::late, &waits));
 }
 
 }  // namespace tessera::kernels::emulated

@@ -1,5 +1,7 @@
 // The CUDA backend where there is no GPU: its sources, compiled for the host (support/emulation.h).
 #pragma once
+#include <atomic>
+#include <cstdint>
 #include <memory>
 
 #include "kernels/cuda/library_ops.h"
@@ -13,6 +15,8 @@ namespace tessera::kernels::emulated {
 // launches and copies in lanes: done as late as can be, or beside the host.
 [[nodiscard]] std::unique_ptr<Kernels> make_device();
 [[nodiscard]] std::unique_ptr<Kernels> make_device_beside();
+// The same, counting the calls that waited until all of it was done.
+[[nodiscard]] std::unique_ptr<Kernels> make_counting_device(std::atomic<std::int64_t>& waits);
 // As make, asking `library` first.
 [[nodiscard]] std::unique_ptr<Kernels> make_with(std::unique_ptr<LibraryOps> library);
 

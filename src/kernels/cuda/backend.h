@@ -148,6 +148,8 @@ class Backend final : public Kernels {
   void do_fill(Tensor y, double value) override;
   double do_sum(Tensor x) override;
   double do_sum_squares(Tensor x) override;
+  void do_sum_to(Tensor to, Tensor x, double scale, Write write) override;
+  void do_sum_squares_to(Tensor to, Tensor x, Write write) override;
   void do_adamw(Tensor p, Tensor g, Tensor m, Tensor v, const AdamWOptions& options) override;
 
  private:
@@ -158,7 +160,7 @@ class Backend final : public Kernels {
     return reinterpret_cast<T*>(workspace_.data());
   }
 
-  [[nodiscard]] double sum(const Tensor& x, bool squares);
+  void launch_sum(double* to, const Tensor& x, bool squares, double scale, Write write);
   // Beside a library, which is made for many rows. seen: the weight as the activations read it. False: there
   // are more.
   static constexpr std::int64_t kFewRows = 8;

@@ -24,16 +24,16 @@ __global__ void sum_of_parts(double* parts, const S* x, std::int64_t n, std::int
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-__global__ void sum_of_all(double* result, const double* parts, std::int64_t n) {
+__global__ void sum_of_all(double* to, const double* parts, std::int64_t n, double scale, Write write) {
   double sum = 0;
   for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += parts[i];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) *result = sum;
+  if (threadIdx.x == 0) *to = (write == Write::accumulate ? *to : 0.0) + scale * sum;
 }
 
 }  // namespace
 
-double Backend::sum(const Tensor& x, bool squares) {
+void Backend::launch_sum(double* to, const Tensor& x, bool squares, double scale, Write write) {
   const std::int64_t n = x.num_elements();
   const std::int64_t packs = std::max(kLeastPacks, (packs_of(n) + kMostParts - 1) / kMostParts);
   const std::int64_t parts = (packs_of(n) + packs - 1) / packs;
@@ -43,16 +43,25 @@ double Backend::sum(const Tensor& x, bool squares) {
     const S* from = x.address<S>();
     launch(stream_, over_rows(parts), &sum_of_parts<S>, at, from, n, packs, squares, is_wide(from, n));
   });
-  launch(stream_, over_rows(1), &sum_of_all, result(), at, parts);
-  return wait_for_result();
+  launch(stream_, over_rows(1), &sum_of_all, to, at, parts, scale, write);
 }
 
 double Backend::do_sum(Tensor x) {
-  return sum(x, false);
+  launch_sum(result(), x, false, 1.0, Write::overwrite);
+  return wait_for_result();
 }
 
 double Backend::do_sum_squares(Tensor x) {
-  return sum(x, true);
+  launch_sum(result(), x, true, 1.0, Write::overwrite);
+  return wait_for_result();
+}
+
+void Backend::do_sum_to(Tensor to, Tensor x, double scale, Write write) {
+  launch_sum(to.address<double>(), x, false, scale, write);
+}
+
+void Backend::do_sum_squares_to(Tensor to, Tensor x, Write write) {
+  launch_sum(to.address<double>(), x, true, 1.0, write);
 }
 
 }  // namespace tessera::kernels::TESSERA_CUDA_NAMESPACE
