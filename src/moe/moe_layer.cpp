@@ -176,8 +176,8 @@ std::int64_t MoeLayer::norm_rows() const {
 
 // --- slots
 
-// What all micro-batches share.
 void MoeLayer::reserve_routing(Arena& arena) {
+  routing_reserved_ = true;
   sums_ = arena.take_shared(DType::f64, {kernels::kRouterSums + 1});
   counts_ = arena.take_shared(DType::i64, {std::int64_t{2} * o_.num_experts + 1});
   reset_stats();
@@ -189,7 +189,7 @@ void MoeLayer::reserve_routing(Arena& arena) {
 }
 
 void MoeLayer::reserve_saved(Arena& arena) {
-  if (saved_.empty()) reserve_routing(arena);
+  if (!routing_reserved_) reserve_routing(arena);
   const nn::Dims& d = o_.dims;
   const std::int64_t t = d.local_tokens();
   Saved s;

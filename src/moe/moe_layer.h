@@ -149,6 +149,9 @@ struct Stats {
 class MoeLayer : public nn::Layer {
  public:
   MoeLayer(Options options, Params params, const ExpertGroups& groups);
+  // What all micro-batches share, apart from the slots where their memory serves other layers too. Else the
+  // first slot takes it.
+  void reserve_routing(Arena& arena);
   void reserve_saved(Arena& arena) override;
   void reserve_deferred(Arena& arena) override;
   void measure_scratch(Arena& counting) const override;
@@ -236,7 +239,6 @@ class MoeLayer : public nn::Layer {
   [[nodiscard]] std::int64_t norm_rows() const;
   // Where what the router says lies: beside the kernels that alone read it, or where the host sees it too.
   [[nodiscard]] tensor::Reach reach() const;
-  void reserve_routing(Arena& arena);
   [[nodiscard]] std::int64_t first_token(const Context& ctx) const;  // of the tokens of this cp rank
   void jitter(const Context& ctx, const Microbatch& mb, Tensor out_tH, Tensor x_tH) const;
 
@@ -257,6 +259,7 @@ class MoeLayer : public nn::Layer {
   Tensor frequency_1E_;            // f64, the same for kernels; global_batch unit
   Tensor unit_t_;                  // i32: unit of each token, with a balancing loss
   bool units_known_ = false;
+  bool routing_reserved_ = false;
   std::vector<Saved> saved_;
   std::vector<Deferred> deferred_;
   Tensor sums_, counts_;  // what kernels add up: of kernels::router_stats, and last the balancing loss

@@ -172,7 +172,6 @@ TEST_P(ExpertProducts, AreThoseOfEachExpertAlone) {
       dw.push_back(input({c.n, c.k}, seed + 2));
       db.push_back(input({c.n}, seed + 3));
     }
-    // What each expert alone gives on this subject.
     const Owned y_alone = copy_of(y.got()), dx_alone = copy_of(dx.got()), biased_alone = copy_of(dy.got());
     std::vector<Owned> dw_alone, db_alone;
     for (std::int64_t e = 0; e < experts; ++e) {
