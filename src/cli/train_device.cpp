@@ -47,16 +47,16 @@ kernels::DeviceList require_gpus() {
   return list;
 }
 
-TrainDevice open_gpus(const spec::Job& job, std::int32_t hosts) {
+TrainDevice open_gpus(const spec::Job& job, const DeviceSite& site) {
   const kernels::DeviceList list = require_gpus();
   const tensor::DType dtype = dtype_of(job.train.precision);
   const std::string& name = list.names.front();
   TrainDevice d;
   d.compute.on = spec::EngineOn::gpu;
-  d.compute.kernels = [count = list.count](Rank rank) {
-    return cudalib::make_gpu_kernels(rank.value % count);
+  d.compute.kernels = [count = list.count, shift = site.gpu_shift](Rank rank) {
+    return cudalib::make_gpu_kernels((rank.value + shift) % count);
   };
-  d.units = list.count * hosts;
+  d.units = list.count * site.hosts;
   d.peak = kernels::published_peak(name, dtype);
   d.peak_source = d.peak ? fmt::format("published {} peak of {}", tensor::name(dtype), name)
                          : fmt::format("no published peak of {} is known", name);
@@ -66,8 +66,8 @@ TrainDevice open_gpus(const spec::Job& job, std::int32_t hosts) {
 
 }  // namespace
 
-TrainDevice open_device(const std::string& name, const spec::Job& job, std::int32_t hosts, bool measured) {
-  return name == "cuda" ? open_gpus(job, hosts) : open_cores(job, hosts, measured);
+TrainDevice open_device(const std::string& name, const spec::Job& job, const DeviceSite& site) {
+  return name == "cuda" ? open_gpus(job, site) : open_cores(job, site.hosts, site.measured);
 }
 
 void require_device(const std::string& name) {

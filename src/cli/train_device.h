@@ -17,10 +17,14 @@ struct TrainDevice {
   std::string text;                    // "2 cores, 33.1 GFLOP/s f32 FMA peak per core (AVX2)"
 };
 
-// name: cpu or cuda. hosts: of the run. measured: false where this process prints nothing of it.
-// Error{unsupported} where there is no GPU, saying why.
-[[nodiscard]] TrainDevice open_device(const std::string& name, const spec::Job& job, std::int32_t hosts,
-                                      bool measured);
+// Where a process stands in the run.
+struct DeviceSite {
+  std::int32_t hosts = 1;      // of the run
+  std::int32_t gpu_shift = 0;  // a rank has GPU (rank + this) of its host, in turn
+  bool measured = false;       // false where this process prints nothing of the device
+};
+// name: cpu or cuda. Error{unsupported} where there is no GPU, saying why.
+[[nodiscard]] TrainDevice open_device(const std::string& name, const spec::Job& job, const DeviceSite& site);
 // The same error, before anything is prepared.
 void require_device(const std::string& name);
 [[nodiscard]] spec::JobUse use_on(const std::string& device);
