@@ -296,9 +296,10 @@ class Guest {
     (void)send_bytes(s, std::as_bytes(std::span(&me_, 1)), until_);
     WordIntake intake;
     State state = State::waits;
-    while ((state = intake.take(s)) == State::waits && wall_ns() <= until_) {
+    // Process 0 tells who is missing when the time is over: it has a little longer for that.
+    while ((state = intake.take(s)) == State::waits && wall_ns() <= until_ + kAttempt) {
       const int fd = s.fd();
-      wait_readable({&fd, 1}, until_);
+      wait_readable({&fd, 1}, std::max(until_, wall_ns() + kLook));
     }
     if (state == State::waits) why_ = "something listens there, and does not answer";
     if (state == State::closed) why_ = "what listens there is not process 0 of this job, or has ended";
