@@ -158,8 +158,8 @@ int calibrate(const CalibrateFlags& flags, const Terminal& terminal) {
   if (!flags.from_log.empty() || !flags.from_csv.empty() || !flags.plan.empty()) {
     return calibrate_from_runs(flags, terminal);
   }
-  require_joined();
-  if (is_launched()) return calibrate_network(flags, terminal);
+  const Launch launch = find_launch(flags.launch.rendezvous);
+  if (launch.is_several()) return calibrate_network(launch, flags, terminal);
   if (!flags.machine.empty()) {
     throw Error(ErrorKind::config, "--machine is for the network between several processes, and this is one",
                 "--machine " + flags.machine, "mpirun -n 2 --map-by node tessera calibrate --machine FOLDER");

@@ -23,8 +23,9 @@ struct CalibrateFlags {
   std::string from_csv;
   std::string cluster, practice, base;  // beside the plans; base: calibration to start from
   std::vector<std::string> constants;   // to fit; empty: all
-  // Under mpirun: folder of a calibration of one of the machines.
+  // With several processes: folder of a calibration of one of the machines.
   std::string machine;
+  LaunchFlags launch;
 };
 int calibrate(const CalibrateFlags& flags, const Terminal& terminal);
 

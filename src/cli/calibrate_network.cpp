@@ -303,15 +303,16 @@ int run(const CalibrateFlags& flags, const Terminal& terminal, comm::ProcessWorl
 
 }  // namespace
 
-int calibrate_network(const CalibrateFlags& flags, const Terminal& terminal) {
+int calibrate_network(const Launch& launch, const CalibrateFlags& flags, const Terminal& terminal) {
   if (flags.machine.empty()) {
-    throw Error(ErrorKind::config,
-                "under mpirun tessera calibrate measures the network, and needs the files of a machine",
-                "mpirun",
-                "first, without mpirun: tessera calibrate --output machine; then under it: --machine machine "
-                "--output network");
+    throw Error(
+        ErrorKind::config,
+        "in several processes tessera calibrate measures the network, and needs the files of a machine",
+        name(launch.by),
+        "first, in one process: tessera calibrate --output machine; then in several: --machine machine "
+        "--output network");
   }
-  return run_launched({}, 0,
+  return run_launched(launch, flags.launch, 0,
                       [&](comm::ProcessWorld& world, StopSignals&) { return run(flags, terminal, world); });
 }
 

@@ -248,8 +248,9 @@ void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& 
       ->capture_default_str();
   c->add_option("--check-only", f.only, "Only the models whose line has this in its name: MoE, dp 2");
   c->add_flag("--markdown", f.markdown, "The tables as Markdown");
-  c->add_option("--machine", f.machine,
-                "Under mpirun, to measure the network: folder that tessera calibrate wrote on a host");
+  c->add_option(
+      "--machine", f.machine,
+      "In several processes, to measure the network: folder that tessera calibrate wrote on a host");
   c->add_option("--from-log", f.from_log,
                 "Fit to the log of a run of Megatron, torchtitan, DeepSpeed or NeMo; may be repeated")
       ->allow_extra_args(false);
@@ -263,6 +264,7 @@ void add_calibrate(CLI::App& app, AllFlags& all, const Terminal& terminal, int& 
   c->add_option("--constants", f.constants,
                 "With runs: coefficients to fit (default: all that they identify)")
       ->delimiter(',');
+  add_rendezvous(*c, f.launch.rendezvous);
   c->callback([&] { code = calibrate(f, terminal); });
 }
 

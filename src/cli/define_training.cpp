@@ -12,9 +12,10 @@ namespace {
 void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   auto& f = all.train;
   CLI::App* c =
-      add(app, "train", "Run the plan of a job: ranks are threads of this machine, or processes of mpirun",
+      add(app, "train", "Run the plan of a job: ranks are threads of this machine, or several processes",
           "tessera train examples/demo/job.yaml --set train.steps=50\n"
           "  mpirun -n 4 tessera train job.yaml\n"
+          "  torchrun --no-python --nproc-per-node 4 tessera train job.yaml\n"
           "Keys of a job: docs/formats/job.md, or --print-config for all with their values.",
           f.json);
   c->add_option("job", f.job, "Job file (YAML)")->required();
@@ -41,17 +42,19 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
                 "Keep every choice of so many last tokens in it")
       ->check(CLI::Range(std::int64_t{0}, kMost));
   c->add_option("--ranks-per-process", f.launch.ranks_per_process,
-                "Under mpirun: ranks that are threads of each process (default 1)")
+                "Of several processes: ranks that are threads of each (default 1)")
       ->check(CLI::Range(std::int64_t{1}, kMost));
   c->add_flag("--fast-reductions", f.launch.fast_reductions,
               "Under mpirun: sums by MPI's own algorithms, in an order that may differ from run to run");
-  c->add_option("--comm-timeout", f.launch.timeout, "Under mpirun: seconds that a rank waits for another")
+  c->add_option("--comm-timeout", f.launch.timeout,
+                "Of several processes: seconds that a rank waits for another")
       ->check(CLI::Range(0.1, 1e9))
       ->capture_default_str();
   c->add_option("--lost-after", f.launch.silence,
-                "Under mpirun: seconds without a sign of life after which a process counts as lost")
+                "Of several processes: seconds without a sign of life after which a process counts as lost")
       ->check(CLI::Range(0.1, 1e9))
       ->capture_default_str();
+  add_rendezvous(*c, f.launch.rendezvous);
   c->add_option("--restarts", f.restarts,
                 "When the run dies, start it again from its newest checkpoint, at most so often")
       ->check(CLI::Range(std::int64_t{0}, kMost));
@@ -184,6 +187,27 @@ void add_data(CLI::App& app, AllFlags& all, int& code) {
 }
 
 }  // namespace
+
+void add_rendezvous(CLI::App& c, RendezvousFlags& f) {
+  c.add_option("--rdzv-endpoint", f.endpoint,
+               "Of processes started by hand: where they meet, a host and port of process 0")
+      ->type_name("HOST:PORT");
+  c.add_option("--rank", f.rank, "Of processes started by hand: which one this is, from 0")
+      ->check(CLI::Range(std::int64_t{0}, kMost));
+  c.add_option("--world-size", f.world_size, "Of processes started by hand: how many there are")
+      ->check(CLI::Range(std::int64_t{1}, kMost));
+  c.add_option("--local-rank", f.local_rank,
+               "Of processes started by hand: which one of this host, for its GPU (default: counted)")
+      ->check(CLI::Range(std::int64_t{0}, kMost));
+  c.add_option("--rdzv-id", f.id,
+               "A word that all processes of one job have; keeps jobs apart, is no secret");
+  c.add_option("--bind-address", f.bind,
+               "Where process 0 listens, where that is not the endpoint's host; 0.0.0.0: everywhere")
+      ->type_name("ADDRESS");
+  c.add_option("--rdzv-timeout", f.timeout, "Seconds until all processes must be there")
+      ->check(CLI::Range(0.1, 1e9))
+      ->capture_default_str();
+}
 
 CLI::App* add(CLI::App& app, const char* name, const char* what, const char* example, bool& json) {
   CLI::App* command = app.add_subcommand(name, what);

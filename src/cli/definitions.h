@@ -46,6 +46,9 @@ inline constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
 // A command with the flag that every one has.
 CLI::App* add(CLI::App& app, const char* name, const char* what, const char* example, bool& json);
 
+// Where several processes meet over TCP.
+void add_rendezvous(CLI::App& c, RendezvousFlags& f);
+
 // What plan, size and compare are asked, but for the model, the cluster and its devices.
 void add_question(CLI::App& c, QuestionFlags& f);
 

@@ -6,26 +6,18 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <string_view>
 
 #include "cli/report_error.h"
 #include "comm/mpi/mpi_wire.h"
+#include "comm/tcp/tcp_wire.h"
 
 namespace tessera::cli {
 
 namespace {
-
-// Set by Open MPI's mpirun, by MPICH's and Intel's (PMI-1, PMI-2), and by srun with pmix or pmi2.
-constexpr std::array<const char*, 3> kRanks = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
-
-const char* launched_rank() {
-  for (const char* name : kRanks)
-    if (const char* rank = std::getenv(name)) return rank;
-  return nullptr;
-}
 
 // Standard output and error of a process whose words would only repeat the first one's.
 class Silence {
@@ -46,21 +38,34 @@ class Silence {
   int error_;
 };
 
-std::unique_ptr<comm::message::Wire> open_wire() {
+std::unique_ptr<comm::message::Wire> open_wire(const Launch& launch, const RendezvousFlags& flags) {
+  if (launch.by != Launcher::mpi)
+    return comm::tcp::open_wire({.host = launch.host,
+                                 .port = launch.port,
+                                 .process = launch.process,
+                                 .processes = launch.processes,
+                                 .token = launch.token,
+                                 .version = TESSERA_VERSION,
+                                 .timeout = Seconds(flags.timeout),
+                                 .bind = flags.bind},
+                                [](std::int32_t exit_code) { std::_Exit(exit_code); });
   try {
     return comm::mpi::open_wire();
   } catch (const Error& e) {
     // All processes fail alike, and cannot talk about it.
-    if (!is_first()) std::exit(kFailed);
+    if (!launch.is_first()) std::exit(kFailed);
     throw;
   }
 }
 
-void check_size(const LaunchFlags& flags, std::int32_t processes, std::int32_t each, std::int32_t job_ranks) {
+void check_size(const Launch& launch, const LaunchFlags& flags, std::int32_t processes, std::int32_t each,
+                std::int32_t job_ranks) {
   if (job_ranks == 0 || processes * each == job_ranks) return;
   std::string mend;
-  if (job_ranks % each == 0)
-    mend = fmt::format("start {} processes (mpirun -n {})", job_ranks / each, job_ranks / each);
+  if (job_ranks % each == 0) {
+    mend = fmt::format("start {} processes", job_ranks / each);
+    if (launch.by == Launcher::mpi) mend += fmt::format(" (mpirun -n {})", job_ranks / each);
+  }
   if (job_ranks % processes == 0)
     mend += fmt::format("{}give --ranks-per-process {}", mend.empty() ? "" : ", or ", job_ranks / processes);
   if (processes == 1)
@@ -71,47 +76,35 @@ void check_size(const LaunchFlags& flags, std::int32_t processes, std::int32_t e
       ErrorKind::config,
       fmt::format("{} process{} of {} rank{} make {} ranks, but the job has {}", processes,
                   processes == 1 ? "" : "es", each, each == 1 ? "" : "s", processes * each, job_ranks),
-      flags.ranks_per_process > 0 ? "--ranks-per-process" : "mpirun", mend);
+      flags.ranks_per_process > 0 ? "--ranks-per-process" : name(launch.by), mend);
 }
 
 }  // namespace
 
-bool is_launched() {
-  return launched_rank() != nullptr;
-}
-
-void require_joined() {
-  if (is_launched()) return;
-  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");  // srun sets it, a batch script has none
-  if (tasks == nullptr || std::string_view(tasks) == "1") return;
-  // Each would run the whole job, into the same folders.
-  const char* rank = std::getenv("SLURM_PROCID");
-  if (rank != nullptr && std::string_view(rank) != "0") std::exit(kWrongUse);
-  throw Error(ErrorKind::config, fmt::format("srun started {} tasks that do not know of each other", tasks),
-              "srun", "add --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH) to srun, or start one task");
-}
-
-bool is_first() {
-  const char* rank = launched_rank();
-  return rank == nullptr || std::string_view(rank) == "0";
-}
-
 void require_one_process(std::string_view command) {
-  require_joined();
-  if (!is_launched()) return;
+  const Launch launch = find_launch({});
+  if (!launch.is_several()) return;
   throw Error(ErrorKind::config,
-              fmt::format("tessera {} runs in one process, its ranks are threads", command), "mpirun",
-              fmt::format("start tessera {} without mpirun or srun", command));
+              fmt::format("tessera {} runs in one process, its ranks are threads", command), name(launch.by),
+              fmt::format("start tessera {} without {}", command, name(launch.by)));
 }
 
-int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
+std::int32_t shift_of_local_ranks(const Launch& launch, const comm::ProcessWorld* world) {
+  if (world == nullptr) return 0;
+  const auto each = static_cast<std::int32_t>(world->local_ranks().size());
+  return launch.local_process.value_or(world->process_on_host()) * each - world->local_ranks().front().value;
+}
+
+int run_launched(const Launch& launch, const LaunchFlags& flags, std::int32_t job_ranks,
                  const std::function<int(comm::ProcessWorld&, StopSignals&)>& body) {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   ::pthread_sigmask(SIG_BLOCK, &set, nullptr);  // of all threads to come; the world takes it
-  StopSignals signals({.speaks = is_first(), .takes_sigterm = false, .dies_with_parent = true});
-  std::unique_ptr<comm::message::Wire> wire = open_wire();
+  StopSignals signals({.speaks = launch.is_first(),
+                       .takes_sigterm = false,
+                       .dies_with_parent = launch.by != Launcher::flags});  // a shell may go
+  std::unique_ptr<comm::message::Wire> wire = open_wire(launch, flags.rendezvous);
   const std::int32_t processes = wire->processes();
   const std::int32_t each = flags.ranks_per_process > 0 ? flags.ranks_per_process : 1;
   Silence silence(wire->process() != 0);
@@ -121,7 +114,7 @@ int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
                                              .fast_reductions = flags.fast_reductions,
                                              .on_sigterm = [&] { signals.ask(SIGTERM); }});
   try {
-    check_size(flags, processes, each, job_ranks);
+    check_size(launch, flags, processes, each, job_ranks);
     return body(world, signals);
   } catch (...) {
     const Error error = as_error(std::current_exception());

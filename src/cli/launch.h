@@ -1,11 +1,12 @@
-// Jobs of several processes: found by what mpirun and srun set in the environment, joined by MPI. Without
-// them nothing here is started, and the ranks are threads of this process.
+// Jobs of several processes: joined by MPI where mpirun or srun with its plugin started them, else over TCP.
+// A process that is alone starts nothing here, and its ranks are threads.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
 
+#include "cli/launcher.h"
 #include "cli/stop_signals.h"
 #include "comm/message/process_world.h"
 
@@ -16,15 +17,8 @@ struct LaunchFlags {
   bool fast_reductions = false;
   double silence = 20.0;   // seconds after which a process counts as lost
   double timeout = 120.0;  // seconds that one wait may take
+  RendezvousFlags rendezvous;
 };
-
-// Error{config} when srun started several tasks without an MPI plugin: they cannot find each other, and each
-// would take itself for the whole job.
-void require_joined();
-// Started by mpirun, mpiexec or srun.
-[[nodiscard]] bool is_launched();
-// Not launched, or the first process. For what happens before the processes are joined.
-[[nodiscard]] bool is_first();
 
 // Error{config} for a command that would run once in each process, unaware of the others.
 void require_one_process(std::string_view command);
@@ -33,7 +27,11 @@ void require_one_process(std::string_view command);
 // there are). Only the first process writes to standard output and standard error. An error in any process
 // ends all of them: one tells it, the exit code is 1, and this does not return. A process whose launcher is
 // gone ends, too.
-int run_launched(const LaunchFlags& flags, std::int32_t job_ranks,
+int run_launched(const Launch& launch, const LaunchFlags& flags, std::int32_t job_ranks,
                  const std::function<int(comm::ProcessWorld&, StopSignals&)>& body);
+
+// What is to be added to a rank of this process, so that the ranks of its host count from 0 without a gap:
+// for the choice of a GPU. Null world: 0.
+[[nodiscard]] std::int32_t shift_of_local_ranks(const Launch& launch, const comm::ProcessWorld* world);
 
 }  // namespace tessera::cli

@@ -24,7 +24,7 @@ using tessera::cli::Terminal;
 Terminal read_terminal() {
   Terminal t;
   t.style.width = 100;
-  if (tessera::cli::is_launched()) return t;  // what looks like a terminal is a pipe of mpirun
+  if (tessera::cli::has_launcher()) return t;  // what looks like a terminal is a pipe of the launcher
   t.interactive = ::isatty(STDOUT_FILENO) == 1;
   winsize size{};
   const bool known = ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
@@ -101,8 +101,8 @@ int main(int argc, char** argv) {
   try {
     return run(argc, argv);
   } catch (...) {
-    // Most likely the first process tells the same, and mpirun ends this one meanwhile.
-    if (!tessera::cli::is_first()) std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    // Most likely the first process tells the same, and the launcher ends this one meanwhile.
+    if (!tessera::cli::seems_first()) std::this_thread::sleep_for(std::chrono::milliseconds(1500));
     return tessera::cli::print_error(tessera::cli::as_error(std::current_exception()));
   }
 }

@@ -370,15 +370,22 @@ spec::Job read_placed_job(const TrainFlags& flags) {
   return job;
 }
 
+struct Processes {
+  const Launch& launch;
+  comm::ProcessWorld* world;  // null: this one alone
+};
+
 // One process at a time where files are made that the others then find: the first.
 int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& terminal,
-               comm::ProcessWorld* world, StopSignals& signals) {
+               const Processes& processes, StopSignals& signals) {
   const spec::Job& job = plan.job;
+  comm::ProcessWorld* const world = processes.world;
   const bool leads = world == nullptr || world->process() == 0;
   if (!leads) world->run([](Rank) {});
   const Prepared p = prepare(job, flags);
   const TrainDevice device = open_device(flags.device, dtype_of(job.train.precision),
                                          {.hosts = world == nullptr ? 1 : world->hosts(),
+                                          .gpu_shift = shift_of_local_ranks(processes.launch, world),
                                           .measured = leads,
                                           .timeout = Seconds(flags.launch.timeout)});
   if (world != nullptr && leads) world->run([](Rank) {});
@@ -426,12 +433,12 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
   return summary.left_by == 0 ? 0 : print_left(summary);
 }
 
-int supervise_job(const TrainFlags& flags, const spec::Job& job) {
-  if (is_launched()) {
+int supervise_job(const Launch& launch, const TrainFlags& flags, const spec::Job& job) {
+  if (launch.is_several()) {
     throw Error(
-        ErrorKind::config, "under mpirun or srun a process cannot start the others again",
+        ErrorKind::config, "one process of several cannot start the others again",
         flags.restarts > 0 ? "--restarts" : "--launch",
-        "start tessera train --restarts N --launch 'mpirun -n 4' JOB without mpirun, or put the job back "
+        "start tessera train --restarts N --launch 'mpirun -n 4' JOB without a launcher, or put the job back "
         "into the queue");
   }
   if (flags.restarts > 0 && job.checkpoint.folder.empty()) {
@@ -449,29 +456,30 @@ int supervise_job(const TrainFlags& flags, const spec::Job& job) {
 }  // namespace
 
 int train(const TrainFlags& flags, const Terminal& terminal) {
-  require_joined();
+  const Launch launch = find_launch(flags.launch.rendezvous);
   if (!fs::is_regular_file(flags.job)) {
     throw Error(ErrorKind::config, "there is no such job file", flags.job,
                 "give the path of a job in YAML; examples/demo/job.yaml is one");
   }
   const spec::Job job = read_placed_job(flags);
-  if (flags.print_config) return is_first() ? print_config(job, flags.json) : 0;
+  if (flags.print_config) return launch.is_first() ? print_config(job, flags.json) : 0;
   require_device(flags.device);
   const plan::Plan plan = plan::make_plan(job);
-  if (flags.dry_run) return is_first() ? print_dry_run(plan, flags) : 0;
-  if (flags.restarts > 0 || !flags.launcher.empty()) return supervise_job(flags, job);
-  if (!is_launched()) {
+  if (flags.dry_run) return launch.is_first() ? print_dry_run(plan, flags) : 0;
+  if (flags.restarts > 0 || !flags.launcher.empty()) return supervise_job(launch, flags, job);
+  if (!launch.is_several()) {
     if (flags.launch.ranks_per_process > 0 && flags.launch.ranks_per_process != plan.layout.world_size())
       throw Error(ErrorKind::config,
                   fmt::format("one process of {} ranks, but the job has {}", flags.launch.ranks_per_process,
                               plan.layout.world_size()),
-                  "--ranks-per-process", "start the processes with mpirun or srun, or leave the flag out");
+                  "--ranks-per-process",
+                  "start the processes with mpirun, torchrun or srun, or leave the flag out");
     StopSignals signals({});
-    return train_plan(plan, flags, terminal, nullptr, signals);
+    return train_plan(plan, flags, terminal, {launch, nullptr}, signals);
   }
-  return run_launched(flags.launch, plan.layout.world_size(),
+  return run_launched(launch, flags.launch, plan.layout.world_size(),
                       [&](comm::ProcessWorld& world, StopSignals& signals) {
-                        return train_plan(plan, flags, terminal, &world, signals);
+                        return train_plan(plan, flags, terminal, {launch, &world}, signals);
                       });
 }
 

@@ -42,21 +42,20 @@ kernels::DeviceList require_gpus() {
   return list;
 }
 
-TrainDevice open_gpus(tensor::DType dtype, std::int32_t hosts, Seconds timeout) {
+TrainDevice open_gpus(tensor::DType dtype, const DeviceSite& site) {
   const kernels::DeviceList list = require_gpus();
   const std::string& name = list.names.front();
   TrainDevice d;
   d.compute.on = spec::EngineOn::gpu;
-  d.compute.kernels = [count = list.count](Rank rank) {
-    return cudalib::make_gpu_kernels(rank.value % count);
+  d.compute.kernels = [count = list.count, shift = site.gpu_shift](Rank rank) {
+    return cudalib::make_gpu_kernels((rank.value + shift) % count);
   };
   if (comm::nccl::is_built_in()) {
-    d.compute.network = [count = list.count, timeout](Rank rank,
-                                                      const std::shared_ptr<tensor::Memory>& memory) {
-      return comm::nccl::make_network(rank.value % count, memory, timeout);
+    d.compute.network = [count = list.count, site](Rank rank, const std::shared_ptr<tensor::Memory>& memory) {
+      return comm::nccl::make_network((rank.value + site.gpu_shift) % count, memory, site.timeout);
     };
   }
-  d.units = list.count * hosts;
+  d.units = list.count * site.hosts;
   d.peak = kernels::published_peak(name, dtype);
   d.peak_source = d.peak ? fmt::format("published {} peak of {}", tensor::name(dtype), name)
                          : fmt::format("no published peak of {} is known", name);
@@ -72,9 +71,8 @@ tensor::DType dtype_of(spec::Precision p) {
                                      : tensor::DType::bf16;
 }
 
-TrainDevice open_device(const std::string& name, tensor::DType dtype, const DeviceUse& use) {
-  return name == "cuda" ? open_gpus(dtype, use.hosts, use.timeout)
-                        : open_cores(dtype, use.hosts, use.measured);
+TrainDevice open_device(const std::string& name, tensor::DType dtype, const DeviceSite& site) {
+  return name == "cuda" ? open_gpus(dtype, site) : open_cores(dtype, site.hosts, site.measured);
 }
 
 void require_device(const std::string& name) {

@@ -17,14 +17,15 @@ struct TrainDevice {
   std::string text;                    // "2 cores, 33.1 GFLOP/s f32 FMA peak per core (AVX2)"
 };
 
-struct DeviceUse {
+// Where a process stands in the run.
+struct DeviceSite {
   std::int32_t hosts = 1;            // of the run
-  bool measured = true;              // false where this process prints nothing of it
+  std::int32_t gpu_shift = 0;        // a rank has GPU (rank + this) of its host, in turn
+  bool measured = true;              // false where this process prints nothing of the device
   Seconds timeout = Seconds(120.0);  // of a collective between GPUs
 };
-
 // name: cpu or cuda. Error{unsupported} where there is no GPU, saying why.
-[[nodiscard]] TrainDevice open_device(const std::string& name, tensor::DType dtype, const DeviceUse& use);
+[[nodiscard]] TrainDevice open_device(const std::string& name, tensor::DType dtype, const DeviceSite& site);
 [[nodiscard]] tensor::DType dtype_of(spec::Precision precision);
 // The same error, before anything is prepared.
 void require_device(const std::string& name);

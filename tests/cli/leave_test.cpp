@@ -181,23 +181,6 @@ TEST_F(Leaving, AJobGoesOnOnFewerAndOnMoreRanksOfAnotherLayout) {
     EXPECT_TRUE(std::abs(got[i] - want[i]) <= 1e-9 * want[i]) << i << ": " << got[i] << " " << want[i];
 }
 
-// Each would take itself for the whole job and write into the same folders.
-TEST_F(Leaving, TasksOfSlurmThatDoNotKnowOfEachOtherAreRefused) {
-  const auto task = [&](const std::string& rank, const std::string& tasks) {
-    return Running(folder_, "train job.yaml --set train.steps=2",
-                   {.environment = {"SLURM_PROCID=" + rank, "SLURM_STEP_NUM_TASKS=" + tasks}})
-        .wait();
-  };
-  const Outcome first = task("0", "2"), second = task("1", "2");
-  EXPECT_EQ(first.code, 2);
-  EXPECT_THAT(first.errors, AllOf(HasSubstr("srun started 2 tasks that do not know of each other"),
-                                  HasSubstr("add --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH)")));
-  EXPECT_EQ(second.code, 2);
-  EXPECT_EQ(second.errors, "") << "one tells it";
-  EXPECT_FALSE(exists("run"));
-  EXPECT_EQ(task("0", "1").code, 0);
-}
-
 #ifdef TESSERA_MPIRUN
 class LeavingProcesses : public Leaving {
  protected:

@@ -15,6 +15,7 @@
 #include "comm/communicator.h"
 #include "comm/local_wire.h"
 #include "comm/message/process_world.h"
+#include "comm/tcp_wires.h"
 #include "comm/thread_world.h"
 #ifdef TESSERA_TEST_MPI
 #include "comm/mpi/world.h"
@@ -53,14 +54,20 @@ class ThreadTestWorld final : public TestWorld {
   ThreadWorld world_;
 };
 
+using Wires = std::vector<std::unique_ptr<message::Wire>>;
+
+inline Wires local_wires(std::int32_t processes) {
+  const auto hub = std::make_shared<LocalWire::Hub>(processes);
+  Wires wires;
+  for (std::int32_t p = 0; p < processes; ++p) wires.push_back(std::make_unique<LocalWire>(hub, p));
+  return wires;
+}
+
 // Several processes, played by objects of this one; each runs some ranks.
 class ProcessesTestWorld final : public TestWorld {
  public:
-  ProcessesTestWorld(std::int32_t processes, const ProcessWorld::Options& options)
-      : each_(options.ranks_per_process) {
-    const auto hub = std::make_shared<LocalWire::Hub>(processes);
-    for (std::int32_t p = 0; p < processes; ++p)
-      worlds_.push_back(std::make_unique<ProcessWorld>(std::make_unique<LocalWire>(hub, p), options));
+  ProcessesTestWorld(Wires wires, const ProcessWorld::Options& options) : each_(options.ranks_per_process) {
+    for (auto& wire : wires) worlds_.push_back(std::make_unique<ProcessWorld>(std::move(wire), options));
   }
   ~ProcessesTestWorld() override {
     std::vector<std::jthread> threads;  // each waits for the others' goodbye
@@ -127,19 +134,21 @@ inline std::vector<Backend> all_backends() {
     };
   };
   // One rank in each process, or two where that divides the ranks.
-  const auto processes = [](std::int32_t each) {
-    return [each](std::int32_t size) -> std::unique_ptr<TestWorld> {
+  const auto processes = [](Wires (*wires)(std::int32_t), std::int32_t each) {
+    return [wires, each](std::int32_t size) -> std::unique_ptr<TestWorld> {
       const std::int32_t in_each = size % each == 0 ? each : 1;
       return std::make_unique<ProcessesTestWorld>(
-          size / in_each,
+          wires(size / in_each),
           ProcessWorld::Options{.ranks_per_process = in_each, .timeout = Seconds(60.0), .cores = 1});
     };
   };
   return {{"Self", 1, 1, [](std::int32_t) { return std::make_unique<SelfTestWorld>(); }},
           {"SpinningThreads", 1, 1 << 20, threads(64)},
           {"SleepingThreads", 1, 1 << 20, threads(1)},
-          {"Processes", 1, 6, processes(1)},
-          {"ProcessesOfTwo", 2, 8, processes(2)}};
+          {"Processes", 1, 6, processes(local_wires, 1)},
+          {"ProcessesOfTwo", 2, 8, processes(local_wires, 2)},
+          {"Tcp", 1, 4, processes(tcp_wires, 1)},
+          {"TcpOfTwo", 6, 8, processes(tcp_wires, 2)}};
 }
 #endif
 

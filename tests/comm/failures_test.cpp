@@ -54,7 +54,7 @@ Outcome failing_run(const Options& options, const std::function<void(Rank, Commu
   return outcome;
 }
 
-enum class Kind : std::uint8_t { sleeping, spinning, processes, processes_of_two };
+enum class Kind : std::uint8_t { sleeping, spinning, processes, processes_of_two, tcp };
 
 std::unique_ptr<TestWorld> make_world(Kind kind, std::int32_t size, double timeout) {
   if (kind == Kind::sleeping || kind == Kind::spinning)
@@ -62,7 +62,8 @@ std::unique_ptr<TestWorld> make_world(Kind kind, std::int32_t size, double timeo
         .size = size, .timeout = Seconds(timeout), .cores = kind == Kind::sleeping ? 1 : 64});
   const std::int32_t each = kind == Kind::processes_of_two && size % 2 == 0 ? 2 : 1;
   return std::make_unique<ProcessesTestWorld>(
-      size / each, ProcessWorld::Options{.ranks_per_process = each, .timeout = Seconds(timeout), .cores = 1});
+      kind == Kind::tcp ? tcp_wires(size) : local_wires(size / each),
+      ProcessWorld::Options{.ranks_per_process = each, .timeout = Seconds(timeout), .cores = 1});
 }
 
 // All ways of waiting.
@@ -74,7 +75,7 @@ class Failures : public ::testing::TestWithParam<Kind> {
 };
 INSTANTIATE_TEST_SUITE_P(Worlds, Failures,
                          ::testing::Values(Kind::sleeping, Kind::spinning, Kind::processes,
-                                           Kind::processes_of_two),
+                                           Kind::processes_of_two, Kind::tcp),
                          [](const auto& info) {
                            switch (info.param) {
                              case Kind::sleeping:
@@ -85,6 +86,8 @@ INSTANTIATE_TEST_SUITE_P(Worlds, Failures,
                                return "Processes";
                              case Kind::processes_of_two:
                                return "ProcessesOfTwo";
+                             case Kind::tcp:
+                               return "Tcp";
                            }
                            return "";
                          });
@@ -261,7 +264,7 @@ TEST_P(Failures, AMessageOfAnotherSizeIsAMismatch) {
 }
 
 TEST_P(Failures, ASenderThatLeavesWithoutWaitingIsNamed) {
-  if (GetParam() == Kind::processes || GetParam() == Kind::processes_of_two)
+  if (GetParam() != Kind::sleeping && GetParam() != Kind::spinning)
     GTEST_SKIP() << "between processes the message is under way by then, and arrives";
   const Outcome o = failing_run(options(2), [&](Rank rank, Communicator& c) {
     std::vector<float> x(8);
@@ -288,6 +291,7 @@ TEST_P(Failures, NobodyHangsWhereverARankThrows) {
         const auto maybe_throw = [&] {
           if (calls++ == when && rank.value == who) throw Error(ErrorKind::io, "boom", "", "");
         };
+        c.barrier();  // all have begun
         const std::int32_t next = (rank.value + 1) % size;
         for (std::int32_t round = 0; round < 3; ++round) {
           maybe_throw();

@@ -160,7 +160,7 @@ TEST_P(Messages, AWorldRunsTwiceWithNewCommunicators) {
 // Between processes a message travels before its receiver asks for it: pipeline sends go beside compute.
 TEST(MessagesOfProcesses, ALargeOneIsThereWhenItsReceiverAsks) {
   constexpr std::int64_t kElements = 1 << 18;
-  ProcessesTestWorld world(2, {.timeout = Seconds(20.0)});
+  ProcessesTestWorld world(local_wires(2), {.timeout = Seconds(20.0)});
   world.run([&](Rank rank) {
     const std::vector<Rank> both = {Rank(0), Rank(1)};
     const auto c = world.make(rank, both, "pp", 0);

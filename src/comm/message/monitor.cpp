@@ -239,6 +239,25 @@ void Monitor::watch(std::int64_t now) {
   lost(process, same_host ? "hangs" : "is dead, hangs, or cannot be reached", silent);
 }
 
+void Monitor::watch_connections(const std::vector<std::int32_t>& gone, std::int64_t now) {
+  for (const std::int32_t p : gone) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (goodbye_[static_cast<std::size_t>(p)]) continue;
+    }
+    if (gone_ns_ == 0) gone_ns_ = now;
+    const Wire::Peer& peer = wire_.peer(p);
+    const bool same_host = peer.host == wire_.peer(wire_.process()).host;
+    const bool dead = same_host && life_of(peer.pid) == Life::dead;
+    // Its connections close a moment before the kernel lists it as dead.
+    if (same_host && !dead && now - gone_ns_ < kSecond / 2) continue;
+    const char* how = dead        ? "has died"
+                      : same_host ? "has closed its connection"
+                                  : "has died or lost its network";
+    return lost(p, how, now - post_.heard_ns(p));
+  }
+}
+
 void Monitor::take_sigterm(std::int64_t now) {
   sigset_t set;
   sigemptyset(&set);
@@ -257,6 +276,8 @@ void Monitor::loop(const std::stop_token& stop) {
   heard_from_ns_ = watched_ns_;
   while (!stop.stop_requested()) {
     post_.poll();
+    // In this order: what a process said before it left explains why it did.
+    const std::vector<std::int32_t> gone = post_.gone();
     if (const std::vector<Post::Control> controls = post_.take_control(); !controls.empty()) {
       {
         const std::lock_guard lock(mutex_);
@@ -270,6 +291,7 @@ void Monitor::loop(const std::stop_token& stop) {
     if (wire_.processes() > 1) {
       show_life(now);
       if (!world_.stopped()) watch(now);
+      if (!world_.stopped()) watch_connections(gone, now);
     }
     std::this_thread::sleep_for(kTick);
   }

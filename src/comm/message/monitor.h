@@ -1,5 +1,6 @@
 // Monitor: one thread of a process of a ProcessWorld. It tells the other processes what happens here (ranks
-// that left, the first error, signs of life), takes in what they tell, and watches the process before it.
+// that left, the first error, signs of life), takes in what they tell, and watches the process before it, and
+// the connections to all where the wire has such.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -51,6 +52,7 @@ class Monitor {
   [[nodiscard]] std::string last_words(Rank rank);  // that its messages tell
   void show_life(std::int64_t now);
   void watch(std::int64_t now);
+  void watch_connections(const std::vector<std::int32_t>& gone, std::int64_t now);
   void take_sigterm(std::int64_t now);
   void lost(std::int32_t process, std::string_view how, std::int64_t silent_ns);
   [[nodiscard]] bool is_local(Rank rank) const { return rank.value / each_ == wire_.process(); }
@@ -74,7 +76,7 @@ class Monitor {
   std::int32_t stopped_by_ = -1;  // the process that told of the stop; -1: this one found it
   // Of the thread alone.
   bool told_stop_ = false;
-  std::int64_t shown_ns_ = 0, watched_ns_ = 0, heard_from_ns_ = 0;
+  std::int64_t shown_ns_ = 0, watched_ns_ = 0, heard_from_ns_ = 0, gone_ns_ = 0;
   std::jthread thread_;  // last: it uses all of the above
 };
 

@@ -290,6 +290,19 @@ std::optional<Envelope> Post::last_of(Rank rank) {
   return e;
 }
 
+void Post::forget(Open& open) {
+  const std::lock_guard lock(mutex_);
+  wire_.forget(open);
+}
+
+std::vector<std::int32_t> Post::gone() {
+  std::vector<std::int32_t> processes;
+  const std::lock_guard lock(mutex_);
+  for (std::int32_t p = 0; p < wire_.processes(); ++p)
+    if (p != wire_.process() && wire_.is_gone(p)) processes.push_back(p);
+  return processes;
+}
+
 void Post::keep(std::shared_ptr<void> memory) {
   const std::lock_guard lock(mutex_);
   kept_.push_back(std::move(memory));

@@ -146,6 +146,11 @@ class Post {
   // The last message of a rank of another process, if any.
   [[nodiscard]] std::optional<Envelope> last_of(Rank rank);
 
+  // Of a stopped world: the bodies that count this down, as far as the wire can give them up.
+  void forget(Open& open);
+  // Processes whose connection has ended. All that they sent before has been taken in.
+  [[nodiscard]] std::vector<std::int32_t> gone();
+
   // Memory that bodies of a stopped world may still use: stays until the end.
   void keep(std::shared_ptr<void> memory);
 

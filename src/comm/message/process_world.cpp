@@ -145,6 +145,14 @@ std::int32_t ProcessWorld::hosts() const {
   return static_cast<std::int32_t>(names.size());
 }
 
+std::int32_t ProcessWorld::process_on_host() const {
+  const message::Wire& wire = *shared_->wire;
+  std::int32_t before = 0;
+  for (std::int32_t p = 0; p < wire.process(); ++p)
+    before += wire.peer(p).host == wire.peer(wire.process()).host ? 1 : 0;
+  return before;
+}
+
 Whereabouts& ProcessWorld::whereabouts(Rank rank) {
   return shared_->world.whereabouts(rank);
 }

@@ -48,6 +48,7 @@ class ProcessWorld final : public World {
   void abort(Rank rank, std::string_view why) override;
 
   [[nodiscard]] std::int32_t hosts() const;
+  [[nodiscard]] std::int32_t process_on_host() const;  // this one, counted among those of its host
 
   // An error outside of run: the other processes stop with it.
   void fail(const Error& error);

@@ -48,6 +48,10 @@ void MessageCommunicator::quiesce() {
     post_.poll();
     ::sched_yield();
   }
+  for (Receipt& r : receipts_)
+    if (moving(r)) post_.forget(r.open);
+  for (Outgoing& s : sends_)
+    if (open(s)) post_.forget(s.open);
 }
 
 MessageCommunicator::~MessageCommunicator() {
@@ -67,6 +71,8 @@ MessageCommunicator::~MessageCommunicator() {
     post_.poll();
     ::sched_yield();
   }
+  for (const auto& s : sending_)
+    if (open(s)) post_.forget(s->sent.open);
   keep_open_memory();
   seat_.held.store(false, std::memory_order_release);
 }

@@ -1,6 +1,6 @@
 // Wire: what carries bytes between the processes of one job. Two kinds of traffic: notes, small, copied, in
 // order for each pair of processes; and bodies, large, straight between the memories of both ends, matched by
-// (process, tag). mpi/ is one over MPI; tests have one inside a process.
+// (process, tag). mpi/ is one over MPI, tcp/ one over sockets; tests have one inside a process.
 //
 // Not thread safe: Post calls it under its lock. Nothing here waits.
 #pragma once
@@ -53,6 +53,11 @@ class Wire {
   // Moves what can be moved.
   virtual void progress() = 0;
   [[nodiscard]] virtual bool busy() const = 0;  // something is on its way
+  // The connection to a process has ended; nothing will come of it. A wire that cannot know says false.
+  [[nodiscard]] virtual bool is_gone(std::int32_t /*process*/) const { return false; }
+  // Of a stopped world: bodies that count this down are given up where the wire can, and their memory is
+  // free.
+  virtual void forget(Open& /*open*/) {}
 
   // Sums by the library's own algorithms, in an order that nobody states. Null: this wire has none.
   // Collective over the processes listed, which waits.

@@ -10,8 +10,8 @@ bool is_built_in() {
 std::unique_ptr<message::Wire> open_wire() {
   throw Error(
       ErrorKind::unsupported, "this build of Tessera has no MPI", "tessera",
-      "install MPI (Debian: libopenmpi-dev openmpi-bin) and build again, or start without mpirun: the "
-      "ranks are then threads of one process");
+      "install MPI (Debian: libopenmpi-dev openmpi-bin) and build again, or start by torchrun, srun or "
+      "with --rdzv-endpoint, which need no MPI");
 }
 
 }  // namespace tessera::comm::mpi
