@@ -2,6 +2,7 @@
 // files.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <set>
 
 #include "schedule/schedule.h"
@@ -515,6 +516,19 @@ TEST(Job, SurvivesEveryMutationAndTruncation) {
   EXPECT_GT(read, 10);
   EXPECT_TRUE(reports(job_problems("a: " + std::string(1'000, '[') + std::string(1'000, ']')),
                       "nested deeper", "job.yaml:1", ""));
+}
+
+// The jobs that measure a GPU run there as they are, and fit 80 GB with what bf16 keeps of each parameter.
+TEST(Job, TheExamplesForGpusRunThere) {
+  const std::filesystem::path folder = std::filesystem::path(TESSERA_SOURCE_DIR) / "examples/gpu";
+  std::size_t jobs = 0;
+  for (const auto& file : std::filesystem::directory_iterator(folder)) {
+    const Job job = read_job(file.path(), {}, JobUse::train_on_gpu);
+    EXPECT_EQ(job.train.precision, Precision::bf16) << file.path();
+    EXPECT_LT(18.0 * static_cast<double>(num_parameters(job.model)), 70e9) << file.path();
+    ++jobs;
+  }
+  EXPECT_EQ(jobs, 4U);
 }
 
 }  // namespace
