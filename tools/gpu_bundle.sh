@@ -18,6 +18,7 @@ ldd "${programs[@]/#/$build/}" | awk '$3 ~ /^\// { print $3 }' | sort -u |
 mkdir -p "$folder/source/tests/golden"
 cp -r "$root/tests/golden/hf" "$folder/source/tests/golden/"
 cp "$root"/examples/gpu/*.yaml "$folder/jobs/"
+cp "$root/bench/gpu/torch_step.py" "$folder/"
 cp "$root/tools/gpu_run.sh" "$folder/run.sh"
 printf '%s\n' "$root" >"$folder/source_path" # where the tests look for their inputs
 du -sh "$folder" | cut -f1

@@ -42,9 +42,12 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo 'memcheck, racecheck    left out: compute-sanitizer is not on the path'
 fi
+torch=
+python3 -c 'import torch' 2>/dev/null && torch=1 || echo 'PyTorch                left out: python3 has no torch'
 for job in "$here"/jobs/*.yaml; do
   name=$(basename "$job" .yaml)
   part "profile-$name" 120 tessera profile "$job" --device cuda --steps 10 --most 0
-  part "json-$name" 120 tessera profile "$job" --device cuda --steps 10 --json
+  part "json-$name" 120 tessera profile "$job" --device cuda --steps 50 --json
+  [[ -z $torch ]] || part "torch-$name" 180 python3 "$here/torch_step.py" "$job"
 done
 exit $failed
