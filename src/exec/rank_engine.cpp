@@ -246,6 +246,9 @@ void RankEngine::build(Arena& arena, plan::RankMemory& memory) {
     StageState s;
     s.stage = &stage;
     s.counts = slot_counts(stage.id());
+    grown(MemoryKind::tokens, [&] {
+      for (const Stage::Mixture& m : stage.mixtures()) m.moe->reserve_routing(arena);
+    });
     grown(MemoryKind::saved, [&] { stage.reserve_live(s.counts, arena); });
     grown(MemoryKind::deferred, [&] { stage.reserve_deferred(arena); });
     planned_scratch_ = planned_scratch_.join(stage.scratch_size());

@@ -388,7 +388,6 @@ void Stage::reserve_overlaid(Arena& arena, const std::function<void(Unit&)>& res
 }
 
 void Stage::reserve_live(const SlotCounts& counts, Arena& arena) {
-  for (const Mixture& m : mixtures_) m.moe->reserve_routing(arena);
   counts_ = counts;
   const nn::Dims& d = options_.dims;
   const auto stream = [&] { return arena.take(d.dtype, {d.local_tokens(), d.hidden}); };

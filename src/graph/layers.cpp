@@ -103,6 +103,7 @@ LayerOps head_ops(const Sizes& s, const std::string& prefix) {
   f.memory("loss", s.tp * 3 * T + 2 * T);
   f.keep(T);
   f.keep(T);
+  f.keep(1, 8);  // the loss, in f64
   OpWriter i(ops.backward_input, s, prefix);
   i.memory("cross entropy backward", 2 * T * V);
   i.gemm("logits dgrad", T, H, V);

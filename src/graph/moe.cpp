@@ -117,10 +117,11 @@ void keep_dispatch(OpWriter& w, const Sizes& s, const MoeSizes& m) {
     w.keep(results * s.hidden);
     return;
   }
-  w.keep(choices, kIndex);                       // token of each row
-  w.keep(ranks * exchanged_experts(m), kIndex);  // counts by ep rank
+  w.keep(choices, kIndex);  // token of each row
   w.keep(m.max_sent * s.hidden);
   if (ranks * s.etp == 1) return;
+  w.keep(exchanged_experts(m) + 1, kIndex);      // first row sent to each expert
+  w.keep(ranks * exchanged_experts(m), kIndex);  // counts by ep rank
   w.keep(ranks, kCount);
   w.keep(ranks, kCount);
 }

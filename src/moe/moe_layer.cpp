@@ -181,6 +181,10 @@ void MoeLayer::reserve_routing(Arena& arena) {
   sums_ = arena.take_shared(DType::f64, {kernels::kRouterSums + 1});
   counts_ = arena.take_shared(DType::i64, {std::int64_t{2} * o_.num_experts + 1});
   reset_stats();
+  if (padded()) padded_begin_e1_ = arena.take(DType::i32, {std::ssize(p_.experts) + 1});
+  for (std::int64_t i = 0; !padded_begin_e1_.empty() && i < padded_begin_e1_.num_elements(); ++i) {
+    padded_begin_e1_.as<std::int32_t>()[i] = static_cast<std::int32_t>(i * capacity(o_) * o_.units_in_group);
+  }
   if (!balanced()) return;
   unit_t_ = arena.take(DType::i32, {o_.dims.local_tokens()});
   if (counts_units()) return;
@@ -205,7 +209,6 @@ void MoeLayer::reserve_saved(Arena& arena) {
   s.gate_up = arena.take(d.dtype, {buffer_rows_, z_columns(o_)});
   if (!selective()) s.h_RI = arena.take(d.dtype, {buffer_rows_, o_.intermediate});
   s.dispatch = dispatch_->reserve(arena);
-  if (padded()) s.padded_begin_e1 = arena.take(DType::i32, {std::ssize(p_.experts) + 1});
   if (shared_) shared_->reserve_saved(arena);
   saved_.push_back(s);
 }

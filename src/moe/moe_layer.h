@@ -189,7 +189,6 @@ class MoeLayer : public nn::Layer {
     Tensor aux_UE;                  // with a balancing loss of this layer alone
     Tensor rows_RH, gate_up, h_RI;  // expert order; h: Recompute::none only
     DispatchSlot dispatch;
-    Tensor padded_begin_e1;  // with padding: as begin_e1 of dispatch
   };
   struct Deferred {
     Tensor dy_RH, dgate_up, dn_tH, dlogits_tE;
@@ -259,6 +258,7 @@ class MoeLayer : public nn::Layer {
   Tensor frequency_1E_;            // f64, the same for kernels; global_batch unit
   Tensor unit_t_;                  // i32: unit of each token, with a balancing loss
   bool units_known_ = false;
+  Tensor padded_begin_e1_;  // with padding: as begin_e1 of the dispatch
   bool routing_reserved_ = false;
   std::vector<Saved> saved_;
   std::vector<Deferred> deferred_;

@@ -32,7 +32,7 @@ DropPolicy MoeLayer::drop_policy() const {
 }
 
 Tensor MoeLayer::begins(const Saved& s) const {
-  return padded() ? s.padded_begin_e1 : s.dispatch.begin_e1;
+  return padded() ? padded_begin_e1_ : s.dispatch.begin_e1;
 }
 
 ExpertList MoeLayer::expert_list() const {
@@ -155,9 +155,6 @@ void MoeLayer::route(Context& ctx, Saved& s, const Microbatch& mb, Tensor n_tH, 
   balance(ctx, s, mb, scratch.counts_UE, pass);
   drop(ctx, s, scratch);
   dispatch_->plan(ctx, s.dispatch, slots_of(ctx, mb, s.index_tK, scratch), s.weights_tK);
-  for (std::int64_t i = 0; padded() && i < s.padded_begin_e1.num_elements(); ++i) {
-    s.padded_begin_e1.as<std::int32_t>()[i] = static_cast<std::int32_t>(i * capacity(o_) * o_.units_in_group);
-  }
   if (pass != Pass::recompute) note_routing(ctx, s, logits_tE);
 }
 
