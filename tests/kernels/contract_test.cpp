@@ -285,6 +285,8 @@ TEST_P(Contract, TheErrorNamesBothShapes) {
 }
 
 TEST_P(Contract, IndicesOutsideTheirTensorAreRefused) {
+  if (kernels_->memory()->device() != tensor::Device::cpu)
+    GTEST_SKIP() << "a GPU's queue may still write what the host would look at";
   const Owned src = random(dtype_, {6, 4}, 1), dst(dtype_, {2, 4});
   const Owned index = test::tensor_of(DType::i32, {2}, {5, 6});
   EXPECT_THAT(internal_error([&] { kernels_->gather_rows(dst, src, index); }),
