@@ -9,6 +9,12 @@ namespace tessera::cli {
 
 namespace {
 
+void add_device(CLI::App& c, std::string& device) {
+  c.add_option("--device", device, "Where ranks compute: cpu, or cuda for this machine's GPUs in turn")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+}
+
 void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code) {
   auto& f = all.train;
   CLI::App* c =
@@ -24,9 +30,7 @@ void add_train(CLI::App& app, AllFlags& all, const Terminal& terminal, int& code
       ->allow_extra_args(false);  // one value each: the job may come behind it
   c->add_option("--start-from", f.start_from,
                 "Take the first weights from a Hugging Face folder or a checkpoint");
-  c->add_option("--device", f.device, "Where ranks compute: cpu, or cuda for this machine's GPUs in turn")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
+  add_device(*c, f.device);
   c->add_option("--placement", f.placement,
                 "Where experts live: a file of `tessera place` for the job's expert ranks and nodes");
   c->add_option("--rebalance", f.rebalance,
@@ -76,9 +80,7 @@ void add_profile(CLI::App& app, AllFlags& all, const Terminal& terminal, int& co
   c->add_option("--set", f.overrides, "Override a key of the job; may be repeated")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
-  c->add_option("--device", f.device, "Where ranks compute: cpu, or cuda for this machine's GPUs in turn")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
+  add_device(*c, f.device);
   c->add_option("--steps", f.steps, "Steps that are timed, beside one to warm up")
       ->check(CLI::Range(std::int64_t{1}, kMost))
       ->capture_default_str();
@@ -93,9 +95,7 @@ void add_ranks(CLI::App& c, RankFlags& f) {
   c.add_option("--ep", f.ep, "Expert-parallel ranks, folded over tp and dp")->capture_default_str();
   c.add_option("--etp", f.etp, "Ranks that cut an expert's width")->capture_default_str();
   c.add_option("--dp", f.dp, "Copies of the dense layers (default: what ep and etp need)");
-  c.add_option("--device", f.device, "Where ranks compute: cpu, or cuda for this machine's GPUs in turn")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
+  add_device(c, f.device);
   c.add_option("--precision", f.precision, "f32, f64, or bf16 on a GPU (default: f32, on a GPU bf16)")
       ->check(CLI::IsMember({"f32", "f64", "bf16"}));
 }
