@@ -108,7 +108,9 @@ void Decoder::run(Rung& rung, std::span<const DecodeRow> rows) {
   // A rank without rows runs one of nobody's sequence.
   const DecodeRow last =
       rows.empty() ? DecodeRow{.id = 0, .slot = options_.slots, .position = 0} : rows.back();
-  model_.kernels().memory()->synchronise();  // the call before may still read its rows
+  tensor::Memory& memory = *model_.kernels().memory();
+  memory.use_here();     // each call may come from another thread
+  memory.synchronise();  // the call before may still read its rows
   for (std::int64_t t = 0; t < rung.rows; ++t) {
     const DecodeRow r = t < std::ssize(rows) ? rows[static_cast<std::size_t>(t)] : last;
     TESSERA_CHECK(r.position >= 0 && r.position < options_.forward.context, "a row lies in the context");

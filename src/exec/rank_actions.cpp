@@ -183,6 +183,7 @@ void RankEngine::run_pair(std::size_t forward, std::size_t backward) {
   };
   const auto run_second = [&] {
     const std::int64_t before = thread_cpu_ns();
+    options_.kernels->memory()->use_here();  // the pair's own thread
     run_backward(state(list[backward].stage), list[backward].microbatch, *pair_ctx_);
     cpu_b = thread_cpu_ns() - before;
   };

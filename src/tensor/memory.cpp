@@ -76,6 +76,7 @@ void Memory::enter(std::int32_t lane) {
 }
 
 InLane::InLane(Memory& memory, std::int32_t lane) : memory_(memory), before_(memory.lane()) {
+  memory_.use_here();
   memory_.enter(lane);
 }
 InLane::~InLane() {

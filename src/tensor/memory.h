@@ -57,6 +57,9 @@ class Memory {
   // Until all work queued so far in this thread's lane is done.
   virtual void synchronise() = 0;
 
+  // Before a thread other than the one that made the memory queues kernels in it: a GPU is chosen by thread.
+  virtual void use_here() {}
+
   [[nodiscard]] std::int32_t new_lane() { return ++lanes_; }
   [[nodiscard]] std::int32_t lane() const;  // that the calling thread is in
   [[nodiscard]] virtual std::unique_ptr<Event> make_event();

@@ -67,6 +67,7 @@ class DevicePlace final : public Place {
     return stream;
   }
   [[nodiscard]] void* queue() override { return stream(); }
+  void use_here() override { use_device(); }
   [[nodiscard]] std::unique_ptr<tensor::Event> make_event() override {
     return std::make_unique<DeviceEvent>(*this);
   }
