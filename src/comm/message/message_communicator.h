@@ -102,7 +102,8 @@ class MessageCommunicator final : public Communicator {
   CallInfo info_;  // of the call that runs
   Site site_now_;  //
   std::int64_t number_ = 0;
-  Rows rows_;  // of a rows call: what this rank gets from each
+  std::int64_t left_ns_ = 0;  // when a wait for a send first saw that its receiver has left
+  Rows rows_;                 // of a rows call: what this rank gets from each
   std::int64_t row_bytes_ = 0;
   std::vector<Receipt> receipts_;                  // [size]
   std::vector<Outgoing> sends_;                    // [size]

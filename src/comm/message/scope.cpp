@@ -11,6 +11,8 @@ namespace {
 // How long a rank that an error ends waits for bodies that still use its memory. One that nobody takes in
 // never ends; after this time its memory may go: only a wire that moves on its own would still read it.
 constexpr std::int64_t kGraceNs = 50'000'000;
+// After a rank has left: until what was sent to it is known to have arrived, or counts as never received.
+constexpr std::int64_t kLearnsNs = 1'000'000'000;
 }  // namespace
 
 MessageCommunicator::Scope::Scope(MessageCommunicator& comm, Lane lane, const CallInfo& info, Rows rows,
@@ -118,6 +120,11 @@ void MessageCommunicator::check_wait(std::int32_t peer, std::int64_t started_ns,
     if (r == rank() || (peer != kAll && r != peer) || !left(r)) continue;
     // Its last messages came before the word that it left; but one may have been taken in since.
     if (r == peer && (receipt(r).over() || receipt(r).state == Receipt::State::moving)) continue;
+    // It may have left because it has all that was sent to it, which this end only learns a moment later.
+    if (r == peer && !outgoing(r).done()) {
+      if (left_ns_ < started_ns) left_ns_ = now;
+      if (now - left_ns_ < kLearnsNs) continue;
+    }
     end_if_stopped();  // a rank that failed has told why before
     world_.fail(me, peer_left(me, doing(), world_rank(r), seat_.name()));
   }
