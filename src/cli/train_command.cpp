@@ -331,7 +331,7 @@ int print_left(const exec::RunSummary& s) {
 int print_dry_run(const plan::Plan& plan, const TrainFlags& flags) {
   const auto memory = [&] {
     const TrainDevice device =
-        open_device(flags.device, dtype_of(plan.job.train.precision), {.measured = false});
+        open_device(flags.device, exec::dtype_of(plan.job.train.precision), {.measured = false});
     return plan::describe(exec::plan_memory(plan, device.compute.kernels));
   };
   const std::string text = flags.json ? plan::to_json(plan) : plan::describe(plan) + "\n" + memory();
@@ -383,7 +383,7 @@ int train_plan(const plan::Plan& plan, const TrainFlags& flags, const Terminal& 
   const bool leads = world == nullptr || world->process() == 0;
   if (!leads) world->run([](Rank) {});
   const Prepared p = prepare(job, flags);
-  const TrainDevice device = open_device(flags.device, dtype_of(job.train.precision),
+  const TrainDevice device = open_device(flags.device, exec::dtype_of(job.train.precision),
                                          {.hosts = world == nullptr ? 1 : world->hosts(),
                                           .gpu_shift = shift_of_local_ranks(processes.launch, world),
                                           .measured = leads,

@@ -65,12 +65,6 @@ TrainDevice open_gpus(tensor::DType dtype, const DeviceSite& site) {
 
 }  // namespace
 
-tensor::DType dtype_of(spec::Precision p) {
-  return p == spec::Precision::f64   ? tensor::DType::f64
-         : p == spec::Precision::f32 ? tensor::DType::f32
-                                     : tensor::DType::bf16;
-}
-
 TrainDevice open_device(const std::string& name, tensor::DType dtype, const DeviceSite& site) {
   return name == "cuda" ? open_gpus(dtype, site) : open_cores(dtype, site.hosts, site.measured);
 }

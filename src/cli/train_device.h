@@ -26,7 +26,6 @@ struct DeviceSite {
 };
 // name: cpu or cuda. Error{unsupported} where there is no GPU, saying why.
 [[nodiscard]] TrainDevice open_device(const std::string& name, tensor::DType dtype, const DeviceSite& site);
-[[nodiscard]] tensor::DType dtype_of(spec::Precision precision);
 // The same error, before anything is prepared.
 void require_device(const std::string& name);
 [[nodiscard]] spec::JobUse use_on(const std::string& device);

@@ -18,6 +18,9 @@ using MakeKernels = std::function<std::unique_ptr<kernels::Kernels>(Rank)>;
 using MakeNetwork =
     std::function<std::unique_ptr<comm::DeviceNetwork>(Rank, const std::shared_ptr<tensor::Memory>& memory)>;
 
+// Of activations.
+[[nodiscard]] tensor::DType dtype_of(spec::Precision precision);
+
 struct Compute {
   MakeKernels kernels;
   MakeNetwork network;  // empty: tensors of GPUs go from rank to rank through the host

@@ -2,40 +2,19 @@
 
 #include <algorithm>
 
-#include "base/clock.h"
 #include "exec/measure_steps.h"
+#include "exec/rank_engine.h"
 
 namespace tessera::exec {
-
-namespace {
-
-// Larger than any cache.
-BytesPerSecond measure_copy(const std::shared_ptr<tensor::Memory>& memory) {
-  constexpr std::int64_t kBytes = std::int64_t{256} << 20U;
-  constexpr int kCopies = 4, kRounds = 4;
-  const tensor::Buffer a(memory, Bytes(kBytes), tensor::Reach::own),
-      b(memory, Bytes(kBytes), tensor::Reach::own);
-  const tensor::Tensor from(a.data(), tensor::DType::u8, {kBytes}, memory->device());
-  const tensor::Tensor to(b.data(), tensor::DType::u8, {kBytes}, memory->device());
-  double best = 0.0;
-  for (int round = 0; round < kRounds; ++round) {
-    memory->synchronise();
-    const std::int64_t start = wall_ns();
-    for (int i = 0; i < kCopies; ++i) memory->copy(to, from);
-    memory->synchronise();
-    const double seconds = static_cast<double>(wall_ns() - start) * 1e-9;
-    best = std::max(best, 2.0 * kCopies * static_cast<double>(kBytes) / seconds);
-  }
-  return BytesPerSecond(best);
-}
-
-}  // namespace
 
 StepProfile profile_steps(const plan::Plan& plan, std::int32_t steps, const Compute& compute) {
   TESSERA_CHECK(steps >= 1, "a profile of at least one step");
   StepProfile out;
-  out.copy = measure_copy(kernels_for(Rank(0), compute.kernels)->memory());
-  out.step = Seconds(std::ranges::min(measure_steps(plan, steps, {.compute = compute}).seconds));
+  out.limits = measure_limits(*kernels_for(Rank(0), compute.kernels), dtype_of(plan.job.train.precision));
+  std::vector<double> seconds = measure_steps(plan, steps, {.compute = compute}).seconds;
+  std::ranges::sort(seconds);
+  out.step = Seconds(seconds[seconds.size() / 2]);
+  out.fastest = Seconds(seconds.front());
   kernels::Profile profile;
   StepsOptions timed{.compute = compute};
   timed.compute.kernels = [&](Rank rank) {

@@ -5,6 +5,7 @@
 
 #include "base/quantity.h"
 #include "exec/compute.h"
+#include "exec/measure_limits.h"
 #include "kernels/profiled.h"
 #include "plan/plan.h"
 
@@ -12,8 +13,8 @@ namespace tessera::exec {
 
 struct StepProfile {
   std::vector<kernels::OperatorUse> uses;  // of rank 0, over all steps; longest first
-  Seconds step;                            // the fastest one, not profiled
-  BytesPerSecond copy;                     // bytes read and written by a copy in the rank's memory
+  Seconds step, fastest;                   // the median one and the fastest, not profiled
+  DeviceLimits limits;                     // before the steps, in their precision
 };
 
 // Trains the plan on random tokens, once plain and once with rank 0 timed, `steps` steps each after one to

@@ -20,23 +20,6 @@ using schedule::ActionKind;
 
 namespace {
 
-DType dtype_of(spec::Precision p) {
-  switch (p) {
-    case spec::Precision::f64:
-      return DType::f64;
-    case spec::Precision::bf16:
-      return DType::bf16;
-    case spec::Precision::f32:
-    case spec::Precision::fp16:
-    case spec::Precision::fp8:
-    case spec::Precision::fp8_block:
-    case spec::Precision::mxfp8:
-    case spec::Precision::nvfp4:
-      return DType::f32;  // the others are refused before a plan is run
-  }
-  return DType::f32;
-}
-
 spec::EngineOn engine_on(const kernels::Kernels& kernels) {
   return kernels.takes_bf16() ? spec::EngineOn::gpu : spec::EngineOn::cpu;
 }
@@ -377,6 +360,23 @@ void RankEngine::forget_frequencies() {
 void RankEngine::weights_changed() {
   shards_->forget_update();
   store_->pack(*options_.kernels);
+}
+
+DType dtype_of(spec::Precision p) {
+  switch (p) {
+    case spec::Precision::f64:
+      return DType::f64;
+    case spec::Precision::bf16:
+      return DType::bf16;
+    case spec::Precision::f32:
+    case spec::Precision::fp16:
+    case spec::Precision::fp8:
+    case spec::Precision::fp8_block:
+    case spec::Precision::mxfp8:
+    case spec::Precision::nvfp4:
+      return DType::f32;  // the others are refused before a plan is run
+  }
+  return DType::f32;
 }
 
 std::unique_ptr<kernels::Kernels> kernels_for(Rank rank, const MakeKernels& make) {

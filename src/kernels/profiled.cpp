@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "base/clock.h"
-
 namespace tessera::kernels {
 
 namespace {
@@ -31,6 +29,8 @@ Bytes grouped(const Tensor& x, const ColumnGroups& cols) {
   return elements(x.dim(0) * cols.groups * cols.width, x.dtype());
 }
 
+constexpr std::size_t kMostSpans = 1024;  // that wait for their marks to be read
+
 class Profiled final : public Kernels {
  public:
   Profiled(std::unique_ptr<Kernels> inner, Profile& profile)
@@ -44,20 +44,20 @@ class Profiled final : public Kernels {
  private:
   template <class Call>
   void timed(const char* name, std::string width, Bytes bytes, const Call& call) {
-    memory()->synchronise();
     const Flops flops = inner_->flops();
-    const std::int64_t start = now();
+    Profile::Span span = profile_.begin(memory());
+    span.start->record();
     call();
-    memory()->synchronise();
-    profile_.add(name, std::move(width), now() - start, bytes, Flops(inner_->flops().value - flops.value));
+    span.end->record();
+    span.name = name;
+    span.width = std::move(width);
+    span.bytes = bytes;
+    span.flops = Flops(inner_->flops().value - flops.value);
+    profile_.add(std::move(span));
   }
   template <class Call>
   void timed(const char* name, const Tensor& result, Bytes bytes, const Call& call) {
     timed(name, result.shape().num_dims() < 2 ? "" : fmt::format("{}", result.dim(1)), bytes, call);
-  }
-  // A CPU's work is this thread's own, and other threads of the machine do not count.
-  [[nodiscard]] std::int64_t now() const {
-    return memory()->device() == tensor::Device::cpu ? thread_cpu_ns() : wall_ns();
   }
   static std::string product(const Tensor& w_NK) { return fmt::format("{} to {}", w_NK.dim(1), w_NK.dim(0)); }
 
@@ -354,22 +354,51 @@ class Profiled final : public Kernels {
 
 void Profile::clear() {
   const std::lock_guard lock(mutex_);
+  read();
   uses_.clear();
 }
 
-void Profile::add(std::string name, std::string width, std::int64_t ns, Bytes bytes, Flops flops) {
-  const std::lock_guard lock(mutex_);
-  OperatorUse& use = uses_[{name, width}];
-  ++use.calls;
-  use.time = use.time + Seconds(static_cast<double>(ns) * 1e-9);
-  use.bytes += bytes;
-  use.flops += flops;
-  use.name = std::move(name);
-  use.width = std::move(width);
+Profile::Span Profile::begin(const std::shared_ptr<tensor::Memory>& memory) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto it = std::ranges::find(free_, memory, &Span::memory);
+    if (it != free_.end()) {
+      std::iter_swap(it, free_.end() - 1);
+      Span span = std::move(free_.back());
+      free_.pop_back();
+      return span;
+    }
+  }
+  Span span;
+  span.memory = memory;
+  span.start = memory->make_mark();
+  span.end = memory->make_mark();
+  return span;
 }
 
-std::vector<OperatorUse> Profile::uses() const {
+void Profile::add(Span span) {
   const std::lock_guard lock(mutex_);
+  spans_.push_back(std::move(span));
+  if (spans_.size() >= kMostSpans) read();
+}
+
+void Profile::read() {
+  for (Span& span : spans_) {
+    OperatorUse& use = uses_[{span.name, span.width}];
+    ++use.calls;
+    use.time = use.time + Seconds(static_cast<double>(span.end->ns_since(*span.start)) * 1e-9);
+    use.bytes += span.bytes;
+    use.flops += span.flops;
+    use.name = std::move(span.name);
+    use.width = std::move(span.width);
+    free_.push_back(std::move(span));
+  }
+  spans_.clear();
+}
+
+std::vector<OperatorUse> Profile::uses() {
+  const std::lock_guard lock(mutex_);
+  read();
   std::vector<OperatorUse> list;
   for (const auto& [key, use] : uses_) list.push_back(use);
   std::ranges::stable_sort(list, [](const OperatorUse& a, const OperatorUse& b) { return a.time > b.time; });

@@ -1,6 +1,7 @@
 // Kernels that time every call of another backend: what each operation takes, beside the bytes that it must
-// move and the FLOPs that it does. Each call waits for the device before and after, so the whole is slower
-// than without; on a GPU a time holds one launch and one wait, on a CPU it is that of the thread's own clock.
+// move and the FLOPs that it does. Calls stay queued behind each other: a time lies between two marks in the
+// lane (tensor::Mark), on a GPU's own clock. Where the host queues more slowly than the GPU computes, it
+// holds the gap until the launch; on a CPU it is that of the thread's own clock.
 //
 //   Profile profile;
 //   auto kernels = make_profiled(make_cpu(), profile);
@@ -32,15 +33,29 @@ struct OperatorUse {
   Flops flops;
 };
 
-// Thread safe.
+// Thread safe. Of kernels that went before it, it keeps the memory until their marks are read.
 class Profile {
  public:
-  void clear();
-  void add(std::string name, std::string width, std::int64_t ns, Bytes bytes, Flops flops);
-  [[nodiscard]] std::vector<OperatorUse> uses() const;  // longest time first
+  // A call between two marks.
+  struct Span {
+    std::shared_ptr<tensor::Memory> memory;  // before the marks, which it outlives
+    std::unique_ptr<tensor::Mark> start, end;
+    std::string name, width;
+    Bytes bytes;
+    Flops flops;
+  };
+
+  void clear();  // and what is still queued
+  // With marks to record, of that memory.
+  [[nodiscard]] Span begin(const std::shared_ptr<tensor::Memory>& memory);
+  void add(Span span);                            // both marks recorded
+  [[nodiscard]] std::vector<OperatorUse> uses();  // longest time first; waits for what is queued
 
  private:
-  mutable std::mutex mutex_;
+  void read();  // the marks of all spans, which are free then. REQUIRES: mutex_ is held
+
+  std::mutex mutex_;
+  std::vector<Span> spans_, free_;
   std::map<std::pair<std::string, std::string>, OperatorUse> uses_;
 };
 

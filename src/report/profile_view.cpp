@@ -29,7 +29,37 @@ std::vector<std::string> cells(const ProfileRow& r, const ProfileView& view, Sec
           share.reached > 0.0 ? percent(share.reached) : ""};
 }
 
+std::optional<double> share_of_peak(const ProfileView& view, double flops_per_token) {
+  if (view.peak.value <= 0.0) return std::nullopt;
+  return flops_per_token * view.tokens / (view.step.value * view.peak.value * view.units);
+}
+
+std::string limits(const ProfileView& view) {
+  std::string out = fmt::format(
+      "a step takes {}, the fastest {}, without the clock: "
+      "{:.0f} tokens/s",
+      human(view.step), human(view.fastest), view.tokens / view.step.value);
+  if (const auto used = mfu(view))
+    out += fmt::format(", MFU {} ({} with the whole square of attention)", percent(*used),
+                       percent(*mfu_full(view)));
+  out += view.peak.value > 0.0
+             ? fmt::format("\ncompute: {:.1f} GFLOP/s, {}", view.peak.value * 1e-9, view.peak_source)
+             : fmt::format("\ncompute: {}", view.peak_source);
+  return out + fmt::format(
+                   "; a product of sides {} reaches {:.1f}\n"
+                   "memory: {:.1f} GB/s of a copy, read and written\n"
+                   "calls: {} from one small call to the next; all three measured now\n",
+                   view.side, view.product.value * 1e-9, view.bandwidth.value * 1e-9, human(view.launch));
+}
+
 }  // namespace
+
+std::optional<double> mfu(const ProfileView& view) {
+  return share_of_peak(view, view.model_flops);
+}
+std::optional<double> mfu_full(const ProfileView& view) {
+  return share_of_peak(view, view.model_flops_full);
+}
 
 Share share_of(const ProfileRow& r, const ProfileView& view) {
   const double compute = view.peak.value > 0.0 ? r.flops / view.peak.value : 0.0;
@@ -68,15 +98,7 @@ std::string render(const ProfileView& view, std::int32_t most, const Style& styl
                    percent(rest.time.value / sum.time.value), "", "", "", ""});
   }
   table.add_footer({"all", "", fmt::format("{:.0f}", sum.calls), human(sum.time), "", "", "", "", ""});
-  std::string out = table.render(style);
-  out += fmt::format("\na step takes {} without the clock, whose waits are in the times above\n",
-                     human(view.step));
-  out += view.peak.value > 0.0
-             ? fmt::format("compute: {:.1f} GFLOP/s, {}\n", view.peak.value * 1e-9, view.peak_source)
-             : fmt::format("compute: {}\n", view.peak_source);
-  out += fmt::format("memory: {:.1f} GB/s of a copy, read and written, measured now\n",
-                     view.bandwidth.value * 1e-9);
-  return out;
+  return table.render(style) + "\n" + limits(view);
 }
 
 }  // namespace tessera::report

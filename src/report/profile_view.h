@@ -3,6 +3,7 @@
 // Waterman and Patterson 2009) as a table. Pure, thread safe.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,9 +24,19 @@ struct ProfileView {
   std::vector<ProfileRow> rows;  // longest first
   FlopsPerSecond peak;           // 0: not known
   std::string peak_source;
-  BytesPerSecond bandwidth;  // 0: not known
-  Seconds step;              // without the clock
+  BytesPerSecond bandwidth;  // of a copy; 0: not known
+  FlopsPerSecond product;    // the best of a product with three sides of `side`
+  std::int64_t side = 0;
+  Seconds launch;                                    // from one small call to the next
+  Seconds step, fastest;                             // without the clock: the median and the fastest
+  double tokens = 0.0;                               // of a step
+  double model_flops = 0.0, model_flops_full = 0.0;  // of a token; the second: the whole square of attention
+  std::int32_t units = 1;                            // cores or GPUs that the peak is of one of
 };
+
+// Of the median step: model FLOPs over what the units could do; none where their peak is not known.
+[[nodiscard]] std::optional<double> mfu(const ProfileView& view);
+[[nodiscard]] std::optional<double> mfu_full(const ProfileView& view);
 
 enum class Limit : std::uint8_t { compute, memory };
 struct Share {

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/math.h"
 #include "base/text.h"
 
@@ -22,6 +23,18 @@ class NoEvent final : public Event {
   void record() override {}
   void wait() override {}
   [[nodiscard]] bool done() override { return true; }
+};
+
+// Where nothing is queued, this thread is the lane.
+class ThreadMark final : public Mark {
+ public:
+  void record() override { ns_ = thread_cpu_ns(); }
+  [[nodiscard]] std::int64_t ns_since(const Mark& start) const override {
+    return ns_ - dynamic_cast<const ThreadMark&>(start).ns_;
+  }
+
+ private:
+  std::int64_t ns_ = 0;
 };
 
 std::size_t mapped_bytes(Bytes size) {
@@ -81,6 +94,10 @@ InLane::InLane(Memory& memory, std::int32_t lane) : memory_(memory), before_(mem
 }
 InLane::~InLane() {
   memory_.enter(before_);
+}
+
+std::unique_ptr<Mark> Memory::make_mark() {
+  return std::make_unique<ThreadMark>();
 }
 
 std::unique_ptr<Event> Memory::make_event() {

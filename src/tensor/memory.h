@@ -41,6 +41,16 @@ class Event {
   [[nodiscard]] virtual bool done() = 0;
 };
 
+// A point of time of a lane, to measure what is queued between two of them without a wait for each.
+class Mark {
+ public:
+  virtual ~Mark() = default;
+  virtual void record() = 0;  // the time at which this thread's lane gets here
+  // From the time that `start`, of the same memory, recorded last to the one that this did; waits until the
+  // lane was there. A device's own clock; on a CPU that of the thread, so that other threads do not count.
+  [[nodiscard]] virtual std::int64_t ns_since(const Mark& start) const = 0;
+};
+
 class Memory {
  public:
   virtual ~Memory() = default;
@@ -63,6 +73,7 @@ class Memory {
   [[nodiscard]] std::int32_t new_lane() { return ++lanes_; }
   [[nodiscard]] std::int32_t lane() const;  // that the calling thread is in
   [[nodiscard]] virtual std::unique_ptr<Event> make_event();
+  [[nodiscard]] virtual std::unique_ptr<Mark> make_mark();  // the memory outlives it
   // Of this thread's lane, for libraries: a cudaStream_t. Null: nothing is ever queued.
   [[nodiscard]] virtual void* queue() { return nullptr; }
 

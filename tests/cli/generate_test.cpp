@@ -134,7 +134,10 @@ TEST_F(Generate, ProfileTimesEveryOperationOfAStep) {
   EXPECT_THAT(o.output, AllOf(HasSubstr("linear_wgrad"), HasSubstr("attention_backward"), HasSubstr("adamw"),
                               HasSubstr("a step takes"), HasSubstr("FMA peak"), HasSubstr("GB/s of a copy")));
   const json j = json::parse(run("profile job.yaml --steps 1 --json").output);
-  EXPECT_GT(j["step_s"].get<double>(), 0.0);
+  EXPECT_GE(j["step_s"].get<double>(), j["fastest_step_s"].get<double>());
+  for (const char* key : {"fastest_step_s", "tokens_per_s", "mfu", "product_flops_per_s", "launch_s"})
+    EXPECT_GT(j[key].get<double>(), 0.0) << key;
+  EXPECT_GT(j["mfu_full"].get<double>(), j["mfu"].get<double>());
   double seconds = 0.0;
   for (const json& op : j["operations"]) {
     seconds += op["time_s"].get<double>();

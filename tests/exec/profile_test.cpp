@@ -40,6 +40,27 @@ TEST(Profile, KernelsThatAreTimedGiveTheSameBitsAndCountAllFlops) {
   }
 }
 
+// A clock that waited would hide what a step queues ahead.
+TEST(Profile, ReadingTheClockDoesNotWaitForTheDevice) {
+  std::atomic<std::int64_t> waits = 0;
+  kernels::Profile profile;
+  const std::unique_ptr<kernels::Kernels> kernels =
+      kernels::make_profiled(kernels::emulated::make_counting_device(waits), profile);
+  const tensor::Buffer buffer(kernels->memory(), Bytes(256), tensor::Reach::own);
+  const tensor::Tensor t(buffer.data(), tensor::DType::f32, {64}, tensor::Device::cuda);
+  waits = 0;
+  for (int i = 0; i < 100; ++i) kernels->fill(t, 1.0);
+  EXPECT_EQ(waits, 0);
+  const std::vector<kernels::OperatorUse> uses = profile.uses();
+  ASSERT_EQ(uses.size(), 1U);
+  EXPECT_EQ(uses[0].calls, 100);
+  EXPECT_EQ(uses[0].bytes.value, 100 * 256);
+  EXPECT_GT(uses[0].time.value, 0.0);
+  kernels->fill(t, 2.0);
+  profile.clear();
+  EXPECT_TRUE(profile.uses().empty()) << "what was queued before it is forgotten too";
+}
+
 TEST(Profile, CountsCallsAndBytesOfADevicesStepsButTheFirst) {
   spec::Job job = job_with(true);
   job.train.precision = spec::Precision::bf16;
@@ -50,7 +71,11 @@ TEST(Profile, CountsCallsAndBytesOfADevicesStepsButTheFirst) {
                            .network = nullptr,
                            .on = spec::EngineOn::gpu});
   EXPECT_GT(p.step.value, 0.0);
-  EXPECT_GT(p.copy.value, 0.0);
+  EXPECT_GE(p.step.value, p.fastest.value);
+  EXPECT_GT(p.limits.copy.value, 0.0);
+  EXPECT_GT(p.limits.product.value, 0.0);
+  EXPECT_GE(p.limits.side, 64);
+  EXPECT_GT(p.limits.launch.value, 0.0);
   const auto use_of = [&](std::string_view name) {
     for (const kernels::OperatorUse& use : p.uses) {
       if (use.name == name) return use;

@@ -43,6 +43,25 @@ class LaneEvent final : public tensor::Event {
   std::shared_ptr<Points> points_ = std::make_shared<Points>();
 };
 
+class LaneMark final : public tensor::Mark {
+ public:
+  LaneMark(Lanes& lanes, const tensor::Memory& memory) : lanes_(lanes), memory_(memory) {}
+  void record() override {
+    lane_ = memory_.lane();
+    lanes_.at(lane_).put([ns = ns_] { *ns = wall_ns(); });
+  }
+  [[nodiscard]] std::int64_t ns_since(const tensor::Mark& start) const override {
+    lanes_.finish(lane_);
+    return *ns_ - *dynamic_cast<const LaneMark&>(start).ns_;
+  }
+
+ private:
+  Lanes& lanes_;
+  const tensor::Memory& memory_;
+  std::int32_t lane_ = 0;
+  std::shared_ptr<std::atomic<std::int64_t>> ns_ = std::make_shared<std::atomic<std::int64_t>>(0);
+};
+
 }  // namespace
 
 Lanes::Lanes(Pace pace) : pace_(pace) {
@@ -108,6 +127,10 @@ void Lanes::finish_all() {
 
 std::unique_ptr<tensor::Event> Lanes::make_event(const tensor::Memory& memory) {
   return std::make_unique<LaneEvent>(*this, memory);
+}
+
+std::unique_ptr<tensor::Mark> Lanes::make_mark(const tensor::Memory& memory) {
+  return std::make_unique<LaneMark>(*this, memory);
 }
 
 // A lane that nobody knows goes on by itself for a while, so that lanes come apart.

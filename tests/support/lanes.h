@@ -34,6 +34,7 @@ class Lanes {
   void finish_all();
   // Of the lanes that threads are in, of this memory.
   [[nodiscard]] std::unique_ptr<tensor::Event> make_event(const tensor::Memory& memory);
+  [[nodiscard]] std::unique_ptr<tensor::Mark> make_mark(const tensor::Memory& memory);
 
  private:
   void loop(const std::stop_token& stop);
@@ -73,6 +74,9 @@ class LaneMemory : public Base {
   }
   void synchronise() override { lanes_.finish(this->lane(), this->check()); }
   [[nodiscard]] std::unique_ptr<tensor::Event> make_event() override { return lanes_.make_event(*this); }
+  [[nodiscard]] std::unique_ptr<tensor::Mark> make_mark() override {
+    return device_ == tensor::Device::cpu ? Base::make_mark() : lanes_.make_mark(*this);
+  }
   [[nodiscard]] void* queue() override { return lane_queue(); }
   [[nodiscard]] bool idle() { return lanes_.at(this->lane()).empty(); }
 

@@ -52,6 +52,25 @@ TEST(Memory, OfADeviceIsOutOfTheHostsReachAndItsWorkWaits) {
   EXPECT_EQ(test::values(back), (std::vector<double>{1, 2, 3}));
 }
 
+TEST(Memory, MarksTimeWhatALaneDoesBetweenThem) {
+  for (const std::shared_ptr<Memory>& memory :
+       {make_host_memory(), std::shared_ptr<Memory>(std::make_shared<FakeDevice>())}) {
+    const std::int64_t bytes = std::int64_t{8} << 20U;
+    const Buffer a(memory, Bytes(bytes), Reach::own), b(memory, Bytes(bytes), Reach::own);
+    const Tensor from(a.data(), DType::u8, {bytes}, memory->device());
+    const Tensor to(b.data(), DType::u8, {bytes}, memory->device());
+    const auto start = memory->make_mark(), middle = memory->make_mark(), end = memory->make_mark();
+    start->record();
+    memory->copy(to, from);
+    middle->record();
+    for (int i = 0; i < 10; ++i) memory->copy(to, from);
+    end->record();
+    EXPECT_GT(middle->ns_since(*start), 0);
+    EXPECT_GT(end->ns_since(*start), middle->ns_since(*start));
+    EXPECT_EQ(end->ns_since(*start), middle->ns_since(*start) + end->ns_since(*middle));
+  }
+}
+
 TEST(Memory, TheHostGetsAtValuesThereAndTheyGoBackAfterAWrite) {
   const auto memory = std::make_shared<FakeDevice>();
   const OnDevice there(memory, test::tensor_of(DType::f64, {2}, {4, 5}));

@@ -40,6 +40,20 @@ class DeviceEvent final : public tensor::Event {
   cudaEvent_t event_ = nullptr;
 };
 
+class DeviceMark final : public tensor::Mark {
+ public:
+  explicit DeviceMark(const DevicePlace& place);
+  DeviceMark(const DeviceMark&) = delete;
+  DeviceMark& operator=(const DeviceMark&) = delete;
+  ~DeviceMark() override { cudaEventDestroy(event_); }
+  void record() override;
+  [[nodiscard]] std::int64_t ns_since(const tensor::Mark& start) const override;
+
+ private:
+  const DevicePlace& place_;
+  cudaEvent_t event_ = nullptr;
+};
+
 class DevicePlace final : public Place {
  public:
   explicit DevicePlace(std::int32_t device) : device_(device) { (void)stream(); }
@@ -70,6 +84,9 @@ class DevicePlace final : public Place {
   void use_here() override { use_device(); }
   [[nodiscard]] std::unique_ptr<tensor::Event> make_event() override {
     return std::make_unique<DeviceEvent>(*this);
+  }
+  [[nodiscard]] std::unique_ptr<tensor::Mark> make_mark() override {
+    return std::make_unique<DeviceMark>(*this);
   }
 
   [[nodiscard]] void* allocate(Bytes size, tensor::Reach reach) override {
@@ -169,6 +186,23 @@ bool DeviceEvent::done() {
   const cudaError_t code = cudaEventQuery(event_);
   if (code != cudaErrorNotReady) check(code, "cudaEventQuery");
   return code == cudaSuccess;
+}
+
+DeviceMark::DeviceMark(const DevicePlace& place) : place_(place) {
+  place.use_device();
+  check(cudaEventCreate(&event_), "cudaEventCreate");
+}
+void DeviceMark::record() {
+  place_.use_device();
+  check(cudaEventRecord(event_, place_.stream()), "cudaEventRecord");
+}
+std::int64_t DeviceMark::ns_since(const tensor::Mark& start) const {
+  place_.use_device();
+  check(cudaEventSynchronize(event_), "cudaEventSynchronize");
+  float ms = 0.0F;
+  check(cudaEventElapsedTime(&ms, dynamic_cast<const DeviceMark&>(start).event_, event_),
+        "cudaEventElapsedTime");
+  return static_cast<std::int64_t>(static_cast<double>(ms) * 1e6);
 }
 
 }  // namespace
